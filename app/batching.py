@@ -1,0 +1,354 @@
+"""The batch queue: items wait here for a free stream, and each stream's thread runs whole batches of them.
+
+It knows deadlines and costs, neither images nor torch. ``run(items)`` answers with one result an item, each an answer
+or an exception. ``Backlog`` is the policy, without threads and with the time passed in; ``BatchQueue`` is the
+machinery around it. Submissions come from any thread, batches run on the queue's own threads (one a stream), results
+are settled on the event loop that waits for them.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded
+
+log = structlog.get_logger(__name__)
+
+Run = Callable[[Sequence[Any]], Sequence[Any]]
+
+_PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one's
+_FRESH = 0.2  # weight of the newest measurement in the moving average
+
+
+class CostCurve:
+    """Measured seconds a batch takes, by bucket; a batch of n costs what the smallest bucket holding n costs."""
+
+    def __init__(self, buckets: Iterable[int]) -> None:
+        self.buckets = tuple(sorted(buckets))
+        self._seconds: dict[int, float] = {}
+
+    def bucket(self, n: int) -> int:
+        """The smallest bucket that holds n items; the largest one if none does."""
+        return next((b for b in self.buckets if b >= n), self.buckets[-1])
+
+    def observe(self, n: int, seconds: float) -> None:
+        """Take one measured batch of n items into the moving average of its bucket."""
+        bucket = self.bucket(n)
+        known = self._seconds.get(bucket)
+        self._seconds[bucket] = seconds if known is None else known + _FRESH * (seconds - known)
+
+    def seconds(self, n: int) -> float:
+        """Predicted seconds of one batch of n items; proportional to the nearest bucket where none is measured."""
+        bucket = self.bucket(n)
+        if bucket in self._seconds:
+            return self._seconds[bucket]
+        if not self._seconds:
+            return 0.0
+        nearest = min(self._seconds, key=lambda b: abs(b - bucket))
+        return self._seconds[nearest] * bucket / nearest
+
+    @property
+    def ceiling(self) -> int:
+        """The largest bucket whose throughput is within 3 % of the best."""
+        if not self._seconds:
+            return self.buckets[-1]
+        rates = {b: b / self.seconds(b) for b in self._seconds if self._seconds[b] > 0}
+        return max((b for b, rate in rates.items() if rate >= _PAYS * max(rates.values())), default=self.buckets[-1])
+
+    def as_dict(self) -> dict[int, float]:
+        """Bucket -> measured seconds."""
+        return dict(sorted(self._seconds.items()))
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One waiting item. ``deadline`` and ``submitted`` are seconds of the queue's clock."""
+
+    item: Any
+    deadline: float
+    future: "asyncio.Future[Done]"
+    submitted: float = 0.0
+
+    @property
+    def gone(self) -> bool:
+        """Nobody waits for it any more."""
+        return self.future.done()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An item's answer, the seconds it waited and the size of its batch."""
+
+    answer: Any
+    queue_s: float
+    batch_size: int
+
+
+class Backlog:
+    """What waits and what runs; decides who is admitted and what goes next. Not thread-safe; time is passed in."""
+
+    def __init__(self, costs: CostCurve, streams: int) -> None:
+        self.costs = costs
+        self.streams = streams
+        self._waiting: deque[Entry] = deque()
+        self._running: dict[int, float] = {}  # stream -> predicted end
+        self._standing_since: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def predicted_wait(self, now: float) -> float:
+        """Seconds until an item that came now would be taken by a stream, from the measured costs."""
+        if len(self._running) < self.streams and not self._waiting:
+            return 0.0
+        full, rest = divmod(len(self._waiting), self.costs.ceiling)
+        work = full * self.costs.seconds(self.costs.ceiling) + (self.costs.seconds(rest) if rest else 0.0)
+        running = sum(max(0.0, end - now) for end in self._running.values())
+        return (work + running) / self.streams
+
+    @property
+    def target_s(self) -> float:
+        """The standing wait that is tolerated: four full batches, and never more than a person's patience."""
+        return min(1.0, 4 * self.costs.seconds(self.costs.ceiling))
+
+    def check(self, now: float, n: int, deadline: float) -> None:
+        """Admit n more items that must be answered by ``deadline``, or raise Overloaded.
+
+        Refused is what would come too late, and what meets a queue that has stood above its target for longer than
+        an interval of two targets: a burst is absorbed, a sustained excess is not (after CoDel: K. Nichols and
+        V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
+        """
+        wait = self.predicted_wait(now)
+        needed = wait + (n // self.costs.ceiling) * self.costs.seconds(self.costs.ceiling) / self.streams
+        needed += self.costs.seconds(max(1, n % self.costs.ceiling))
+        late = now + needed - deadline
+        if late > 0:
+            raise Overloaded("the answer would come too late", retry_after_s=late)
+        if wait <= self.target_s:
+            self._standing_since = None
+            return
+        if self._standing_since is None:
+            self._standing_since = now
+        if now - self._standing_since > 2 * self.target_s:
+            raise Overloaded("the queue has been too long for too long", retry_after_s=wait - self.target_s)
+
+    def put(self, entry: Entry, now: float) -> None:
+        entry.submitted = now
+        self._waiting.append(entry)
+
+    def take(self, now: float, stream: int) -> tuple[list[Entry], list[Entry]]:
+        """The next batch for a free stream, and the entries that expired while they waited.
+
+        By arrival; only an entry that would miss its deadline by waiting for one more batch overtakes, and never the
+        head. Entries that nobody waits for are dropped.
+        """
+        waiting = [entry for entry in self._waiting if not entry.gone]
+        expired = [entry for entry in waiting if entry.deadline <= now]
+        waiting = [entry for entry in waiting if entry.deadline > now]
+        batch = self._choose(now, waiting)
+        chosen = set(map(id, batch))
+        self._waiting = deque(entry for entry in waiting if id(entry) not in chosen)
+        if self.predicted_wait(now) <= self.target_s:
+            self._standing_since = None
+        if batch:
+            self._running[stream] = now + self.costs.seconds(len(batch))
+        return batch, expired
+
+    def finished(self, stream: int) -> None:
+        self._running.pop(stream, None)
+
+    def _choose(self, now: float, waiting: list[Entry]) -> list[Entry]:
+        size = self._size(len(waiting))
+        if size == len(waiting):
+            return waiting
+        next_end = now + 2 * self.costs.seconds(size)
+        urgent = [entry for entry in waiting[size:] if entry.deadline < next_end][: size - 1]
+        return waiting[: size - len(urgent)] + urgent
+
+    def _size(self, waiting: int) -> int:
+        """All that waits, up to the ceiling; or the full bucket below, where padding up to the next costs more."""
+        n = min(waiting, self.costs.ceiling)
+        below = max((b for b in self.costs.buckets if b <= n), default=n)
+        if below < n and below / max(self.costs.seconds(below), 1e-9) > n / max(self.costs.seconds(n), 1e-9):
+            return below
+        return n
+
+
+@dataclass(slots=True)
+class BatchQueue:
+    """Threads around a ``Backlog``: one a stream, each running its own callable.
+
+    ``on_batch(size, seconds)`` is told of each batch that ran, on the stream's thread.
+    """
+
+    runs: Sequence[Run]
+    costs: CostCurve
+    on_batch: Callable[[int, float], None] = lambda size, seconds: None
+    clock: Callable[[], float] = time.monotonic
+    backlog: Backlog = field(init=False)
+    _wakeup: threading.Condition = field(init=False, default_factory=threading.Condition)
+    _threads: list[threading.Thread] = field(init=False, default_factory=list)
+    _closed: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.backlog = Backlog(self.costs, len(self.runs))
+
+    def start(self, warm_batch: Callable[[int], Sequence[Any]] | None = None) -> None:
+        """Start the streams; with ``warm_batch(size)``, measure every bucket on each of them first.
+
+        Blocks until all are warm. Raises what a warm-up raises.
+        """
+        warmed: list[Future[None]] = []
+        for stream, run in enumerate(self.runs):
+            warm: Future[None] = Future()
+            thread = threading.Thread(
+                target=self._serve, args=(stream, run, warm_batch, warm), name=f"topk-stream-{stream}", daemon=True
+            )
+            warmed.append(warm)
+            self._threads.append(thread)
+            thread.start()
+        try:
+            for warm in warmed:
+                warm.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Refuse what comes, finish what waits, join the threads. Blocks."""
+        with self._wakeup:
+            self._closed = True
+            self._wakeup.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def __len__(self) -> int:
+        return len(self.backlog)
+
+    def predicted_wait(self) -> float:
+        """Seconds until an item that came now would be taken."""
+        with self._wakeup:
+            return self.backlog.predicted_wait(self.clock())
+
+    def admit(self, n: int, deadline: float) -> None:
+        """Raise Overloaded unless n more items are likely to be answered by ``deadline`` (queue clock, seconds)."""
+        with self._wakeup:
+            self.backlog.check(self.clock(), n, deadline)
+
+    def entry(self, item: Any, deadline: float) -> Entry:
+        """Wrap an item for ``put``, on the event loop that will wait for ``entry.future``.
+
+        The future ends in ``Done``, in the exception that answers the item, or in DeadlineExceeded. Cancelling it
+        abandons the item: it is dropped before the device.
+        """
+        return Entry(item, deadline, asyncio.get_running_loop().create_future())
+
+    def put(self, entry: Entry) -> None:
+        """Append an entry. From any thread. Raises NotReady once the queue is closed."""
+        with self._wakeup:
+            if self._closed:
+                raise NotReady("shutting down")
+            self.backlog.put(entry, self.clock())
+            self._wakeup.notify()
+
+    def settle(self, entry: Entry, error: Exception) -> None:
+        """Answer an entry that was never put. From any thread."""
+        _settle([entry], [error])
+
+    def _serve(
+        self, stream: int, run: Run, warm_batch: Callable[[int], Sequence[Any]] | None, warm: "Future[None]"
+    ) -> None:
+        try:
+            if warm_batch:
+                self._warm_up(run, warm_batch)
+        except BaseException as error:
+            warm.set_exception(error)
+            return
+        warm.set_result(None)
+        while True:
+            with self._wakeup:
+                while not len(self.backlog) and not self._closed:
+                    self._wakeup.wait()
+                if not len(self.backlog):
+                    return
+                batch, expired = self.backlog.take(self.clock(), stream)
+            if expired:
+                _settle(expired, [DeadlineExceeded("the deadline passed while the image waited")] * len(expired))
+            if batch:
+                self._run_batch(run, batch)
+                with self._wakeup:
+                    self.backlog.finished(stream)
+
+    def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]]) -> None:
+        for size in self.costs.buckets:
+            batch = warm_batch(size)
+            _checked(run, batch)  # the first pass compiles and allocates
+            started = self.clock()
+            _checked(run, batch)
+            with self._wakeup:
+                self.costs.observe(size, self.clock() - started)
+
+    def _run_batch(self, run: Run, batch: list[Entry]) -> None:
+        started = self.clock()
+        answers = _isolated(run, batch)
+        seconds = self.clock() - started
+        with self._wakeup:
+            self.costs.observe(len(batch), seconds)
+        self.on_batch(len(batch), seconds)
+        _settle(
+            batch,
+            [
+                answer if isinstance(answer, Exception) else Done(answer, started - entry.submitted, len(batch))
+                for entry, answer in zip(batch, answers, strict=True)
+            ],
+        )
+
+
+def _isolated(run: Run, batch: list[Entry]) -> list[Any]:
+    """Run a batch; where it fails as a whole, once more one by one, so that only the guilty item fails."""
+    try:
+        return _checked(run, [entry.item for entry in batch])
+    except Exception:
+        log.exception("batch failed", size=len(batch))
+    if len(batch) == 1:
+        return [Internal("the image could not be classified")]
+    answers: list[Any] = []
+    for entry in batch:
+        answers += [None] if entry.gone else _isolated(run, [entry])
+    return answers
+
+
+def _checked(run: Run, items: Sequence[Any]) -> list[Any]:
+    answers = list(run(items))
+    if len(answers) != len(items):
+        raise RuntimeError(f"{len(answers)} results for {len(items)} items")
+    return answers
+
+
+def _settle(entries: list[Entry], answers: list[Any]) -> None:
+    """Hand a batch's results to the loops that wait, one call a loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Entry, Any]]] = {}
+    for entry, answer in zip(entries, answers, strict=True):
+        by_loop.setdefault(entry.future.get_loop(), []).append((entry, answer))
+    for loop, settled in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_settle_on_loop, settled)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            log.debug("results of a closed event loop dropped", count=len(settled))
+
+
+def _settle_on_loop(settled: list[tuple[Entry, Any]]) -> None:
+    for entry, answer in settled:
+        if entry.gone:
+            continue
+        if isinstance(answer, Exception):
+            entry.future.set_exception(answer)
+        else:
+            entry.future.set_result(answer)

@@ -1,0 +1,250 @@
+"""Bytes to a prediction: the one path that HTTP and the command line both call.
+
+On the event loop: hand an image to the queue, wait for its row, put labels to it. On the streams' threads:
+``_run``, which decodes what is not decoded yet and calls the engine.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app import engine, machine, models
+from app.batching import BatchQueue, CostCurve, Done, Entry
+from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
+from app.engine import Row, Want
+from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable
+from app.models.model import Model
+from app.settings import Settings
+from app.telemetry import Metrics
+
+Image = bytes | npt.NDArray[np.float32]
+"""An image file, or an already preprocessed float32 tensor of shape [3, crop, crop]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds an image spent in each stage, and the size of its batch."""
+
+    decode: float
+    queue: float
+    inference: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the device said of one image."""
+
+    row: Row
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class of an image's top-k. ``score`` is its softmax probability."""
+
+    class_id: int
+    wnid: str | None
+    label: str
+    score: float
+
+
+@dataclass(slots=True)
+class _Job:
+    """One item on its way through the queue: what is to be classified, and what is wanted of it."""
+
+    image: Image | Decoded
+    want: Want
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    row: Row
+    decode_s: float
+    inference_s: float
+
+
+class Classifier:
+    """A model in memory behind a batch queue. ``load`` blocks until it is warm; the rest is for one event loop."""
+
+    def __init__(self, settings: Settings, metrics: Metrics | None = None, decode_ahead: bool | None = None) -> None:
+        self.settings = settings
+        self.metrics = metrics or Metrics()
+        self.ready = False
+        self._decode_ahead = decode_ahead
+        self._ahead: ThreadPoolExecutor | None = None
+        self._ahead_waiting = 0
+        self._closing = threading.Lock()
+
+    def load(self) -> None:
+        """Resolve the model, bring it onto the device and warm it up at the served size, every bucket.
+
+        Blocks. Raises ModelError.
+        """
+        settings = self.settings
+        model = models.resolve(settings)
+        self.load_model(model, engine.create(model, settings.engine, settings.device, settings.precision))
+
+    def load_model(self, model: Model, device: engine.Engine) -> None:
+        """``load`` for a model and an engine already chosen."""
+        device.load()
+        self.model, self.engine = model, device
+        self.decoder = Decoder(
+            model.preprocessing, self.settings.max_pixels, self.settings.decode_pixels, self.settings.fast_decode
+        )
+        ahead = ahead_of_queue(device.device) if self._decode_ahead is None else self._decode_ahead
+        if ahead:
+            self._ahead = ThreadPoolExecutor(machine.cores(), "topk-decode")
+        self.queue = BatchQueue([self._run] * device.streams, CostCurve(device.buckets), self._on_batch)
+        self._observe_queue()
+        self.queue.start(self._warm_batch)
+        self.ready = True
+
+    def close(self) -> None:
+        """Finish what was accepted, then stop the threads. Blocks; harmless where nothing was loaded."""
+        with self._closing:
+            if not self.ready:
+                return
+            self.ready = False
+            self.decoder.close()
+            if self._ahead:
+                self._ahead.shutdown()
+            self.queue.close()
+
+    def admit(self, images: int, deadline: float) -> None:
+        """Refuse now what would be answered too late: Overloaded; NotReady before ``load``.
+
+        ``deadline`` in seconds of ``time.monotonic``. Nothing has been decoded for what is refused here.
+        """
+        if not self.ready:
+            raise NotReady("the model is being loaded")
+        try:
+            self.queue.admit(self._ahead_waiting + images, deadline)
+        except Overloaded:
+            self.metrics.images.labels("shed").inc(images)
+            raise
+
+    async def classify(self, image: Image, want: Want, deadline: float) -> Result:
+        """Classify one admitted image by ``deadline`` (seconds of ``time.monotonic``).
+
+        Cancelling the call abandons the image: it never reaches the device if it has not yet. Raises the errors of
+        ``images``, Overloaded, DeadlineExceeded, NotReady and Internal.
+        """
+        try:
+            done, answer = await self._within(deadline, self._answer(_Job(image, want), deadline))
+        except asyncio.CancelledError:
+            self._count("abandoned")
+            raise
+        except TopkError as error:
+            self._count(_outcome(error))
+            raise
+        self._count("accepted")
+        self.metrics.decode_seconds.observe(answer.decode_s)
+        self.metrics.queue_seconds.observe(done.queue_s)
+        return Result(answer.row, Timing(answer.decode_s, done.queue_s, answer.inference_s, done.batch_size))
+
+    def predictions(self, row: Row, min_score: float = 0.0) -> list[Prediction]:
+        """Labels put to a row's top-k, highest first, without the scores below ``min_score``."""
+        labels = self.model.labels
+        return [
+            Prediction(class_id, labels[class_id].wnid, labels[class_id].label, score)
+            for class_id, score in zip(row.class_ids.tolist(), row.scores.tolist(), strict=True)
+            if score >= min_score
+        ]
+
+    async def _within(self, deadline: float, answer: Any) -> tuple[Done, _Answer]:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                done: Done = await answer
+        except TimeoutError:
+            raise DeadlineExceeded("no answer by the deadline") from None
+        return done, done.answer
+
+    async def _answer(self, job: _Job, deadline: float) -> Done:
+        try:
+            return await self._queued(job, deadline)
+        except Costly as costly:
+            job.image = await asyncio.wrap_future(self.decoder.decode_costly(costly, deadline))
+            return await self._queued(job, deadline)
+
+    async def _queued(self, job: _Job, deadline: float) -> Done:
+        entry = self.queue.entry(job, deadline)
+        if self._ahead and isinstance(job.image, bytes):
+            self._ahead_waiting += 1
+            decoding = self._ahead.submit(self._decode_and_put, entry)
+            entry.future.add_done_callback(lambda _: decoding.cancel())
+            decoding.add_done_callback(lambda _: entry.future.get_loop().call_soon_threadsafe(self._decoded))
+        else:
+            self.queue.put(entry)
+        return await entry.future
+
+    def _decoded(self) -> None:
+        self._ahead_waiting -= 1
+
+    def _decode_and_put(self, entry: Entry) -> None:
+        """On a decode thread: the image becomes a crop, and waits for the device from here on."""
+        job: _Job = entry.item
+        try:
+            job.image = self.decoder.decode(job.image)  # type: ignore[arg-type]
+            self.queue.put(entry)
+        except (TopkError, Costly) as error:
+            self.queue.settle(entry, error)
+
+    def _run(self, jobs: Sequence[_Job]) -> list[_Answer | Exception]:
+        """On a stream's thread: decode what is not decoded yet, run the rest as one batch."""
+        answers: list[Any] = [self._decode(job) for job in jobs]
+        crops = [i for i, answer in enumerate(answers) if not isinstance(answer, Exception)]
+        if crops:
+            started = time.perf_counter()
+            rows = self.engine.forward([answers[i].crop for i in crops], [jobs[i].want for i in crops])
+            seconds = time.perf_counter() - started
+            self.metrics.inference_seconds.observe(seconds)
+            self.metrics.batch_size.observe(len(crops))
+            for i, row in zip(crops, rows, strict=True):
+                answers[i] = _Answer(row, answers[i].seconds, seconds)
+        return answers
+
+    def _decode(self, job: _Job) -> Decoded | Exception:
+        if isinstance(job.image, Decoded):
+            return job.image
+        if isinstance(job.image, bytes):
+            try:
+                return self.decoder.decode(job.image)
+            except (TopkError, Costly) as error:
+                return error
+        return Decoded(job.image, 0.0)  # type: ignore[arg-type]
+
+    def _warm_batch(self, size: int) -> list[_Job]:
+        """Grey crops at the served size."""
+        crop = self.model.preprocessing.crop
+        grey = Decoded(np.full((crop, crop, 3), 128, np.uint8), 0.0)
+        return [_Job(grey, Want(k=5))] * size
+
+    def _on_batch(self, size: int, seconds: float) -> None:
+        bucket = self.queue.costs.bucket(size)
+        self.metrics.batch_cost.labels(bucket).set(self.queue.costs.seconds(bucket))
+
+    def _observe_queue(self) -> None:
+        self.metrics.queue_images.set_function(lambda: len(self.queue))
+        self.metrics.predicted_wait.set_function(self.queue.predicted_wait)
+
+    def _count(self, outcome: str) -> None:
+        self.metrics.images.labels(outcome).inc()
+
+
+def _outcome(error: TopkError) -> str:
+    match error:
+        case BadImage():
+            return "rejected"
+        case DeadlineExceeded():
+            return "expired"
+        case Unavailable():
+            return "shed"
+    return "failed"

@@ -1,0 +1,68 @@
+"""Runs batches on a device. This module is the seam: numpy in, numpy out, and no torch until an engine is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from app.models.model import Model
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one item asks of the forward pass: its k best classes, and whole rows only where they are needed."""
+
+    k: int = 0
+    features: bool = False
+    logits: bool = False
+    probabilities: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One item's share of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
+
+    ``features`` [dim] is the input of the last classifying layer; ``logits`` and ``probabilities`` are [classes];
+    all float32, None where the item did not want them.
+    """
+
+    class_ids: npt.NDArray[np.int64]
+    scores: Floats
+    features: Floats | None = None
+    logits: Floats | None = None
+    probabilities: Floats | None = None
+
+
+class Engine(Protocol):
+    """What the classifier needs of an engine. ``load`` once, then ``forward`` from the threads of its streams."""
+
+    name: str
+    device: str
+    precision: str
+    streams: int
+    buckets: tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        """Length of a features row."""
+
+    def load(self) -> None:
+        """Bring the model onto the device. Blocks. Raises ModelError."""
+
+    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want]) -> list[Row]:
+        """Classify one batch.
+
+        An image is a uint8 RGB crop of shape [crop, crop, 3], normalised on the device, or an already preprocessed
+        float32 tensor of shape [3, crop, crop]. Returns a row an image, in order.
+        """
+
+
+def create(model: Model, engine: str, device: str, precision: str) -> Engine:
+    """The engine for the settings ``engine``, ``device`` and ``precision``. Raises ModelError."""
+    from app.engine.torch import TorchEngine
+
+    return TorchEngine(model, device, precision)

@@ -1,0 +1,31 @@
+"""What this process may use of the machine: container limits and CPU affinity count, not the bare hardware."""
+
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def cores() -> int:
+    """CPU cores this process may use: the affinity mask, cut by a cgroup v2 quota."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    match _words(_CGROUP / "cpu.max"):
+        case [quota, period] if quota.isdigit() and period.isdigit():
+            return max(1, min(available, round(int(quota) / int(period))))
+    return available
+
+
+def memory_bytes() -> int:
+    """Bytes of memory this process may use: the cgroup v2 limit, else the machine's physical memory."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    match _words(_CGROUP / "memory.max"):
+        case [limit] if limit.isdigit():
+            return min(physical, int(limit))
+    return physical

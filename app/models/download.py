@@ -1,0 +1,125 @@
+"""Official weights, fetched once into torch's own cache: progress, resumed retries, a checked hash, placed atomically."""
+
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import httpx2
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from app.errors import ModelError
+
+GIVE_UP_S = 10.0  # without a byte
+_RETRY_S = 0.5
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch's convention: NAME-<first digits of the SHA-256>.pth
+
+
+class _Permanent(Exception):
+    """Trying again will not help."""
+
+
+def cache_folder() -> Path:
+    """Where ``torch.hub`` keeps weights: ``$TORCH_HOME/hub/checkpoints``, by default below ``~/.cache/torch``."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def cached(url: str) -> Path | None:
+    """The weights' file, where it is already in the cache."""
+    path = cache_folder() / url.rsplit("/", 1)[-1]
+    return path if path.is_file() else None
+
+
+def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
+    """Path of the weights at ``url``, downloaded unless they are in the cache.
+
+    An interrupted transfer is resumed until ``give_up_s`` seconds pass without a byte. The file's SHA-256 must begin
+    with the digits in its name. Raises ModelError.
+    """
+    if found := cached(url):
+        return found
+    target = cache_folder() / url.rsplit("/", 1)[-1]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as partial:
+            try:
+                _receive(url, partial, give_up_s)
+                _check_hash(target.name, Path(partial.name))
+                os.chmod(partial.name, 0o644)
+                os.replace(partial.name, target)
+            except BaseException:
+                os.unlink(partial.name)
+                raise
+    except (OSError, _Permanent) as error:
+        raise ModelError(f"the weights at {url} could not be had: {error}") from error
+    return target
+
+
+def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:
+    """Fill ``partial``, resuming after each interruption."""
+    last_byte = time.monotonic()
+    with _progress() as progress, httpx2.Client(follow_redirects=True, timeout=give_up_s) as client:
+        task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
+        while True:
+            try:
+                for length, total in _chunks(client, url, partial):
+                    last_byte = time.monotonic()
+                    progress.update(task, completed=length, total=total)
+                return
+            except httpx2.HTTPError as error:
+                if time.monotonic() - last_byte + _RETRY_S >= give_up_s:
+                    raise _Permanent(f"{give_up_s:g} s without a byte ({error or type(error).__name__})") from error
+                time.sleep(_RETRY_S)
+
+
+def _chunks(client: httpx2.Client, url: str, partial: IO[bytes]) -> Iterator[tuple[int, int | None]]:
+    """Append what is missing; yields (bytes so far, bytes in all)."""
+    have = partial.seek(0, os.SEEK_END)
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with client.stream("GET", url, headers=headers) as response:
+        if response.status_code == 200 and have:  # no ranges there: from the start
+            have = partial.seek(0)
+            partial.truncate()
+        if 400 <= response.status_code < 500:
+            raise _Permanent(f"the server answers {response.status_code}")
+        response.raise_for_status()
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        for chunk in response.iter_raw():
+            have += partial.write(chunk)
+            yield have, total
+    partial.flush()
+    if total is not None and have < total:
+        raise httpx2.ReadError(f"{have} of {total} bytes came")
+
+
+def _check_hash(name: str, path: Path) -> None:
+    expected = _HASH_IN_NAME.search(name)
+    digest = sha256(path)
+    if expected and not digest.startswith(expected[1]):
+        raise _Permanent(f"its SHA-256 begins with {digest[: len(expected[1])]}, not {expected[1]}")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,29 @@
+"""What to run, as one value: the module, its weights, its preprocessing and its labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from app.images import Preprocessing
+from app.models.labels import Label
+
+if TYPE_CHECKING:
+    from app.models.split import FeaturesAndLogits
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A servable model. ``labels`` are in the order of the logits; ``digest`` is the SHA-256 of the weights' file.
+
+    ``build`` makes the float32 module on the CPU, weights loaded; it needs torch, nothing else here does.
+    ``warning`` says in one sentence what the user should know, None where there is nothing.
+    """
+
+    name: str
+    architecture: str
+    weights: str
+    digest: str
+    preprocessing: Preprocessing
+    labels: tuple[Label, ...]
+    build: "Callable[[], FeaturesAndLogits]"
+    warning: str | None = None

@@ -1,0 +1,43 @@
+"""A classification network as (features, logits): cut before its last classifying layer."""
+
+from typing import cast
+
+from torch import Tensor, nn
+from torchvision.models import SqueezeNet
+
+
+class FeaturesAndLogits(nn.Module):
+    """Maps a normalised [n, 3, crop, crop] batch to features [n, dim] and logits [n, classes].
+
+    Features are the input of the last classifying layer; where that is a convolution (SqueezeNet), their mean over
+    the positions.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.dim = dim
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        logits = self.head(features)
+        return (features.mean((2, 3)) if features.dim() == 4 else features), logits
+
+
+def split(network: nn.Module) -> FeaturesAndLogits:
+    """Cut a torchvision or timm classifier; its parameters are shared, and ``network`` is no longer to be used."""
+    if isinstance(network, SqueezeNet):
+        convolution = cast(nn.Conv2d, network.classifier[1])
+        return FeaturesAndLogits(network.features, nn.Sequential(network.classifier, nn.Flatten()), convolution.in_channels)
+    name, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    network.set_submodule(name, nn.Identity())
+    return FeaturesAndLogits(network, head, head.in_features)
+
+
+def classes(module: FeaturesAndLogits) -> int:
+    """Number of logits."""
+    layers = [m for m in module.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return layers[-1].weight.shape[0]
+
+

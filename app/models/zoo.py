@@ -1,0 +1,126 @@
+"""torchvision's classification architectures by name, with their official weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torchvision.models
+from torch import nn
+
+from app.errors import ModelError
+from app.images import Preprocessing
+from app.models import download
+from app.models.files import load_state, read_state
+from app.models.labels import imagenet1k
+from app.models.model import Model
+from app.models.split import FeaturesAndLogits, split
+
+# What torchvision's builders set when weights are given: these two expect another normalisation inside.
+_BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One set of official weights. ``accuracy`` is top-1 and top-5 in per cent, as published."""
+
+    architecture: str
+    name: str
+    url: str
+    parameters: int
+    megabytes: float
+    accuracy: tuple[float, float]
+    default: bool
+
+
+def architectures() -> list[str]:
+    """Names of all torchvision classification architectures."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def entries() -> list[Entry]:
+    """All official weights for ImageNet-1k."""
+    return [_entry(name, weights) for name in architectures() for weights in torchvision.models.get_model_weights(name)]
+
+
+def official(architecture: str, entry: str | None) -> Model:
+    """An architecture with torchvision's own weights, from the cache or downloaded. Raises ModelError."""
+    weights = _weights(architecture, entry or "DEFAULT")
+    path = download.fetch(weights.url)
+    return _model(architecture, weights, path, weights.name)
+
+
+def from_file(architecture: str, entry: str | None, path: Path) -> Model:
+    """An architecture with the user's weights; preprocessing is that of ``entry``, else of the first one.
+
+    Raises ModelError.
+    """
+    enum = torchvision.models.get_model_weights(_known(architecture))
+    weights = _weights(architecture, entry) if entry else next(iter(enum))
+    if not path.is_file():
+        raise ModelError(f"no weights file {path}")
+    return _model(architecture, weights, path, path.stem)
+
+
+def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Model:
+    def build() -> FeaturesAndLogits:
+        network = _network(architecture)
+        load_state(network, read_state(path), architecture, str(path))
+        return split(network)
+
+    return Model(
+        name=architecture,
+        architecture=architecture,
+        weights=weights_name,
+        digest=download.sha256(path),
+        preprocessing=_preprocessing(weights),
+        labels=imagenet1k(),
+        build=build,
+    )
+
+
+def _network(architecture: str) -> nn.Module:
+    network: nn.Module = torchvision.models.get_model(
+        architecture, weights=None, **_BUILD_ARGUMENTS.get(architecture, {})
+    )
+    return network
+
+
+def _preprocessing(weights: Any) -> Preprocessing:
+    preset = weights.transforms()
+    return Preprocessing(
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+
+
+def _known(architecture: str) -> str:
+    if architecture not in architectures():
+        raise ModelError(f"no model {architecture!r}; `topk models` lists what can be served")
+    return architecture
+
+
+def _weights(architecture: str, entry: str) -> Any:
+    enum = torchvision.models.get_model_weights(_known(architecture))
+    if entry not in enum.__members__:
+        raise ModelError(f"{architecture} has no weights {entry!r}; it has {', '.join(enum.__members__)}")
+    return enum[entry]
+
+
+def _entry(architecture: str, weights: Any) -> Entry:
+    metrics = weights.meta["_metrics"]["ImageNet-1K"]
+    enum = torchvision.models.get_model_weights(architecture)
+    return Entry(
+        architecture=architecture,
+        name=weights.name,
+        url=weights.url,
+        parameters=weights.meta["num_params"],
+        megabytes=weights.meta["_file_size"],
+        accuracy=(metrics["acc@1"], metrics["acc@5"]),
+        default=enum["DEFAULT"] is weights,
+    )

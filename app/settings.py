@@ -1,0 +1,73 @@
+"""Every setting once: its name, its default and one sentence. A flag wins over the environment, that over ``.env``."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 2**20
+PILLOW_PIXEL_LIMIT = 178_956_970  # Pillow refuses to open larger pictures, whatever we say
+
+
+class Settings(BaseSettings):
+    """Read once, by the command line or by ``create_app``'s caller, and passed in from there."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOPK_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    model: str = Field("auto", description="What to serve: `auto` or a torchvision architecture, `resnet50[:IMAGENET1K_V2]`.")
+    weights: Path | None = Field(None, description="File with weights for the architecture: safetensors or a state dict.")
+    model_name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9._-]{1,128}$", description="Name in answers and URLs; by default the architecture."
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`.")
+    engine: Literal["auto", "torch"] = Field("auto", description="What computes: `auto` or `torch`.")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` is bfloat16 where the hardware computes it natively, else float32."
+    )
+    fast_decode: bool = Field(True, description="Decode large JPEGs at a reduced scale, never below twice the size needed.")
+
+    host: str = Field("0.0.0.0", description="Address to listen on.")
+    port: int = Field(
+        8000,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("TOPK_PORT", "AIP_HTTP_PORT", "PORT"),
+        description="Port to listen on; `AIP_HTTP_PORT` and `PORT` are read too.",
+    )
+    root_path: str = Field("", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call the API, comma-separated, or `*`."
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Accepted API keys, comma-separated; none means no key is asked for."
+    )
+    api_keys_file: Path | None = Field(None, description="File with one accepted API key a line.")
+
+    max_upload_bytes: int = Field(20 * MIB, ge=1, description="Largest image, in bytes (after base64).")
+    max_body_bytes: int = Field(64 * MIB, ge=1, description="Largest request body, in bytes.")
+    max_batch_images: int = Field(32, ge=1, description="Most images in one batch request.")
+    max_inflight_bytes: int = Field(512 * MIB, ge=1, description="Most bytes of uploads held in memory at once.")
+    max_pixels: int = Field(
+        50_000_000, ge=1, le=PILLOW_PIXEL_LIMIT, description="Largest picture, in pixels, judged from its header."
+    )
+    decode_pixels: int | None = Field(
+        None, ge=1, description="Most pixels of costly pictures decoded at once; by default from the memory there is."
+    )
+    upload_idle_ms: int = Field(10_000, ge=1, description="An upload without a byte for this long ends in 408.")
+    upload_ms: int = Field(60_000, ge=1, description="An upload that takes longer than this ends in 408.")
+    request_timeout_ms: int = Field(
+        10_000, ge=1, description="Deadline of a request, from its body's last byte; `X-Request-Timeout-Ms` shortens it."
+    )
+    drain_delay_ms: int | None = Field(
+        None, ge=0, description="How long the socket stays open after SIGTERM; by default 5000, on a terminal 0."
+    )
+    log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto` is text on a terminal, JSON elsewhere.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+
+    @field_validator("cors_origins", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
