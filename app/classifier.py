@@ -5,6 +5,7 @@ On the event loop: hand an image to the queue, wait for its row, put labels to i
 """
 
 import asyncio
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app import engine, machine, models
+from app import engine, images, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
 from app.engine import Row, Want
@@ -105,6 +106,15 @@ class Classifier:
         self.queue = BatchQueue([self._run] * device.streams, CostCurve(device.buckets), self._on_batch)
         self._observe_queue()
         self.queue.start(self._warm_batch)
+        self.metrics.model.info(
+            {
+                "model": model.name,
+                "weights": model.weights,
+                "device": device.device,
+                "precision": device.precision,
+                "digest": model.digest,
+            }
+        )
         self.ready = True
 
     def close(self) -> None:
@@ -118,7 +128,7 @@ class Classifier:
                 self._ahead.shutdown()
             self.queue.close()
 
-    def admit(self, images: int, deadline: float) -> None:
+    def admit(self, count: int, deadline: float) -> None:
         """Refuse now what would be answered too late: Overloaded; NotReady before ``load``.
 
         ``deadline`` in seconds of ``time.monotonic``. Nothing has been decoded for what is refused here.
@@ -126,9 +136,9 @@ class Classifier:
         if not self.ready:
             raise NotReady("the model is being loaded")
         try:
-            self.queue.admit(self._ahead_waiting + images, deadline)
+            self.queue.admit(self._ahead_waiting + count, deadline)
         except Overloaded:
-            self.metrics.images.labels("shed").inc(images)
+            self.metrics.images.labels("shed").inc(count)
             raise
 
     async def classify(self, image: Image, want: Want, deadline: float) -> Result:
@@ -158,6 +168,44 @@ class Classifier:
             for class_id, score in zip(row.class_ids.tolist(), row.scores.tolist(), strict=True)
             if score >= min_score
         ]
+
+    def info(self) -> dict[str, Any]:
+        """What is served and how, for ``/v1/info``. Raises NotReady before ``load``."""
+        if not self.ready:
+            raise NotReady("the model is being loaded")
+        model, settings = self.model, self.settings
+        return {
+            "model": model.name,
+            "architecture": model.architecture,
+            "weights": model.weights,
+            "digest": f"sha256:{model.digest}",
+            "classes": len(model.labels),
+            "dim": self.engine.dim,
+            "engine": self.engine.name,
+            "device": self.engine.device,
+            "precision": self.engine.precision,
+            "preprocessing": dataclasses.asdict(model.preprocessing),
+            "decode": {
+                "fast": settings.fast_decode,
+                "ahead_of_queue": self._ahead is not None,
+                "heic": images.heif_installed(),
+            },
+            "batching": {
+                "streams": self.engine.streams,
+                "ceiling": self.queue.costs.ceiling,
+                "cost_ms": {str(n): round(s * 1000, 2) for n, s in self.queue.costs.as_dict().items()},
+            },
+            "limits": {
+                "max_upload_bytes": settings.max_upload_bytes,
+                "max_body_bytes": settings.max_body_bytes,
+                "max_batch_images": settings.max_batch_images,
+                "max_inflight_bytes": settings.max_inflight_bytes,
+                "max_pixels": self.decoder.max_pixels,
+                "decode_pixels": self.decoder.decode_pixels,
+                "request_timeout_ms": settings.request_timeout_ms,
+            },
+            "warning": model.warning,
+        }
 
     async def _within(self, deadline: float, answer: Any) -> tuple[Done, _Answer]:
         try:

@@ -6,6 +6,7 @@ from app.errors import ModelError
 from app.models.model import Model
 from app.settings import Settings
 
+EMBEDDED = "efficientnet_lite0"
 AUTO = "resnet50"
 AUTO_WEIGHTS = "IMAGENET1K_V2"
 
@@ -19,6 +20,10 @@ def resolve(settings: Settings) -> Model:
 def _named(settings: Settings) -> Model:
     from app.models import zoo
 
+    if settings.model == EMBEDDED and not settings.weights:
+        from app.models.embedded import embedded
+
+        return embedded()
     architecture, _, entry = settings.model.partition(":")
     if settings.weights:
         return zoo.from_file(architecture, entry or None, settings.weights.expanduser())

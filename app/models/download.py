@@ -17,6 +17,7 @@ from app.errors import ModelError
 
 GIVE_UP_S = 10.0  # without a byte
 _RETRY_S = 0.5
+_REFUSALS = 3  # connections that fail at once, one after the other: there is no network
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch's convention: NAME-<first digits of the SHA-256>.pth
 
 
@@ -64,16 +65,19 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
 
 def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:
     """Fill ``partial``, resuming after each interruption."""
-    last_byte = time.monotonic()
+    last_byte, refused = time.monotonic(), 0
     with _progress() as progress, httpx2.Client(follow_redirects=True, timeout=give_up_s) as client:
         task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
         while True:
             try:
                 for length, total in _chunks(client, url, partial):
-                    last_byte = time.monotonic()
+                    last_byte, refused = time.monotonic(), 0
                     progress.update(task, completed=length, total=total)
                 return
             except httpx2.HTTPError as error:
+                refused += isinstance(error, httpx2.ConnectError)
+                if refused == _REFUSALS:
+                    raise _Permanent(f"no connection ({error})") from error
                 if time.monotonic() - last_byte + _RETRY_S >= give_up_s:
                     raise _Permanent(f"{give_up_s:g} s without a byte ({error or type(error).__name__})") from error
                 time.sleep(_RETRY_S)

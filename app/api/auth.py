@@ -1,0 +1,59 @@
+"""API keys: ``Authorization: Bearer`` or ``X-API-Key``, compared in constant time. None configured, none asked for."""
+
+import hashlib
+import hmac
+from typing import Annotated
+
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from app.errors import ModelError, Unauthorized
+from app.settings import Settings
+
+_bearer = HTTPBearer(auto_error=False, description="Only where the server has API keys configured.")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="Only where the server has API keys configured.")
+
+
+class Keys:
+    """The accepted keys, kept as digests."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Keys":
+        """The keys of the settings and of the keys' file, one a line, ``#`` for comments. Raises ModelError."""
+        keys = [key.get_secret_value() for key in settings.api_keys]
+        if settings.api_keys_file:
+            try:
+                lines = settings.api_keys_file.expanduser().read_text().splitlines()
+            except OSError as error:
+                raise ModelError(f"API keys cannot be read: {error}") from error
+            keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            if not keys:
+                raise ModelError(f"{settings.api_keys_file} holds no API key")
+        return cls(keys)
+
+    def check(self, key: str | None) -> None:
+        """Raise Unauthorized unless ``key`` is one of the accepted ones, or none are configured."""
+        if not self._digests:
+            return
+        if not key:
+            raise Unauthorized("send an API key as Authorization: Bearer KEY or X-API-Key: KEY")
+        digest = _digest(key)
+        if not any([hmac.compare_digest(digest, known) for known in self._digests]):  # all of them: constant time
+            raise Unauthorized("the API key is not known")
+
+
+async def require_key(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    header: Annotated[str | None, Security(_header)],
+) -> None:
+    """Route dependency: runs before anything of the body is read."""
+    keys: Keys = request.app.state.keys
+    keys.check(bearer.credentials if bearer else header)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,53 @@
+"""What is known of one request while it is under way; the middleware makes it, routes add to it."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from app.classifier import Timing
+
+_KEY = "topk.exchange"
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was ready; there is nobody left to answer."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers."""
+
+    request_id: str
+    started: float = field(default_factory=time.perf_counter)
+    code: str | None = None
+    images: int = 0
+    bytes: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Exchange":
+        exchange = scope[_KEY]
+        assert isinstance(exchange, cls)
+        return exchange
+
+    def attach(self, scope: Scope) -> None:
+        scope[_KEY] = self
+
+    def took(self, timings: Iterable[Timing]) -> None:
+        """Note the slowest image's stages, and the largest batch one of them was in."""
+        timings = list(timings)
+        if timings:
+            for stage in ("decode", "queue", "inference"):
+                self.stages[stage] = max(getattr(timing, stage) for timing in timings)
+            self.batch_size = max(timing.batch_size for timing in timings)
+
+    def server_timing(self) -> str:
+        """The ``Server-Timing`` header: milliseconds a stage, and the batch."""
+        stages = {**self.stages, "total": time.perf_counter() - self.started}
+        entries = [f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items()]
+        if self.batch_size is not None:
+            entries.append(f'batch;desc="{self.batch_size}"')
+        return ", ".join(entries)

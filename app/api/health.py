@@ -1,0 +1,46 @@
+"""``/livez``, ``/readyz``, ``/healthz`` and ``/metrics``: open to all, and never dependent on load."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from app.classifier import Classifier
+from app.errors import NotReady
+from app.lifecycle import Lifecycle
+from app.telemetry import Metrics
+
+router = APIRouter()
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get("/livez", tags=["health"])
+async def livez(request: Request) -> Response:
+    """200 while the process works; starting, overloaded and draining are all alive."""
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    if lifecycle.failure:
+        raise NotReady(lifecycle.failure.detail)
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/readyz", tags=["health"])
+async def readyz(request: Request) -> Response:
+    """200 once the model is warm, 503 while starting or draining."""
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    classifier: Classifier = request.app.state.classifier
+    if lifecycle.draining:
+        raise NotReady("draining")
+    if not classifier.ready:
+        raise NotReady(lifecycle.failure.detail if lifecycle.failure else "the model is being loaded")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/healthz", tags=["health"])
+async def healthz(request: Request) -> Response:
+    """The same as `/readyz`."""
+    return await readyz(request)
+
+
+@router.get("/metrics", tags=["health"])
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    metrics: Metrics = request.app.state.metrics
+    return Response(metrics.render(), media_type=_METRICS_TYPE)

@@ -1,0 +1,145 @@
+"""Around every request: its id, its log line, its metrics, a last resort for defects, and refusals that arrive."""
+
+import asyncio
+import contextlib
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api import problems
+from app.api.exchange import ClientGone, Exchange
+from app.errors import Internal
+from app.lifecycle import Lifecycle
+from app.telemetry import Metrics
+
+log = structlog.get_logger("topk.access")
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
+_QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}
+CLIENT_GONE = 499  # nginx's status for a client that closed its connection; nothing is sent
+
+DISCARD_BYTES = 4 * 2**20
+DISCARD_S = 1.0
+
+
+class Observe:
+    """Request id, ``Server-Timing``, one log line and the request metrics; a defect becomes a 500 without a trace."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, timing_origins: tuple[str, ...]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.lifecycle = lifecycle
+        self.timing_origins = ", ".join(timing_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        exchange = Exchange(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+        exchange.attach(scope)
+        status = 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = exchange.request_id
+                headers["Server-Timing"] = exchange.server_timing()
+                if self.timing_origins:
+                    headers["Timing-Allow-Origin"] = self.timing_origins
+                if self.lifecycle.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, observed_send)
+        except ClientGone:
+            status = CLIENT_GONE
+        except Exception:
+            log.exception("defect", request_id=exchange.request_id, path=scope["path"])
+            exchange.code = Internal.code
+            if not status:
+                answer = problems.respond(Internal("the server failed; its log says how"), exchange.request_id)
+                await answer(scope, receive, observed_send)
+        finally:
+            self._record(scope, exchange, status)
+
+    def _record(self, scope: Scope, exchange: Exchange, status: int) -> None:
+        seconds = time.perf_counter() - exchange.started
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self.metrics.requests.labels(route, status).inc()
+        self.metrics.request_seconds.labels(route).observe(seconds)
+        write = log.debug if route in _QUIET and status < 400 else log.info
+        write(
+            "request",
+            request_id=exchange.request_id,
+            method=scope["method"],
+            path=scope["path"],
+            status=status,
+            ms=round(seconds * 1000, 1),
+            client=(scope.get("client") or ("-",))[0],
+            **_known(code=exchange.code, images=exchange.images, bytes=exchange.bytes, batch=exchange.batch_size),
+        )
+
+
+class CloseRefused:
+    """An answer that comes before its request's body was read must still arrive.
+
+    A client that writes before it reads sees a reset, not the answer, if the connection is closed on unread data: so
+    the answer goes out whole with ``Connection: close``, a little more is read and discarded, then it is closed.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+            return
+        unread, started = True, False
+
+        async def watched_receive() -> Message:
+            nonlocal unread, started
+            started = True
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                unread = False
+            return message
+
+        async def watched_send(message: Message) -> None:
+            if unread and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            if not unread or message["type"] != "http.response.body" or message.get("more_body", False):
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            if started or "expect" not in Headers(scope=scope):  # who waits for 100 Continue sends nothing now
+                await _discard(watched_receive)
+            await send({"type": "http.response.body", "body": b""})
+
+        await self.app(scope, watched_receive, watched_send)
+
+
+async def _discard(receive: Receive) -> None:
+    left = DISCARD_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            while left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
+
+
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
+def _known(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value}

@@ -1,0 +1,271 @@
+"""Request bodies to image bytes: multipart, raw or JSON, counted while they stream and held in memory only.
+
+Nothing is received before the caller has admitted the request: limits that the headers tell come first, then bytes.
+"""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import orjson
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from app.api.exchange import ClientGone, Exchange
+from app.errors import EmptyBody, MalformedRequest, Overloaded, PayloadTooLarge, TopkError, UploadTimeout
+from app.settings import Settings
+
+FIELDS = ("file", "image", "data")
+_PART_HEADERS_BYTES = 8192
+_OFF_LOOP_BYTES = 256 * 1024  # larger JSON bodies are parsed in a thread
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image as it came: its bytes, or why there are none."""
+
+    content: bytes | TopkError
+    filename: str | None = None
+
+
+class Uploads:
+    """Reads bodies within the settings' limits; ``inflight`` is the bytes held for all requests together."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.inflight = 0
+
+    def check_headers(self, request: Request, several: bool) -> None:
+        """Refuse what the headers alone tell: EmptyBody, PayloadTooLarge, MalformedRequest, Overloaded."""
+        length = request.headers.get("content-length")
+        if length is None:
+            if "transfer-encoding" not in request.headers:
+                raise EmptyBody("send an image: multipart field `file`, the raw body, or JSON")
+            return
+        if int(length) == 0:
+            raise EmptyBody("send an image: multipart field `file`, the raw body, or JSON")
+        limit = self._body_limit(_form(request), several)
+        if int(length) > limit:
+            raise PayloadTooLarge(f"{length} bytes; at most {limit} are taken")
+        self._check_inflight(int(length))
+
+    @asynccontextmanager
+    async def read(self, request: Request, several: bool) -> AsyncIterator[list[Upload]]:
+        """The images of a body, held as long as the context lasts.
+
+        Raises EmptyBody, MalformedRequest, PayloadTooLarge, UploadTimeout, Overloaded and ClientGone.
+        """
+        held = 0
+        form = _form(request)
+        body: _Raw | _Multipart = _Raw() if form != "multipart" else _Multipart(request, self._settings, several)
+        exchange = Exchange.of(request.scope)
+        started = time.perf_counter()
+        try:
+            limit = self._body_limit(form, several)
+            async for chunk in self._chunks(request):
+                self._check_inflight(len(chunk))
+                self.inflight += len(chunk)
+                held += len(chunk)
+                exchange.bytes = held
+                if held > limit:
+                    raise PayloadTooLarge(f"more than {limit} bytes came; that is the most that is taken")
+                body.feed(chunk)
+            exchange.stages["upload"] = time.perf_counter() - started
+            yield await self._images(form, body, several)
+        finally:
+            self.inflight -= held
+
+    async def _images(self, form: str, body: "_Raw | _Multipart", several: bool) -> list[Upload]:
+        if isinstance(body, _Multipart):
+            uploads = body.images()
+        elif not body.content:
+            raise EmptyBody("the body is empty")
+        elif form == "raw":
+            return [Upload(bytes(body.content))]
+        elif len(body.content) > _OFF_LOOP_BYTES:
+            uploads = await asyncio.to_thread(self._json, bytes(body.content), several)
+        else:
+            uploads = self._json(bytes(body.content), several)
+        if not several:
+            if len(uploads) > 1:
+                raise MalformedRequest("one image a request; /v1/predict/batch takes several")
+            if isinstance(uploads[0].content, TopkError):
+                raise uploads[0].content
+        return uploads
+
+    async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
+        """The body as it comes; raises UploadTimeout where it stalls or takes too long, ClientGone where it ends."""
+        idle_s = self._settings.upload_idle_ms / 1000
+        end = time.monotonic() + self._settings.upload_ms / 1000
+        while True:
+            patience = min(idle_s, end - time.monotonic())
+            try:
+                async with asyncio.timeout(patience):
+                    message = await request.receive()
+            except TimeoutError:
+                raise UploadTimeout("the body did not come in time") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            if message.get("body"):
+                yield message["body"]
+            if not message.get("more_body", False):
+                return
+
+    def _body_limit(self, form: str, several: bool) -> int:
+        """Most bytes of a body: one image raw, its base64 in JSON, and always ``max_body_bytes``."""
+        settings = self._settings
+        if form == "raw":
+            return min(settings.max_upload_bytes, settings.max_body_bytes)
+        if several:
+            return settings.max_body_bytes
+        around = settings.max_upload_bytes * 4 // 3 if form == "json" else settings.max_upload_bytes
+        return min(settings.max_body_bytes, around + 65536)
+
+    def _check_inflight(self, more: int) -> None:
+        if self.inflight + more > self._settings.max_inflight_bytes:
+            raise Overloaded("too many bytes of uploads are under way", retry_after_s=_RETRY_S)
+
+    def _json(self, content: bytes, several: bool) -> list[Upload]:
+        try:
+            document = orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise MalformedRequest(f"the body is no JSON: {error}") from None
+        key = "images" if several and isinstance(document, dict) and "images" in document else "image"
+        if not isinstance(document, dict) or key not in document:
+            wanted = '{"images": ["<base64>", ...]}' if several else '{"image": "<base64>"}'
+            raise MalformedRequest(f"the JSON body must be {wanted}")
+        values = document[key] if key == "images" else [document[key]]
+        if not isinstance(values, list) or not values:
+            raise MalformedRequest("images must be a list of at least one base64 string")
+        if len(values) > self._settings.max_batch_images:
+            raise PayloadTooLarge(f"{len(values)} images; at most {self._settings.max_batch_images} a request")
+        return [Upload(self._base64(value)) for value in values]
+
+    def _base64(self, value: object) -> bytes | TopkError:
+        if not isinstance(value, str):
+            return MalformedRequest("an image must be a base64 string or a data: URL")
+        if value.lower().lstrip().startswith(("http:", "https:", "ftp:", "file:", "s3:", "gs:")):
+            return MalformedRequest("image URLs are not fetched: this server makes no requests; send the bytes")
+        if value.lstrip().startswith("data:"):
+            head, _, value = value.partition(",")
+            if not head.endswith(";base64"):
+                return MalformedRequest("only base64 data: URLs are understood")
+        if len(value) * 3 // 4 > self._settings.max_upload_bytes + 3:
+            raise PayloadTooLarge(f"an image of more than {self._settings.max_upload_bytes} bytes")
+        value = "".join(value.split()).translate(_URL_SAFE).rstrip("=")
+        try:
+            content = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+        except (binascii.Error, ValueError):
+            return MalformedRequest("the image is no valid base64")
+        if len(content) > self._settings.max_upload_bytes:
+            raise PayloadTooLarge(f"an image of more than {self._settings.max_upload_bytes} bytes")
+        return content or EmptyBody("the image is empty")
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+class _Raw:
+    """A body taken as it is."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def feed(self, chunk: bytes) -> None:
+        self.content += chunk
+
+
+@dataclass(slots=True)
+class _Part:
+    headers: dict[bytes, bytes] = field(default_factory=dict)
+    content: bytearray = field(default_factory=bytearray)
+    name: str = ""
+    filename: str | None = None
+
+
+class _Multipart:
+    """A multipart/form-data body, parsed from the stream; parts that are no image are counted and dropped."""
+
+    def __init__(self, request: Request, settings: Settings, several: bool) -> None:
+        _, options = parse_options_header(request.headers.get("content-type"))
+        if not (boundary := options.get(b"boundary")):
+            raise MalformedRequest("multipart without a boundary")
+        self._max_bytes = settings.max_upload_bytes
+        self._max_images = settings.max_batch_images if several else 1
+        self._parts: list[_Part] = []
+        self._part = _Part()
+        self._header = (bytearray(), bytearray())
+        self._whole = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": lambda data, start, end: self._grow(self._header[0], data[start:end]),
+                "on_header_value": lambda data, start, end: self._grow(self._header[1], data[start:end]),
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._data,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except MultipartParseError as error:
+            raise MalformedRequest(f"broken multipart: {error}") from None
+
+    def images(self) -> list[Upload]:
+        if not self._whole:
+            raise MalformedRequest("the multipart body ends early")
+        if not self._parts:
+            raise MalformedRequest(f"no part named {', '.join(FIELDS)}")
+        return [Upload(bytes(p.content) or EmptyBody("the image is empty"), p.filename) for p in self._parts]
+
+    def _begin(self) -> None:
+        self._part = _Part()
+
+    def _grow(self, buffer: bytearray, data: bytes) -> None:
+        buffer += data
+        if len(buffer) > _PART_HEADERS_BYTES:
+            raise MalformedRequest("a part's header is too long")
+
+    def _end_header(self) -> None:
+        name, value = self._header
+        self._part.headers[bytes(name).lower()] = bytes(value)
+        self._header = (bytearray(), bytearray())
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._part.headers.get(b"content-disposition"))
+        self._part.name = options.get(b"name", b"").decode("utf-8", "replace")
+        if filename := options.get(b"filename"):
+            self._part.filename = filename.decode("utf-8", "replace")
+        if self._part.name in FIELDS:
+            self._parts.append(self._part)
+            if len(self._parts) > self._max_images:
+                if self._max_images == 1:
+                    raise MalformedRequest("one image a request; /v1/predict/batch takes several")
+                raise PayloadTooLarge(f"more than {self._max_images} images in a request")
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._part.name in FIELDS:
+            self._part.content += data[start:end]
+            if len(self._part.content) > self._max_bytes:
+                raise PayloadTooLarge(f"an image of more than {self._max_bytes} bytes")
+
+    def _end(self) -> None:
+        self._whole = True
+
+
+def _form(request: Request) -> str:
+    """How the body carries its images: multipart, json or raw."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return "multipart"
+    return "json" if kind == "application/json" or kind.endswith("+json") else "raw"

@@ -1,0 +1,223 @@
+"""The ``topk`` command: serve, predict, models. Every setting is an option of the commands that use it."""
+
+import asyncio
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, get_origin
+
+import orjson
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from app import __version__
+from app.errors import ModelError, TopkError
+from app.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
+out, err = Console(), Console(stderr=True)
+
+_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "fast_decode", "max_pixels")
+_PREDICT_S = 600.0
+_AT_ONCE = 64
+
+Command = Callable[..., None]
+
+
+def with_settings(*names: str) -> Callable[[Command], Command]:
+    """Give a command an option for each named setting (all of them if none is named).
+
+    The command gets the resulting ``Settings`` as its argument ``settings``.
+    """
+    fields = {name: Settings.model_fields[name] for name in names or Settings.model_fields}
+
+    def decorate(command: Command) -> Command:
+        def wrapper(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in fields}
+            command(**arguments, settings=_settings({k: v for k, v in given.items() if v is not None}))
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "settings"]
+        wrapper.__signature__ = inspect.Signature(own + [_option(*item) for item in fields.items()])  # type: ignore[attr-defined]
+        wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
+        wrapper.__annotations__ = {p.name: p.annotation for p in wrapper.__signature__.parameters.values()}  # type: ignore[attr-defined]
+        return wrapper
+
+    return decorate
+
+
+def _option(name: str, field: Any) -> inspect.Parameter:
+    kind = bool if field.annotation is bool else str
+    default = "" if field.default is None or get_origin(field.annotation) is tuple else f" [default: {field.default}]"
+    option = typer.Option(help=f"{field.description}{default}", show_default=False)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"topk {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """POST an image, get the top-k ImageNet classes."""
+
+
+@app.command()
+@with_settings()
+def serve(*, settings: Settings) -> None:
+    """Serve a model over HTTP. Every option is also an environment variable: --max-pixels is TOPK_MAX_PIXELS."""
+    from app.server import serve as run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+@with_settings(*_MODEL_OPTIONS)
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or - for standard input.")],
+    *,
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out classes that score less.")] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    settings: Settings,
+) -> None:
+    """Classify files: a table on a terminal, --json for machines. Exit code 1 where one could not be classified."""
+    paths = list(_images(files))
+    if not paths:
+        raise ModelError("no image files there")
+    answers = _predict(paths, top_k, min_score, settings)
+    for answer in answers:
+        if json:
+            out.file.write(orjson.dumps(answer).decode() + "\n")
+        elif "error" in answer:
+            err.print(f"{answer['file']}: {answer['error']['detail']}", markup=False, highlight=False)
+        else:
+            out.print(_table(answer))
+    raise typer.Exit(any("error" in answer for answer in answers))
+
+
+@app.command()
+def models(
+    *, json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
+) -> None:
+    """What can be served: weights, size, published accuracy, and whether they are in the cache."""
+    from app.models import download, zoo
+
+    entries = zoo.entries()
+    if json:
+        for entry in entries:
+            out.file.write(orjson.dumps(asdict(entry) | {"cached": download.cached(entry.url) is not None}).decode() + "\n")
+        return
+    table = Table("model", "weights", *map(_right, ("parameters", "MB", "top-1 %", "top-5 %")), "cached")
+    for entry in entries:
+        table.add_row(
+            entry.architecture,
+            entry.name + (" (default)" if entry.default else ""),
+            f"{entry.parameters / 1e6:.1f} M",
+            f"{entry.megabytes:.0f}",
+            *(f"{value:.2f}" for value in entry.accuracy),
+            "yes" if download.cached(entry.url) else "",
+        )
+    out.print(table)
+    out.print("Accuracy on ImageNet-1k's validation set as published by torchvision. Beside these, efficientnet_lite0 is "
+              "built in and needs no download.")
+
+
+def _right(name: str) -> Any:
+    from rich.table import Column
+
+    return Column(name, justify="right")
+
+
+def _images(files: Iterable[Path]) -> Iterable[Path]:
+    for path in files:
+        if path.is_dir():
+            yield from sorted(child for child in path.rglob("*") if child.is_file())
+        else:
+            yield path
+
+
+def _predict(paths: list[Path], top_k: int, min_score: float, settings: Settings) -> list[dict[str, Any]]:
+    from app.classifier import Classifier
+    from app.telemetry import configure_logging
+
+    configure_logging(settings.log_format, "warning")
+    classifier = Classifier(settings)
+    with err.status("loading the model"):
+        classifier.load()
+    try:
+        if top_k > len(classifier.model.labels):
+            raise ModelError(f"--top-k {top_k} is more than the model's {len(classifier.model.labels)} classes")
+        if classifier.model.warning:
+            err.print(f"warning: {classifier.model.warning}", style="yellow", markup=False)
+        return asyncio.run(_classify(classifier, paths, top_k, min_score))
+    finally:
+        classifier.close()
+
+
+async def _classify(classifier: Any, paths: list[Path], top_k: int, min_score: float) -> list[dict[str, Any]]:
+    from app.engine import Want
+
+    at_once = asyncio.Semaphore(_AT_ONCE)
+    progress = Progress(console=err, transient=True, disable=len(paths) < 2)
+    task = progress.add_task("classifying", total=len(paths))
+
+    async def one(path: Path) -> dict[str, Any]:
+        async with at_once:
+            try:
+                content = await asyncio.to_thread(_read, path)
+                result = await classifier.classify(content, Want(k=top_k), time.monotonic() + _PREDICT_S)
+            except OSError as error:
+                return {"file": str(path), "error": {"code": "unreadable_file", "detail": error.strerror or str(error)}}
+            except TopkError as error:
+                return {"file": str(path), "error": {"code": error.code, "detail": error.detail}}
+            finally:
+                progress.advance(task)
+            return {
+                "file": str(path),
+                "model": classifier.model.name,
+                "weights": classifier.model.weights,
+                "predictions": [asdict(p) for p in classifier.predictions(result.row, min_score)],
+            }
+
+    with progress:
+        return list(await asyncio.gather(*map(one, paths)))
+
+
+def _read(path: Path) -> bytes:
+    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+
+
+def _table(answer: dict[str, Any]) -> Table:
+    table = Table(_right("score"), "label", "wnid", title=answer["file"], title_justify="left")
+    for prediction in answer["predictions"]:
+        table.add_row(f"{prediction['score']:.4f}", prediction["label"], prediction["wnid"] or "")
+    return table
+
+
+def main() -> None:
+    """Entry point: errors of the user's making are one plain line and exit code 1."""
+    try:
+        app()
+    except ModelError as error:
+        err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
+        sys.exit(1)

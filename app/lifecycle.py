@@ -1,0 +1,16 @@
+"""Where the process stands: starting, ready, draining or failed. Set by the server, read by the HTTP layer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.errors import TopkError
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    """``on_ready`` and ``on_failure`` are called on the event loop once the model is warm, or cannot be."""
+
+    draining: bool = False
+    failure: TopkError | None = None
+    on_ready: Callable[[], None] = lambda: None
+    on_failure: Callable[[], None] = lambda: None

@@ -1,0 +1,99 @@
+"""Wiring: load -> warm -> serve -> drain. ``create_app`` for any ASGI server, ``serve`` with ours."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import health, pages, problems, routes
+from app.api.auth import Keys
+from app.api.middleware import CloseRefused, Observe
+from app.api.uploads import Uploads
+from app.classifier import Classifier
+from app.errors import ModelError, TopkError
+from app.lifecycle import Lifecycle
+from app.settings import Settings
+from app.telemetry import Metrics
+
+log = structlog.get_logger("topk")
+
+_EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After"]
+
+
+def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = None) -> FastAPI:
+    """The ASGI app. It answers at once and loads its model in the background; ``/readyz`` tells when it is warm.
+
+    Raises ModelError where the API keys' file cannot be read.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    state = lifecycle or Lifecycle()
+    classifier = Classifier(settings, metrics)
+    uploads = Uploads(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _load_in_background(classifier, state)
+        yield
+        await asyncio.to_thread(classifier.close)
+
+    app = FastAPI(
+        title="topk",
+        version=__version__,
+        description="POST an image, get the top-k ImageNet classes.",
+        root_path=settings.root_path,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.lifecycle = state
+    app.state.classifier = classifier
+    app.state.metrics = metrics
+    app.state.uploads = uploads
+    app.state.keys = Keys.of(settings)
+    metrics.inflight_bytes.set_function(lambda: uploads.inflight)
+    metrics.ready.set_function(lambda: classifier.ready and not state.draining)
+
+    app.include_router(routes.router)
+    app.include_router(health.router)
+    app.include_router(pages.router)
+    pages.mount_assets(app)
+    app.add_exception_handler(TopkError, problems.on_topk_error)
+    app.add_exception_handler(HTTPException, problems.on_http_exception)
+    app.add_exception_handler(RequestValidationError, problems.on_validation_error)
+    # The last one added is the outermost.
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    app.add_middleware(CloseRefused)
+    app.add_middleware(Observe, metrics=metrics, lifecycle=state, timing_origins=settings.cors_origins)
+    return app
+
+
+def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
+    """Load on a thread that the process does not wait for, should it be stopped meanwhile."""
+    loop = asyncio.get_running_loop()
+
+    def load() -> None:
+        try:
+            classifier.load()
+        except ModelError as error:
+            lifecycle.failure = error
+        except Exception:
+            log.exception("the model could not be loaded")
+            lifecycle.failure = ModelError("the model could not be loaded; the log says why")
+        loop.call_soon_threadsafe(lifecycle.on_failure if lifecycle.failure else lifecycle.on_ready)
+
+    threading.Thread(target=load, name="topk-load", daemon=True).start()

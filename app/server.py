@@ -1,0 +1,132 @@
+"""The listening process: binds early, says when it is ready, drains on SIGTERM, exits with 0.
+
+uvicorn alone refuses at once on SIGTERM, cuts idle connections and ends by the signal; a load balancer would lose
+requests. Here readiness falls first, the socket stays open for the drain delay, and then accepted work is finished.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from app.errors import ModelError
+from app.lifecycle import Lifecycle
+from app.main import create_app
+from app.settings import Settings
+from app.telemetry import configure_logging
+
+log = structlog.get_logger("topk")
+
+DRAIN_DELAY_MS = 5_000
+_ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal comes; the process's exit code. Raises ModelError where the port is taken."""
+    configure_logging(settings.log_format, settings.log_level)
+    listener = bind(settings.host, settings.port)
+    lifecycle = Lifecycle()
+    app = create_app(settings, lifecycle)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=(settings.upload_ms + settings.request_timeout_ms) // 1000 + 1,
+    )
+    delay = settings.drain_delay_ms
+    if delay is None:
+        delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
+    server = Server(config, lifecycle, delay / 1000)
+    lifecycle.on_ready = lambda: _say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
+    lifecycle.on_failure = server.stop
+    asyncio.run(server.serve([listener]))
+    if lifecycle.failure:
+        log.error(lifecycle.failure.detail)
+        return 1
+    return 0
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket; raises ModelError in plain words where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ModelError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another port") from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a drain of our own."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay_s: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_delay_s = drain_delay_s
+        self._close_at: float | None = None
+
+    def stop(self) -> None:
+        """Stop without a drain delay."""
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals start the drain, and are not raised again once it is done."""
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal starts the drain; a second Ctrl-C ends it at once."""
+        if self._lifecycle.draining and sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+            return
+        self._lifecycle.draining = True
+        if self._close_at is None:
+            self._close_at = time.monotonic() + self._drain_delay_s
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._close_at is not None and time.monotonic() >= self._close_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+
+def _say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
+    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{host}:{port}{settings.root_path}"
+    curl = f"curl -F file=@docs/cat.jpg {url}/v1/predict"
+    if info["warning"]:
+        log.warning(info["warning"])
+    if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):
+        facts = {key: info[key] for key in ("model", "weights", "device", "precision")}
+        log.info("ready", **facts, address=url, try_it=curl)
+        return
+    lines = (
+        f"{info['model']} ({info['weights']}) on {info['device']} in {info['precision']}",
+        f"open  {url}",
+        f"or    {curl}",
+    )
+    print("\n" + "\n".join(f"  {line}" for line in lines) + "\n", file=sys.stderr, flush=True)
+
+

@@ -1,0 +1,128 @@
+"""What tests share: where the real weights and photographs are, and a real server in a process of its own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("TOPK_SHARED", REPOSITORY.parent / "shared")).resolve()
+PHOTOGRAPHS = sorted((SHARED / "images" / "imagenet").glob("*/*.JPEG"))
+RESNET50 = SHARED / "weights" / "resnet50.safetensors"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CAT = REPOSITORY / "docs" / "cat.jpg"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not (RESNET50.is_file() and PHOTOGRAPHS):
+        reasons["shared"] = f"no weights and photographs in {SHARED}"
+    if not CHROMIUM:
+        reasons["browser"] = "no Chromium is installed"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("gpu") and not _cuda():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+class Server:
+    """``topk serve`` as a process, on a port of its own choosing. ``log`` holds its log lines so far, parsed."""
+
+    def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
+        self.log: list[dict[str, object]] = []
+        self._seen = threading.Condition()
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json", *options],
+            cwd=REPOSITORY,
+            env=clean | {"TOPK_DRAIN_DELAY_MS": "0"} | (env or {}),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Its address, once it is ready."""
+        return str(self.wait_for("ready")["address"])
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def wait_for(self, event: str, seconds: float = 120, **fields: object) -> dict[str, object]:
+        """The first log line of this event with these fields, waited for."""
+
+        def match() -> dict[str, object] | None:
+            return next((line for line in self.log if {"event": event, **fields}.items() <= line.items()), None)
+
+        with self._seen:
+            self._seen.wait_for(lambda: match() or self.process.poll() is not None, seconds)
+        if found := match():
+            return found
+        raise AssertionError(f"no {event!r} in the log; the server said: {self.log[-5:]}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of its metrics."""
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        for line in httpx2.get(f"{self.url}/metrics").text.splitlines():
+            sample, _, value = line.rpartition(" ")
+            if sample.partition("{")[0] == name and all(label in sample for label in wanted):
+                return float(value)
+        raise AssertionError(f"no metric {name} {labels}")
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """Signal it and wait for its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        code = self.process.wait(60)
+        self._reader.join(10)
+        assert self.process.stderr
+        self.process.stderr.close()
+        return code
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                entry = {"event": line.rstrip()}
+            with self._seen:
+                self.log.append(entry)
+                self._seen.notify_all()
+        with self._seen:
+            self._seen.notify_all()
+
+
+@pytest.fixture(scope="session")
+def embedded_server() -> Iterator[Server]:
+    """The embedded EfficientNet-Lite0: needs neither network nor ../shared."""
+    server = Server("--model", "efficientnet_lite0")
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def resnet_server() -> Iterator[Server]:
+    """The real ResNet-50 weights of ../shared, as served by default."""
+    server = Server("--model", "resnet50", "--weights", str(RESNET50))
+    yield server
+    assert server.stop() == 0
