@@ -76,7 +76,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """POST an image, get the top-k ImageNet classes."""
 
@@ -116,16 +118,16 @@ def predict(
 
 
 @app.command()
-def models(
-    *, json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False
-) -> None:
+def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
     """What can be served: weights, size, published accuracy, and whether they are in the cache."""
     from app.models import download, zoo
 
     entries = zoo.entries()
     if json:
         for entry in entries:
-            out.file.write(orjson.dumps(asdict(entry) | {"cached": download.cached(entry.url) is not None}).decode() + "\n")
+            out.file.write(
+                orjson.dumps(asdict(entry) | {"cached": download.cached(entry.url) is not None}).decode() + "\n"
+            )
         return
     table = Table("model", "weights", *map(_right, ("parameters", "MB", "top-1 %", "top-5 %")), "cached")
     for entry in entries:
@@ -138,8 +140,10 @@ def models(
             "yes" if download.cached(entry.url) else "",
         )
     out.print(table)
-    out.print("Accuracy on ImageNet-1k's validation set as published by torchvision. Beside these, efficientnet_lite0 is "
-              "built in and needs no download.")
+    out.print(
+        "Accuracy on ImageNet-1k's validation set as published by torchvision. Beside these, efficientnet_lite0 is "
+        "built in and needs no download."
+    )
 
 
 def _right(name: str) -> Any:

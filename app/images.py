@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageMode
+from PIL import Image
 
 from app.errors import TooManyPixels, UndecodableImage, UnsupportedMediaType
 
@@ -194,7 +194,8 @@ def _plain(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Crop:
     if image.mode == "RGBa":
         pixels = np.asarray(image).astype(np.uint16)
-        return np.minimum(pixels[..., :3] + (255 - pixels[..., 3:]), 255).astype(np.uint8)
+        crop: Crop = np.minimum(pixels[..., :3] + (255 - pixels[..., 3:]), 255).astype(np.uint8)
+        return crop
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 

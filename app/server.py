@@ -128,5 +128,3 @@ def _say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
         f"or    {curl}",
     )
     print("\n" + "\n".join(f"  {line}" for line in lines) + "\n", file=sys.stderr, flush=True)
-
-

@@ -17,17 +17,25 @@ class Settings(BaseSettings):
         env_prefix="TOPK_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
     )
 
-    model: str = Field("auto", description="What to serve: `auto` or a torchvision architecture, `resnet50[:IMAGENET1K_V2]`.")
-    weights: Path | None = Field(None, description="File with weights for the architecture: safetensors or a state dict.")
+    model: str = Field(
+        "auto", description="What to serve: `auto` or a torchvision architecture, `resnet50[:IMAGENET1K_V2]`."
+    )
+    weights: Path | None = Field(
+        None, description="File with weights for the architecture: safetensors or a state dict."
+    )
     model_name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9._-]{1,128}$", description="Name in answers and URLs; by default the architecture."
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`."
+    )
     engine: Literal["auto", "torch"] = Field("auto", description="What computes: `auto` or `torch`.")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto` is bfloat16 where the hardware computes it natively, else float32."
     )
-    fast_decode: bool = Field(True, description="Decode large JPEGs at a reduced scale, never below twice the size needed.")
+    fast_decode: bool = Field(
+        True, description="Decode large JPEGs at a reduced scale, never below twice the size needed."
+    )
 
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(
@@ -37,7 +45,9 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("TOPK_PORT", "AIP_HTTP_PORT", "PORT"),
         description="Port to listen on; `AIP_HTTP_PORT` and `PORT` are read too.",
     )
-    root_path: str = Field("", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`.")
+    root_path: str = Field(
+        "", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call the API, comma-separated, or `*`."
     )
@@ -59,13 +69,19 @@ class Settings(BaseSettings):
     upload_idle_ms: int = Field(10_000, ge=1, description="An upload without a byte for this long ends in 408.")
     upload_ms: int = Field(60_000, ge=1, description="An upload that takes longer than this ends in 408.")
     request_timeout_ms: int = Field(
-        10_000, ge=1, description="Deadline of a request, from its body's last byte; `X-Request-Timeout-Ms` shortens it."
+        10_000,
+        ge=1,
+        description="Deadline of a request, from its body's last byte; `X-Request-Timeout-Ms` shortens it.",
     )
     drain_delay_ms: int | None = Field(
         None, ge=0, description="How long the socket stays open after SIGTERM; by default 5000, on a terminal 0."
     )
-    log_format: Literal["auto", "text", "json"] = Field("auto", description="`auto` is text on a terminal, JSON elsewhere.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="`auto` is text on a terminal, JSON elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
 
     @field_validator("cors_origins", "api_keys", mode="before")
     @classmethod

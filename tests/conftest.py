@@ -47,9 +47,23 @@ class Server:
     def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
         self.log: list[dict[str, object]] = []
         self._seen = threading.Condition()
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")}
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")
+        }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json", *options],
+            [
+                sys.executable,
+                "-m",
+                "app",
+                "serve",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                "0",
+                "--log-format",
+                "json",
+                *options,
+            ],
             cwd=REPOSITORY,
             env=clean | {"TOPK_DRAIN_DELAY_MS": "0"} | (env or {}),
             stderr=subprocess.PIPE,

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import time
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request
@@ -24,7 +24,7 @@ MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes tha
 Encoding = Annotated[
     Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
 ]
-T = TypeVar("T")
+Outcome = Result | BaseException
 
 
 @router.post("/predict", response_model=schemas.PredictAnswer, openapi_extra=schemas.image_body(several=False))
@@ -42,7 +42,8 @@ async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore =
     """The top-k classes of several images, in order; a bad image fails alone."""
     classifier = _classifier(request)
     results = [
-        {"filename": upload.filename} | _failed_or(result, lambda r: {"predictions": classifier.predictions(r.row, min_score)})
+        {"filename": upload.filename}
+        | _failed_or(result, lambda r: {"predictions": classifier.predictions(r.row, min_score)})
         for upload, result in await _classify(request, lambda: _want_top(classifier, top_k), several=True)
     ]
     return _json(_head(classifier) | {"results": results})
@@ -101,14 +102,14 @@ async def _classify(request: Request, want: Any, several: bool) -> list[tuple[Up
     return results
 
 
-async def _unless_gone(request: Request, work: "asyncio.Future[T]") -> T:
+async def _unless_gone(request: Request, work: "asyncio.Future[list[Outcome]]") -> list["Outcome"]:
     """The work's result; cancelled, and ClientGone raised, when the client closes its connection first."""
-    gone = asyncio.ensure_future(request.receive())
+    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
-            await asyncio.wait({work})
+            await asyncio.wait([work])
             raise ClientGone
         return work.result()
     finally:
@@ -116,7 +117,7 @@ async def _unless_gone(request: Request, work: "asyncio.Future[T]") -> T:
         work.cancel()
 
 
-def _expected(outcome: Result | BaseException) -> Result | TopkError:
+def _expected(outcome: Outcome) -> Result | TopkError:
     if isinstance(outcome, Result | TopkError):
         return outcome
     raise outcome
@@ -168,5 +169,3 @@ def _classifier(request: Request) -> Classifier:
 
 def _json(body: dict[str, Any]) -> Response:
     return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
-
-

@@ -65,9 +65,7 @@ class Problem(BaseModel):
     retry_after_ms: int | None = Field(None, description="With `overloaded`.")
 
 
-_PIXEL = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGNomLMDK2IYWhIAVctvAcXu4DoAAAAASUVORK5CYII="
-)
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGNomLMDK2IYWhIAVctvAcXu4DoAAAAASUVORK5CYII="
 _BINARY = {"type": "string", "format": "binary"}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -88,8 +86,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def image_body(several: bool) -> dict[str, Any]:
     """The request body for ``openapi_extra``: the routes read it themselves, from the stream."""
     if several:
-        part = {"type": "array", "items": _BINARY}
-        json = {"type": "object", "required": ["images"], "properties": {"images": {"type": "array", "items": {"type": "string"}}}}
+        part: dict[str, Any] = {"type": "array", "items": _BINARY}
+        json = {
+            "type": "object",
+            "required": ["images"],
+            "properties": {"images": {"type": "array", "items": {"type": "string"}}},
+        }
         example: dict[str, Any] = {"images": [_PIXEL, f"data:image/png;base64,{_PIXEL}"]}
     else:
         part = _BINARY

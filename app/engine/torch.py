@@ -32,17 +32,18 @@ class TorchEngine:
         # Measured on 2 cores with resnet50 in bfloat16: 90 img/s with a single-threaded stream a core, 77 with one
         # stream across both, and 63 against 32 at batch 1.
         self.streams = machine.cores() if on_cpu else 1
-        self.buckets = _CPU_BUCKETS if on_cpu else _GPU_BUCKETS
+        self.buckets: tuple[int, ...] = _CPU_BUCKETS if on_cpu else _GPU_BUCKETS
         self._prepared = threading.local()
 
     @property
     def dim(self) -> int:
-        return self._module.dim
+        dim: int = self._module.dim
+        return dim
 
     def load(self) -> None:
         try:
             module = self._model.build().eval().requires_grad_(False)
-            self._module = module.to(device=self._device, dtype=self._dtype, memory_format=torch.channels_last)
+            self._module = module.to(self._device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
         preprocessing = self._model.preprocessing
@@ -127,7 +128,7 @@ def _precision(device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     else:
         native = False

@@ -34,7 +34,5 @@ def _build(path: Path) -> FeaturesAndLogits:
 
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     tensors = read_state(path).values()
-    load_state(
-        network, dict(zip(network.state_dict(), tensors, strict=True)), "efficientnet_lite0", str(path)
-    )
+    load_state(network, dict(zip(network.state_dict(), tensors, strict=True)), "efficientnet_lite0", str(path))
     return split(network)

@@ -17,5 +17,5 @@ class Label:
 @cache
 def imagenet1k() -> tuple[Label, ...]:
     """The 1000 classes of ILSVRC-2012. Unique, also where ImageNet repeats a name (two cranes)."""
-    with (resources.files("app") / "data" / "imagenet1k.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(Label(row["label"], row["wnid"]) for row in csv.DictReader(file))
+    text = (resources.files("app") / "data" / "imagenet1k.csv").read_text(encoding="utf-8")
+    return tuple(Label(row["label"], row["wnid"]) for row in csv.DictReader(text.splitlines()))

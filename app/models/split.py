@@ -29,7 +29,9 @@ def split(network: nn.Module) -> FeaturesAndLogits:
     """Cut a torchvision or timm classifier; its parameters are shared, and ``network`` is no longer to be used."""
     if isinstance(network, SqueezeNet):
         convolution = cast(nn.Conv2d, network.classifier[1])
-        return FeaturesAndLogits(network.features, nn.Sequential(network.classifier, nn.Flatten()), convolution.in_channels)
+        return FeaturesAndLogits(
+            network.features, nn.Sequential(network.classifier, nn.Flatten()), convolution.in_channels
+        )
     name, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     network.set_submodule(name, nn.Identity())
     return FeaturesAndLogits(network, head, head.in_features)
@@ -39,5 +41,3 @@ def classes(module: FeaturesAndLogits) -> int:
     """Number of logits."""
     layers = [m for m in module.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     return layers[-1].weight.shape[0]
-
-

@@ -37,7 +37,8 @@ class Entry:
 
 def architectures() -> list[str]:
     """Names of all torchvision classification architectures."""
-    return torchvision.models.list_models(module=torchvision.models)
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
 
 
 def entries() -> list[Entry]:
