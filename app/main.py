@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import health, pages, problems, routes
 from app.api.auth import Keys
-from app.api.middleware import CloseRefused, Observe
+from app.api.middleware import CloseRefused, Observe, Prefix
 from app.api.uploads import Uploads
 from app.classifier import Classifier
 from app.errors import ModelError, TopkError
@@ -48,7 +48,6 @@ def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = N
         title="topk",
         version=__version__,
         description="POST an image, get the top-k ImageNet classes.",
-        root_path=settings.root_path,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -78,6 +77,8 @@ def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = N
             expose_headers=_EXPOSED,
         )
     app.add_middleware(CloseRefused)
+    if settings.root_path:
+        app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(Observe, metrics=metrics, lifecycle=state, timing_origins=settings.cors_origins)
     return app
 

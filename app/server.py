@@ -9,6 +9,7 @@ import contextlib
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -49,10 +50,11 @@ def serve(settings: Settings) -> int:
     server = Server(config, lifecycle, delay / 1000)
     lifecycle.on_ready = lambda: _say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
     lifecycle.on_failure = server.stop
-    asyncio.run(server.serve([listener]))
+    server.run([listener])
     if lifecycle.failure:
         log.error(lifecycle.failure.detail)
         return 1
+    log.info("stopped")
     return 0
 
 
@@ -77,6 +79,7 @@ class Server(uvicorn.Server):
         self._lifecycle = lifecycle
         self._drain_delay_s = drain_delay_s
         self._close_at: float | None = None
+        self._said = False
 
     def stop(self) -> None:
         """Stop without a drain delay."""
@@ -85,6 +88,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals start the drain, and are not raised again once it is done."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -102,8 +108,11 @@ class Server(uvicorn.Server):
             self._close_at = time.monotonic() + self._drain_delay_s
 
     async def on_tick(self, counter: int) -> bool:
-        if self._close_at is not None and time.monotonic() >= self._close_at:
-            self.should_exit = True
+        if self._close_at is not None:
+            if not self._said:  # here, since a signal handler must not take the log's lock
+                self._said = True
+                log.info("draining", delay_s=self._drain_delay_s)
+            self.should_exit |= time.monotonic() >= self._close_at
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,6 +124,7 @@ class Server(uvicorn.Server):
 def _say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
     host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{port}{settings.root_path}"
+    page = f"{url}/" if settings.root_path else url
     curl = f"curl -F file=@docs/cat.jpg {url}/v1/predict"
     if info["warning"]:
         log.warning(info["warning"])
@@ -124,7 +134,7 @@ def _say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
         return
     lines = (
         f"{info['model']} ({info['weights']}) on {info['device']} in {info['precision']}",
-        f"open  {url}",
+        f"open  {page}",
         f"or    {curl}",
     )
     print("\n" + "\n".join(f"  {line}" for line in lines) + "\n", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ router = APIRouter()
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", tags=["health"])
 async def livez(request: Request) -> Response:
     """200 while the process works; starting, overloaded and draining are all alive."""
@@ -21,6 +22,7 @@ async def livez(request: Request) -> Response:
     return JSONResponse({"status": "alive"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", tags=["health"])
 async def readyz(request: Request) -> Response:
     """200 once the model is warm, 503 while starting or draining."""
@@ -33,6 +35,7 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", tags=["health"])
 async def healthz(request: Request) -> Response:
     """The same as `/readyz`."""

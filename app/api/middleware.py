@@ -8,6 +8,7 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import problems
@@ -72,7 +73,7 @@ class Observe:
 
     def _record(self, scope: Scope, exchange: Exchange, status: int) -> None:
         seconds = time.perf_counter() - exchange.started
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path", "assets" if "endpoint" in scope else "unmatched")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         write = log.debug if route in _QUIET and status < 400 else log.info
@@ -86,6 +87,24 @@ class Observe:
             client=(scope.get("client") or ("-",))[0],
             **_known(code=exchange.code, images=exchange.images, bytes=exchange.bytes, batch=exchange.batch_size),
         )
+
+
+class Prefix:
+    """Serves everything under a prefix, whether the proxy in front strips it or not."""
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if scope["path"] == self.prefix:  # the page's relative URLs need the slash
+                await RedirectResponse(f"{self.prefix}/")(scope, receive, send)
+                return
+            scope["root_path"] = self.prefix
+            if not scope["path"].startswith(f"{self.prefix}/"):
+                scope["path"] = self.prefix + scope["path"]
+        await self.app(scope, receive, send)
 
 
 class CloseRefused:

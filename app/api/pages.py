@@ -1,6 +1,7 @@
 """The page at ``/`` and the documentation at ``/docs``: all assets served from here, all URLs relative."""
 
 from importlib import resources
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -10,14 +11,17 @@ from starlette.staticfiles import StaticFiles
 router = APIRouter(include_in_schema=False)
 
 
-@router.get("/")
+_ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
 async def index() -> Response:
     """The page: drop a photograph, see its classes."""
     page = (resources.files("app") / "web" / "index.html").read_bytes()
-    return Response(page, media_type="text/html; charset=utf-8")
+    return Response(page, headers=_ASK_AGAIN, media_type="text/html; charset=utf-8")
 
 
-@router.get("/docs")
+@router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs(request: Request) -> Response:
     """Swagger UI from the package ``fastapi-offline``, without its CDN."""
     return get_swagger_ui_html(
@@ -30,7 +34,16 @@ async def docs(request: Request) -> Response:
     )
 
 
+class _Fresh(StaticFiles):
+    """Files that a browser asks about again; what has not changed costs a 304."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(_ASK_AGAIN)
+        return response
+
+
 def mount_assets(app: FastAPI) -> None:
     """The page's own files and Swagger UI's."""
-    app.mount("/web", StaticFiles(packages=[("app", "web")]), name="web")
+    app.mount("/web", _Fresh(packages=[("app", "web")]), name="web")
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")

@@ -17,7 +17,7 @@ from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, TopkError
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=schemas.ERRORS)
+router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=schemas.ERRORS, tags=["classify"])
 
 TopK = Annotated[int, Query(ge=1, description="How many classes, 1 to the number of classes.")]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
@@ -27,7 +27,12 @@ Encoding = Annotated[
 Outcome = Result | BaseException
 
 
-@router.post("/predict", response_model=schemas.PredictAnswer, openapi_extra=schemas.image_body(several=False))
+@router.post(
+    "/predict",
+    summary="Classify an image",
+    response_model=schemas.PredictAnswer,
+    openapi_extra=schemas.image_body(several=False),
+)
 async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
     classifier = _classifier(request)
@@ -37,7 +42,12 @@ async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) 
     return _json(_head(classifier) | {"predictions": classifier.predictions(result.row, min_score)})
 
 
-@router.post("/predict/batch", response_model=schemas.BatchAnswer, openapi_extra=schemas.image_body(several=True))
+@router.post(
+    "/predict/batch",
+    summary="Classify several images",
+    response_model=schemas.BatchAnswer,
+    openapi_extra=schemas.image_body(several=True),
+)
 async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
     """The top-k classes of several images, in order; a bad image fails alone."""
     classifier = _classifier(request)
@@ -49,7 +59,12 @@ async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore =
     return _json(_head(classifier) | {"results": results})
 
 
-@router.post("/embed", response_model=schemas.EmbedAnswer, openapi_extra=schemas.image_body(several=False))
+@router.post(
+    "/embed",
+    summary="Embed an image",
+    response_model=schemas.EmbedAnswer,
+    openapi_extra=schemas.image_body(several=False),
+)
 async def embed(request: Request, encoding: Encoding = "float") -> Response:
     """The features of one image: the input of the model's last classifying layer."""
     classifier = _classifier(request)
@@ -59,7 +74,12 @@ async def embed(request: Request, encoding: Encoding = "float") -> Response:
     return _json(_embed_head(classifier) | {"embedding": _embedding(result, encoding)})
 
 
-@router.post("/embed/batch", response_model=schemas.EmbedBatchAnswer, openapi_extra=schemas.image_body(several=True))
+@router.post(
+    "/embed/batch",
+    summary="Embed several images",
+    response_model=schemas.EmbedBatchAnswer,
+    openapi_extra=schemas.image_body(several=True),
+)
 async def embed_batch(request: Request, encoding: Encoding = "float") -> Response:
     """The features of several images, in order; a bad image fails alone."""
     classifier = _classifier(request)
@@ -70,7 +90,7 @@ async def embed_batch(request: Request, encoding: Encoding = "float") -> Respons
     return _json(_embed_head(classifier) | {"results": results})
 
 
-@router.get("/info")
+@router.get("/info", summary="What is served")
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
     return _json(_classifier(request).info())

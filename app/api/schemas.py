@@ -69,7 +69,7 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGNomLMDK2IYWh
 _BINARY = {"type": "string", "format": "binary"}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "model": Problem, "content": {"application/problem+json": {}}}
+    status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
     for status, text in {
         400: "`empty_body`, `invalid_parameter` or `malformed_request`",
         401: "`unauthorized`",

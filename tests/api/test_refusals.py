@@ -1,0 +1,165 @@
+"""Limits, and that what is refused hears of it."""
+
+import base64
+import os
+
+import httpx2
+import psutil
+import pytest
+
+from tests.api.conftest import InProcess
+from tests.api.wire import Wire, multipart
+from tests.conftest import CAT
+
+PHOTO = CAT.read_bytes()
+KEY = "X-API-Key: first-key"
+BLIND = b"\xff\xd8\xff" + os.urandom(3_000_000)  # what a client sends that reads nothing before it has sent it all
+
+
+def refused(server: InProcess, *headers: str, body: bytes = BLIND) -> tuple[int, bytes]:
+    with Wire(server.port) as wire:
+        wire.head("/v1/predict", f"Content-Length: {len(body)}", *headers)
+        wire.send(body)
+        return wire.status(), wire.read_all()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        (["Content-Type: image/jpeg"], 401, b"unauthorized"),
+        (["Content-Type: image/jpeg", "X-API-Key: wrong"], 401, b"unauthorized"),
+        (["Content-Type: image/jpeg", KEY], 413, b"payload_too_large"),
+    ],
+)
+def test_a_client_that_writes_before_it_reads_gets_its_answer(
+    small_limits: InProcess, headers: list[str], status: int, code: bytes
+) -> None:
+    for _ in range(40):
+        got, answer = refused(small_limits, *headers)
+        assert got == status
+        assert b'"code":"' + code in answer
+        assert b"connection: close" in answer.lower()
+
+
+def test_so_does_one_that_is_refused_for_overload(app_server: InProcess) -> None:
+    for _ in range(40):
+        status, answer = refused(app_server, "Content-Type: image/jpeg", "X-Request-Timeout-Ms: 1")
+        assert (status, b'"code":"overloaded"' in answer) == (503, True)
+        assert b"retry-after: 1" in answer.lower()
+        assert b'"retry_after_ms":' in answer
+
+
+def test_overload_is_refused_before_anything_is_decoded(app_server: InProcess) -> None:
+    decoded = app_server.app.state.metrics.registry.get_sample_value("topk_decode_seconds_count")
+    shed = app_server.outcome("shed")
+    answer = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO, headers={"X-Request-Timeout-Ms": "1"})
+    assert answer.status_code == 503
+    assert answer.json()["retry_after_ms"] >= 1
+    assert app_server.outcome("shed") == shed + 1
+    assert app_server.app.state.metrics.registry.get_sample_value("topk_decode_seconds_count") == decoded
+
+
+def test_what_a_missing_route_is_sent_is_answered_too(app_server: InProcess) -> None:
+    with Wire(app_server.port) as wire:
+        wire.head("/v1/nothing", f"Content-Length: {len(BLIND)}")
+        wire.send(BLIND)
+        assert wire.status() == 404
+
+
+def test_five_gibibytes_announced_are_refused_unread(small_limits: InProcess) -> None:
+    with Wire(small_limits.port) as wire:
+        wire.head("/v1/predict", f"Content-Length: {5 * 2**30}", "Content-Type: image/jpeg", KEY)
+        assert wire.status() == 413
+        wire.read_all()
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b0undary", "application/json"])
+def test_a_body_without_end_costs_no_memory_and_ends_soon(small_limits: InProcess, kind: str) -> None:
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    first = multipart(("file", "a.jpg", b""))[1][:-16] if "multipart" in kind else b'{"image": "'
+    before, sent = psutil.Process().memory_info().rss, 0
+    with Wire(small_limits.port) as wire:
+        wire.head("/v1/predict", "Transfer-Encoding: chunked", f"Content-Type: {kind}", KEY)
+        wire.send(b"%x\r\n%b\r\n" % (len(first), first))
+        try:
+            while not wire.answered(0) and sent < 5 * 2**30:
+                wire.send(chunk)
+                sent += len(chunk)
+            assert wire.status() == 413
+            while sent < 5 * 2**30:
+                wire.send(chunk)
+                sent += len(chunk)
+        except OSError:  # closed on us: it ended
+            pass
+    assert sent < 64 * 2**20
+    assert psutil.Process().memory_info().rss - before < 64 * 2**20
+
+
+def test_an_image_is_bounded_after_base64(small_limits: InProcess) -> None:
+    fits = base64.b64encode(PHOTO + b"\0" * (1_000_000 - len(PHOTO))).decode()
+    too_large = base64.b64encode(PHOTO + b"\0" * (1_000_001 - len(PHOTO))).decode()
+    headers = {"X-API-Key": "first-key"}
+    assert httpx2.post(f"{small_limits.url}/v1/predict", json={"image": fits}, headers=headers).status_code == 200
+    assert httpx2.post(f"{small_limits.url}/v1/predict", json={"image": too_large}, headers=headers).status_code == 413
+
+
+def test_a_part_of_a_batch_is_bounded_like_an_image(small_limits: InProcess) -> None:
+    kind, body = multipart(("file", "a.jpg", b"x" * 1_000_001))
+    answer = httpx2.post(
+        f"{small_limits.url}/v1/predict/batch", content=body, headers={"Content-Type": kind, "X-API-Key": "first-key"}
+    )
+    assert answer.json()["code"] == "payload_too_large"
+
+
+def test_a_trickle_ends_in_upload_timeout(small_limits: InProcess) -> None:
+    with Wire(small_limits.port) as wire:
+        wire.head("/v1/predict", "Content-Length: 100000", "Content-Type: image/jpeg", KEY)
+        for _ in range(100):
+            wire.send(b"x")
+            if wire.answered(0.1):
+                break
+        assert wire.status() == 408
+        assert b"upload_timeout" in wire.read_all()
+
+
+def test_silence_ends_in_upload_timeout(small_limits: InProcess) -> None:
+    with Wire(small_limits.port) as wire:
+        wire.head("/v1/predict", "Content-Length: 100000", "Content-Type: image/jpeg", KEY)
+        assert wire.status() == 408
+
+
+def test_who_asks_before_sending_is_told_to_go_on_only_once_admitted(small_limits: InProcess) -> None:
+    headers = [f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg", "Expect: 100-continue"]
+    with Wire(small_limits.port) as wire:
+        wire.head("/v1/predict", *headers, KEY)
+        assert wire.status() == 100
+        wire.received = b""
+        wire.send(PHOTO)
+        assert wire.status() == 200
+    with Wire(small_limits.port) as wire:
+        wire.head("/v1/predict", *headers)
+        assert wire.status() == 401
+
+
+def test_uploads_held_in_memory_are_bounded(small_limits: InProcess) -> None:
+    half = b"\xff\xd8\xff" + b"x" * 900_000
+    wires = [Wire(small_limits.port) for _ in range(4)]
+    for wire in wires:
+        wire.head("/v1/predict", "Content-Length: 990000", "Content-Type: image/jpeg", KEY)
+        wire.send(half)
+    statuses = [wire.status() for wire in wires]
+    assert 503 in statuses  # four times 0.9 MB do not fit into 3 MB
+    assert set(statuses) <= {503, 408}
+    for wire in wires:
+        wire.socket.close()
+
+
+def test_a_key_opens_and_health_needs_none(small_limits: InProcess) -> None:
+    url = f"{small_limits.url}/v1/predict"
+    assert httpx2.post(url, content=PHOTO, headers={"X-API-Key": "second-key"}).status_code == 200
+    assert httpx2.post(url, content=PHOTO, headers={"Authorization": "Bearer first-key"}).status_code == 200
+    unauthorized = httpx2.post(url, content=PHOTO, headers={"Authorization": "Bearer first"})
+    assert (unauthorized.status_code, unauthorized.headers["www-authenticate"]) == (401, "Bearer")
+    for path in ("/livez", "/readyz", "/healthz", "/metrics", "/", "/docs", "/openapi.json"):
+        assert httpx2.get(small_limits.url + path).status_code == 200
+    assert httpx2.get(f"{small_limits.url}/v1/info").status_code == 401

@@ -1,0 +1,145 @@
+"""Health, ids, timings, CORS, documentation and defects."""
+
+import re
+
+import httpx2
+import pytest
+
+from tests.api.conftest import InProcess, served
+from tests.conftest import CAT
+
+PHOTO = CAT.read_bytes()
+
+
+def test_every_answer_carries_an_id_and_its_timing(app_server: InProcess) -> None:
+    for path in ("/", "/livez", "/nothing", "/metrics", "/web/index.html"):
+        answer = httpx2.get(app_server.url + path)
+        assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+        assert re.search(r"total;dur=\d", answer.headers["server-timing"])
+
+
+def test_a_prediction_tells_its_stages(app_server: InProcess) -> None:
+    timing = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO).headers["server-timing"]
+    names = [entry.split(";")[0] for entry in timing.split(", ")]
+    assert names == ["upload", "decode", "queue", "inference", "total", "batch"]
+
+
+def test_a_sane_request_id_is_taken_over_and_others_are_not(app_server: InProcess) -> None:
+    def echoed(given: str) -> str:
+        return httpx2.get(f"{app_server.url}/livez", headers={"X-Request-ID": given}).headers["x-request-id"]
+
+    assert echoed("trace-42:a/b") == "trace-42:a/b"
+    assert echoed("x" * 129) != "x" * 129
+    assert echoed('"><script>') != '"><script>'
+
+
+def test_the_id_of_a_problem_is_that_of_its_header(app_server: InProcess) -> None:
+    answer = httpx2.get(f"{app_server.url}/nothing")
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+    assert answer.json()["code"] == "not_found"
+
+
+def test_a_wrong_method_names_the_right_ones(app_server: InProcess) -> None:
+    answer = httpx2.get(f"{app_server.url}/v1/predict")
+    assert (answer.status_code, answer.json()["code"], answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+def test_a_configured_origin_may_call_and_read_timings(small_limits: InProcess) -> None:
+    preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    asked = httpx2.options(f"{small_limits.url}/v1/predict", headers=preflight)
+    assert asked.headers["access-control-allow-origin"] == "https://page.example"
+    answer = httpx2.get(f"{small_limits.url}/livez", headers={"Origin": "https://page.example"})
+    assert answer.headers["timing-allow-origin"] == "https://page.example"
+    assert "Server-Timing" in answer.headers["access-control-expose-headers"]
+    refused = httpx2.post(f"{small_limits.url}/v1/predict", content=PHOTO, headers={"Origin": "https://page.example"})
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://page.example")
+    assert (
+        "access-control-allow-origin"
+        not in httpx2.get(f"{small_limits.url}/livez", headers={"Origin": "https://evil.example"}).headers
+    )
+
+
+def test_probes_may_use_head(app_server: InProcess) -> None:
+    for path in ("/", "/docs", "/livez", "/readyz", "/healthz"):
+        answer = httpx2.head(app_server.url + path)
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_without_cors_no_origin_is_named(app_server: InProcess) -> None:
+    headers = httpx2.get(f"{app_server.url}/livez", headers={"Origin": "https://page.example"}).headers
+    assert not {"access-control-allow-origin", "timing-allow-origin"} & set(headers)
+
+
+def test_a_defect_is_a_500_that_shows_nothing(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret internals")
+
+    monkeypatch.setattr(app_server.app.state.classifier, "predictions", broken)
+    answer = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+def test_metrics_count_requests_by_route_and_status(app_server: InProcess) -> None:
+    def count(route: str, status: str) -> float:
+        labels = {"route": route, "status": status}
+        return app_server.app.state.metrics.registry.get_sample_value("topk_requests_total", labels) or 0
+
+    before = count("/v1/predict", "200"), count("/v1/predict", "415"), count("unmatched", "404")
+    httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO)
+    httpx2.post(f"{app_server.url}/v1/predict", content=b"text")
+    httpx2.get(f"{app_server.url}/some/random/path")
+    after = count("/v1/predict", "200"), count("/v1/predict", "415"), count("unmatched", "404")
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1, 1]
+
+
+def test_metrics_are_named_as_documented(app_server: InProcess) -> None:
+    httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO)
+    text = httpx2.get(f"{app_server.url}/metrics").text
+    for name in (
+        'topk_requests_total{route="/v1/predict",status="200"}',
+        'topk_images_total{outcome="accepted"}',
+        "topk_decode_seconds_bucket",
+        "topk_queue_seconds_bucket",
+        "topk_inference_seconds_bucket",
+        "topk_request_seconds_bucket",
+        "topk_batch_size_bucket",
+        "topk_queue_images 0.0",
+        "topk_inflight_bytes 0.0",
+        "topk_ready 1.0",
+        "topk_model_info{",
+    ):
+        assert name in text
+
+
+def test_the_documentation_asks_nobody_else(app_server: InProcess) -> None:
+    page = httpx2.get(f"{app_server.url}/docs").text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert links
+    for link in links:
+        assert "//" not in link
+        assert httpx2.get(f"{app_server.url}/{link}").status_code == 200
+
+
+def test_the_documentation_shows_every_upload_form(app_server: InProcess) -> None:
+    paths = httpx2.get(f"{app_server.url}/openapi.json").json()["paths"]
+    assert set(paths) >= {"/v1/predict", "/v1/predict/batch", "/v1/embed", "/v1/info", "/livez", "/readyz", "/healthz"}
+    forms = paths["/v1/predict"]["post"]["requestBody"]["content"]
+    assert set(forms) >= {"multipart/form-data", "application/json", "image/jpeg", "application/octet-stream"}
+    example = forms["application/json"]["example"]
+    assert httpx2.post(f"{app_server.url}/v1/predict", json=example).status_code == 200
+    batch = paths["/v1/predict/batch"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    results = httpx2.post(f"{app_server.url}/v1/predict/batch", json=batch).json()["results"]
+    assert all("predictions" in result for result in results)
+
+
+def test_a_prefix_serves_everything() -> None:
+    with served(root_path="/vision") as server:
+        redirect = httpx2.get(f"{server.url}/vision")
+        assert (redirect.status_code, redirect.headers["location"]) == (307, "/vision/")
+        for path in ("/", "/docs", "/openapi.json", "/readyz", "/web/index.html"):
+            assert httpx2.get(f"{server.url}/vision{path}").status_code == 200
+            assert httpx2.get(f"{server.url}{path}").status_code == 200  # a proxy that strips it
+        assert httpx2.post(f"{server.url}/vision/v1/predict", content=PHOTO).status_code == 200
+        assert httpx2.get(f"{server.url}/vision/openapi.json").json()["servers"] == [{"url": "/vision"}]

@@ -1,0 +1,97 @@
+"""Through HTTP with real weights on real photographs: are the answers right?"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.conftest import PHOTOGRAPHS, RESNET50, Server
+
+pytestmark = pytest.mark.shared
+
+Answers = list[list[dict[str, Any]]]
+
+
+def classify(server: Server, paths: list[Path], at_once: int, **query: int) -> Answers:
+    with httpx2.Client(base_url=server.url, timeout=120, limits=httpx2.Limits(max_connections=at_once)) as client:
+
+        def one(path: Path) -> list[dict[str, Any]]:
+            answer = client.post("/v1/predict", params=query, content=path.read_bytes())
+            assert answer.status_code == 200, answer.text
+            predictions: list[dict[str, Any]] = answer.json()["predictions"]
+            return predictions
+
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(one, paths))
+
+
+def accuracy(answers: Answers) -> tuple[float, float]:
+    """Top-1 and top-5 in per cent."""
+    wnids = [path.parent.name for path in PHOTOGRAPHS]
+    top1 = np.mean([answer[0]["wnid"] == wnid for answer, wnid in zip(answers, wnids, strict=True)])
+    top5 = np.mean([wnid in [p["wnid"] for p in answer] for answer, wnid in zip(answers, wnids, strict=True)])
+    return 100 * float(top1), 100 * float(top5)
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray[Any, Any]:
+    """Softmax of a plain torchvision loop: its own preset, the float32 eager model, one image at a time."""
+    import safetensors.torch
+    import torch
+    import torchvision
+    from PIL import Image
+
+    network = torchvision.models.resnet50()
+    network.load_state_dict(safetensors.torch.load_file(RESNET50))
+    network.eval()
+    preset = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
+    with torch.inference_mode():
+        rows = [network(preset(Image.open(path).convert("RGB"))[None]).softmax(1)[0] for path in PHOTOGRAPHS]
+    return torch.stack(rows).numpy()
+
+
+@pytest.fixture(scope="module")
+def reference_server() -> Iterator[Server]:
+    server = Server(
+        *("--model", "resnet50", "--weights", str(RESNET50)),
+        *("--engine", "torch", "--precision", "float32", "--no-fast-decode"),
+    )
+    yield server
+    assert server.stop() == 0
+
+
+def test_the_reference_settings_equal_a_plain_torchvision_loop(
+    reference_server: Server, reference: np.ndarray[Any, Any]
+) -> None:
+    answers = classify(reference_server, PHOTOGRAPHS, 8)
+    assert accuracy(answers)[0] >= 84.5
+    assert accuracy(answers)[1] >= 97
+    for answer, row in zip(answers, reference, strict=True):
+        assert answer[0]["class_id"] == int(row.argmax())
+        assert [p["score"] for p in answer] == pytest.approx([row[p["class_id"]] for p in answer], abs=1e-4)
+
+
+def test_the_default_settings_keep_the_accuracy_rule(resnet_server: Server, reference: np.ndarray[Any, Any]) -> None:
+    answers = classify(resnet_server, PHOTOGRAPHS, 8)
+    top1, top5 = accuracy(answers)
+    assert top1 >= 84.5
+    assert top5 >= 97
+    agreement = np.mean([a[0]["class_id"] == row.argmax() for a, row in zip(answers, reference, strict=True)])
+    assert agreement >= 0.99
+
+
+def test_64_clients_at_once_get_the_answers_each_would_get_alone(reference_server: Server) -> None:
+    paths = PHOTOGRAPHS[:64]
+    alone = classify(reference_server, paths, 1, top_k=1000)
+    batches = reference_server.metric("topk_batch_size_count"), reference_server.metric("topk_batch_size_sum")
+    together = classify(reference_server, paths, 64, top_k=1000)
+    count = reference_server.metric("topk_batch_size_count") - batches[0]
+    assert (reference_server.metric("topk_batch_size_sum") - batches[1]) / count > 1.5
+    for one, other in zip(alone, together, strict=True):
+        assert one[0]["class_id"] == other[0]["class_id"]
+        scores = {p["class_id"]: p["score"] for p in other}
+        assert [p["score"] for p in one] == pytest.approx([scores[p["class_id"]] for p in one], abs=1e-3)

@@ -1,0 +1,79 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CAT, REPOSITORY
+
+MODEL = ("--model", "efficientnet_lite0")
+
+
+def topk(*arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "app", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, input=stdin, capture_output=True, timeout=120)
+
+
+def test_predict_prints_a_table() -> None:
+    ran = topk("predict", str(CAT), *MODEL, "--top-k", "3")
+    assert ran.returncode == 0
+    assert "n02124075" in ran.stdout.decode()
+    assert "Egyptian cat" in ran.stdout.decode()
+
+
+def test_predict_reads_files_folders_and_standard_input_in_order(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.jpg"):
+        (tmp_path / name).write_bytes(CAT.read_bytes())
+    ran = topk("predict", str(tmp_path), "-", *MODEL, "--json", stdin=CAT.read_bytes())
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [Path(line["file"]).name for line in lines] == ["a.jpg", "b.jpg", "-"]
+    assert len({json.dumps(line["predictions"][0]["class_id"]) for line in lines}) == 1
+    assert lines[0].keys() == {"file", "model", "weights", "predictions"}
+
+
+def test_predict_goes_on_past_a_bad_file_and_says_so(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    ran = topk("predict", str(bad), str(CAT), str(tmp_path / "none.jpg"), *MODEL, "--json")
+    codes = [json.loads(line).get("error", {}).get("code") for line in ran.stdout.splitlines()]
+    assert codes == ["unsupported_media_type", None, "unreadable_file"]
+    assert ran.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", str(CAT), "--model", "resnet5"], "no model 'resnet5'"),
+        (["predict", str(CAT), *MODEL, "--top-k", "1001"], "more than the model's 1000 classes"),
+        (["predict", str(CAT), *MODEL, "--precision", "float8"], "setting precision"),
+        (["predict", str(CAT), *MODEL, "--device", "tpu"], "setting device"),
+    ],
+)
+def test_what_cannot_be_done_is_one_plain_line(arguments: list[str], words: str) -> None:
+    ran = topk(*arguments)
+    assert ran.returncode == 1
+    assert words in " ".join(ran.stderr.decode().split())
+    assert b"Traceback" not in ran.stderr
+
+
+def test_models_lists_what_can_be_served_with_its_published_accuracy() -> None:
+    entries = [json.loads(line) for line in topk("models", "--json").stdout.splitlines()]
+    found = next(e for e in entries if (e["architecture"], e["name"]) == ("resnet50", "IMAGENET1K_V2"))
+    assert (found["default"], found["accuracy"], found["parameters"]) == (True, [80.858, 95.434], 25557032)
+    assert isinstance(found["cached"], bool)
+    assert len({entry["architecture"] for entry in entries}) >= 80
+
+
+def test_every_setting_is_an_option_of_serve() -> None:
+    from app.settings import Settings
+
+    said = subprocess.run(
+        [sys.executable, "-m", "app", "serve", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}
+    ).stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in said
+
+
+def test_version_is_printed() -> None:
+    assert topk("--version").stdout.startswith(b"topk ")

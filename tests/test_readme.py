@@ -1,0 +1,190 @@
+"""The README's tables against the code, and its commands run as they stand."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torchvision
+
+from app import errors
+from app.main import create_app
+from app.settings import Settings
+from tests.conftest import REPOSITORY, Server
+
+README = (REPOSITORY / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def commands(prefix: str) -> list[str]:
+    """Lines of the README's shell blocks that begin with this word."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith(prefix)]
+
+
+def rows(first_header: str) -> dict[str, list[str]]:
+    """A table's rows by their first cell."""
+    table = README[README.index(f"| {first_header} |") :].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
+    return {row[0]: row[1:] for row in cells}
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_")} | {"PATH": path}
+    return subprocess.run(["bash", "-c", command], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
+
+
+def defaults(field: Any) -> str:
+    default = field.default
+    if default in (None, ()) or default == "":
+        return ""
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    documented = rows("setting")
+    assert documented == {
+        f"`TOPK_{name.upper()}`": [defaults(field), field.description] for name, field in Settings.model_fields.items()
+    }
+
+
+def test_the_api_table_names_every_route() -> None:
+    documented = set(re.findall(r"(?:GET|POST) (/\S*)`|`(/openapi.json)`", " ".join(rows("request"))))
+    served = set(create_app(Settings(_env_file=None)).openapi()["paths"]) | {"/", "/docs", "/openapi.json"}
+    assert {a or b for a, b in documented} == served
+
+
+def test_the_error_table_is_the_error_tree() -> None:
+    def tree(error: type[errors.TopkError]) -> Iterator[type[errors.TopkError]]:
+        yield error
+        for below in error.__subclasses__():
+            yield from tree(below)
+
+    assert {code.strip("`"): int(row[0]) for code, row in rows("code").items()} == {
+        error.code: error.status for error in tree(errors.TopkError)
+    }
+
+
+def test_the_metrics_table_names_what_is_exported(embedded_server: Server) -> None:
+    exported = httpx2.get(f"{embedded_server.url}/metrics").text
+    documented = re.findall(r"`(topk_\w+)`", " ".join(rows("metric")))
+    for name in documented:
+        assert f"# TYPE {name}" in exported
+    assert {n for n in re.findall(r"# TYPE (topk_\w+)", exported)} == set(documented)
+
+
+def test_the_first_curl_answers_what_the_readme_shows(embedded_server: Server) -> None:
+    shown = json.loads(re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0])
+    got = json.loads(shell(commands("curl")[0].replace("localhost:8000", embedded_server.url)).stdout)
+    assert (got["model"], got["weights"]) == (shown["model"], shown["weights"])
+    scores = {prediction["class_id"]: prediction["score"] for prediction in got["predictions"]}
+    for prediction in shown["predictions"][:4]:
+        assert scores[prediction["class_id"]] == pytest.approx(prediction["score"], abs=0.03)
+    assert got["predictions"][0].keys() == shown["predictions"][0].keys()
+
+
+@pytest.mark.parametrize("command", commands("curl") + commands("echo"))
+def test_every_curl_works_as_typed(embedded_server: Server, command: str) -> None:
+    ran = shell(command.replace("localhost:8000", embedded_server.url))
+    assert ran.returncode == 0, ran.stderr
+    assert "code" not in json.loads(ran.stdout)
+
+
+@pytest.mark.parametrize("command", [c for c in commands("topk") if "serve" not in c])
+def test_every_topk_command_works_as_typed(command: str) -> None:
+    ran = shell(command)
+    assert ran.returncode == 0, ran.stderr
+    assert ("cat" in ran.stdout) or ("resnet50" in ran.stdout)
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands("make serve") + commands("topk serve")] + ["make serve PORT=8123"]
+)
+def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
+    """With a port of its own, weights that are there, and official weights in a cache of the test's own."""
+    import safetensors.torch
+    import torch
+
+    torch.manual_seed(0)
+    command = re.sub(r"PORT=\d+", "", re.sub(r"--port \d+", "", command))
+    if found := re.search(r"WEIGHTS=(\S+)", command):
+        weights = tmp_path / "resnet50.safetensors"
+        safetensors.torch.save_file(torchvision.models.resnet50().state_dict(), weights)
+        command = command.replace(found[1], str(weights))
+    if "vgg16" in command:
+        pytest.skip("the official weights of vgg16 are not to be had here") if not os.environ.get(
+            "TOPK_TEST_DOWNLOADS"
+        ) else None
+    make = f" VENV={sys.prefix}" if command.startswith("make") else ""
+    with Serving(f"{command}{make}", tmp_path) as address:
+        assert httpx2.get(f"{address}/readyz").status_code == 200
+
+
+class Serving:
+    """A command that serves, until the block ends; entered when it is ready."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_")}
+        env |= {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "TOPK_PORT": "0",
+            "TOPK_HOST": "127.0.0.1",
+            "TOPK_DRAIN_DELAY_MS": "0",
+            "TORCH_HOME": str(folder / "torch"),
+        }
+        self.process = subprocess.Popen(
+            ["bash", "-c", command], cwd=REPOSITORY, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def __enter__(self) -> str:
+        assert self.process.stderr
+        said = []
+        for line in self.process.stderr:
+            said.append(line)
+            if line.startswith("{") and (entry := json.loads(line))["event"] == "ready":
+                return str(entry["address"])
+        raise AssertionError("".join(said))
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.communicate(timeout=60)
+
+
+def test_make_test_is_the_whole_suite() -> None:
+    ran = shell(f"make -n test VENV={sys.prefix}")
+    assert re.search(r"-m pytest\s*$", ran.stdout)
+    assert "\nmake lint\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    for name in ("python3.11", "python3.12", "python3.13"):
+        shutil.copy(old, tmp_path / name)
+    ran = subprocess.run(
+        ["make", "serve", f"VENV={tmp_path / 'venv'}"],
+        cwd=REPOSITORY,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode != 0
+    assert "Python 3.11 or newer" in ran.stderr
+
+
+def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
+    ran = shell(f"python -m pip wheel --quiet --no-deps --wheel-dir {tmp_path} .")
+    assert ran.returncode == 0, ran.stderr
+    names = shell(f"python -m zipfile --list {next(tmp_path.glob('*.whl'))}").stdout
+    for name in ("app/web/index.html", "app/data/imagenet1k.csv", "entry_points.txt"):
+        assert name in names

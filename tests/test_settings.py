@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_argument_wins_over_the_environment_and_that_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("TOPK_MODEL=vgg16\nTOPK_MAX_PIXELS=1000\nTOPK_PORT=81\n")
+    monkeypatch.setenv("TOPK_MODEL", "alexnet")
+    monkeypatch.setenv("TOPK_MAX_PIXELS", "2000")
+    settings = Settings(model="resnet18")
+    assert (settings.model, settings.max_pixels, settings.port) == ("resnet18", 2000, 81)
+
+
+def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPK_CORS_ORIGINS", "https://a.example, https://b.example,")
+    monkeypatch.setenv("TOPK_API_KEYS", "one,two")
+    settings = Settings()
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert "one" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model_name": "a/b"},
+        {"device": "gpu"},
+        {"root_path": "vision"},
+        {"root_path": "/v/"},
+        {"max_pixels": 0},
+        {"engine": "x"},
+    ],
+)
+def test_senseless_values_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**wrong)
