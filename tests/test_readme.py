@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 import torchvision
 
 from app import errors
@@ -79,7 +80,7 @@ def test_the_metrics_table_names_what_is_exported(embedded_server: Server) -> No
     documented = re.findall(r"`(topk_\w+)`", " ".join(rows("metric")))
     for name in documented:
         assert f"# TYPE {name}" in exported
-    assert {n for n in re.findall(r"# TYPE (topk_\w+)", exported)} == set(documented)
+    assert set(re.findall(r"# TYPE (topk_\w+)", exported)) == set(documented)
 
 
 def test_the_first_curl_answers_what_the_readme_shows(embedded_server: Server) -> None:
@@ -106,27 +107,25 @@ def test_every_topk_command_works_as_typed(command: str) -> None:
     assert ("cat" in ran.stdout) or ("resnet50" in ran.stdout)
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in commands("make serve") + commands("topk serve")] + ["make serve PORT=8123"]
-)
+@pytest.mark.parametrize("command", [*commands("make serve"), *commands("topk serve")])
 def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
-    """With a port of its own, weights that are there, and official weights in a cache of the test's own."""
-    import safetensors.torch
-    import torch
-
-    torch.manual_seed(0)
-    command = re.sub(r"PORT=\d+", "", re.sub(r"--port \d+", "", command))
+    """With a port of its own, and seeded weights where the command's own are not to be had."""
+    command = re.sub(r"PORT=\d+|--port \d+", "", command)
     if found := re.search(r"WEIGHTS=(\S+)", command):
-        weights = tmp_path / "resnet50.safetensors"
-        safetensors.torch.save_file(torchvision.models.resnet50().state_dict(), weights)
-        command = command.replace(found[1], str(weights))
-    if "vgg16" in command:
-        pytest.skip("the official weights of vgg16 are not to be had here") if not os.environ.get(
-            "TOPK_TEST_DOWNLOADS"
-        ) else None
+        command = command.replace(found[1], str(seeded_weights("resnet50", tmp_path / "resnet50.pth")))
+    if found := re.search(r"MODEL=(\w+):(\w+)", command):
+        url = torchvision.models.get_model_weights(found[1])[found[2]].url
+        seeded_weights(found[1], tmp_path / "torch" / "hub" / "checkpoints" / url.rsplit("/", 1)[-1])
     make = f" VENV={sys.prefix}" if command.startswith("make") else ""
     with Serving(f"{command}{make}", tmp_path) as address:
         assert httpx2.get(f"{address}/readyz").status_code == 200
+
+
+def seeded_weights(architecture: str, path: Path) -> Path:
+    torch.manual_seed(0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torchvision.models.get_model(architecture).state_dict(), path)
+    return path
 
 
 class Serving:

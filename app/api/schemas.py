@@ -65,7 +65,14 @@ class Problem(BaseModel):
     retry_after_ms: int | None = Field(None, description="With `overloaded`.")
 
 
-_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGNomLMDK2IYWhIAVctvAcXu4DoAAAAASUVORK5CYII="
+# docs/cat.jpg at 48x48, as WebP: an example that can be tried as it stands
+_CAT = (
+    "UklGRoYBAABXRUJQVlA4IHoBAABQCQCdASowADAAPuVcpk6pJSOiPHgIASAciUOAAZ29bGDcBUPGz4YaFEg5vO3gYSTFmzZbTa35LbulrWAe"
+    "DswPbpoGWQNyMM152YcstYDxyiuWYADNYvNmc+nWJB/JGDmr9hgGBoSrFKiZLjjCaSdFWk0iTjNrj9sKvpA8xLPHmB/InitFSob/sGCkB9lG"
+    "4iM/m/l7dUvf3MbQFGRP+OxfvRaXccK2GKXijPs4X2x83sJWTi7YJD8Y8VqIsr3Nj3T6uUukyZXMnziVK0USGXYHcv4vGbDTsuQfhQHCo+qn"
+    "i8UA2jV3kU8fjpYfQaLxwZ3OdbgAXi70SAkXaMHgGMUgo/0y7aM4Z0XW/6z/hx4a+vLecNz53Q1Ith75WKvougYI1u9AKlEYmrjxscauQ3bZ"
+    "+4w0bK2wO6KU4r70LUYQeO2+bjbFWbYz4fXYVSoDGbTYfZ/vcQHvU8KTynxkKqanmG+z/yN8O+OfCCKHBJpbejW8YcsCG/8AAAA="
+)
 _BINARY = {"type": "string", "format": "binary"}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -92,11 +99,11 @@ def image_body(several: bool) -> dict[str, Any]:
             "required": ["images"],
             "properties": {"images": {"type": "array", "items": {"type": "string"}}},
         }
-        example: dict[str, Any] = {"images": [_PIXEL, f"data:image/png;base64,{_PIXEL}"]}
+        example: dict[str, Any] = {"images": [_CAT, f"data:image/webp;base64,{_CAT}"]}
     else:
         part = _BINARY
         json = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string"}}}
-        example = {"image": _PIXEL}
+        example = {"image": _CAT}
     content: dict[str, Any] = {
         "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": part}}},
         "application/json": {"schema": json, "example": example},
