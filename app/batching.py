@@ -25,6 +25,8 @@ Run = Callable[[Sequence[Any]], Sequence[Any]]
 
 _PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one's
 _FRESH = 0.2  # weight of the newest measurement in the moving average
+_FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does not pay back to where it would
+_DEFECT = "the image could not be classified"
 
 
 class CostCurve:
@@ -43,6 +45,7 @@ class CostCurve:
         bucket = self.bucket(n)
         known = self._seconds.get(bucket)
         self._seconds[bucket] = seconds if known is None else known + _FRESH * (seconds - known)
+        self._forgive(bucket)
 
     def seconds(self, n: int) -> float:
         """Predicted seconds of one batch of n items; proportional to the nearest bucket where none is measured."""
@@ -56,15 +59,23 @@ class CostCurve:
 
     @property
     def ceiling(self) -> int:
-        """The largest bucket whose throughput is within 3 % of the best."""
-        if not self._seconds:
-            return self.buckets[-1]
-        rates = {b: b / self.seconds(b) for b in self._seconds if self._seconds[b] > 0}
-        return max((b for b, rate in rates.items() if rate >= _PAYS * max(rates.values())), default=self.buckets[-1])
+        """The largest bucket whose throughput is within 3 % of the best; one that is not measured yet may be."""
+        least = _PAYS * self._best_rate()
+        return max(b for b in self.buckets if b >= least * self.seconds(b))
 
     def as_dict(self) -> dict[int, float]:
         """Bucket -> measured seconds."""
         return dict(sorted(self._seconds.items()))
+
+    def _best_rate(self) -> float:
+        return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)
+
+    def _forgive(self, bucket: int) -> None:
+        """What does not pay is not run, so not measured: without this, one hiccup would lower the ceiling for good."""
+        best = self._best_rate()
+        for larger, seconds in self._seconds.items():
+            if larger > bucket and seconds * best > larger:
+                self._seconds[larger] += _FORGIVEN * (larger / best - seconds)
 
 
 @dataclass(slots=True, eq=False)
@@ -92,11 +103,15 @@ class Done:
 
 
 class Backlog:
-    """What waits and what runs; decides who is admitted and what goes next. Not thread-safe; time is passed in."""
+    """What waits and what runs; decides who is admitted and what goes next. Not thread-safe; time is passed in.
 
-    def __init__(self, costs: CostCurve, streams: int) -> None:
+    ``ahead_s()`` predicts the seconds until all that is still prepared ahead of the queue will have come to it.
+    """
+
+    def __init__(self, costs: CostCurve, streams: int, ahead_s: Callable[[], float] = lambda: 0.0) -> None:
         self.costs = costs
         self.streams = streams
+        self.ahead_s = ahead_s
         self._waiting: deque[Entry] = deque()
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._standing_since: float | None = None
@@ -106,12 +121,11 @@ class Backlog:
 
     def predicted_wait(self, now: float) -> float:
         """Seconds until an item that came now would be taken by a stream, from the measured costs."""
+        ahead = self.ahead_s()
         if len(self._running) < self.streams and not self._waiting:
-            return 0.0
-        full, rest = divmod(len(self._waiting), self.costs.ceiling)
-        work = full * self.costs.seconds(self.costs.ceiling) + (self.costs.seconds(rest) if rest else 0.0)
+            return ahead
         running = sum(max(0.0, end - now) for end in self._running.values())
-        return (work + running) / self.streams
+        return max(ahead, (self._work(len(self._waiting)) + running) / self.streams)
 
     @property
     def target_s(self) -> float:
@@ -126,9 +140,8 @@ class Backlog:
         V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
         """
         wait = self.predicted_wait(now)
-        needed = wait + (n // self.costs.ceiling) * self.costs.seconds(self.costs.ceiling) / self.streams
-        needed += self.costs.seconds(max(1, n % self.costs.ceiling))
-        late = now + needed - deadline
+        one_batch = self.costs.seconds(min(n, self.costs.ceiling))
+        late = now + wait + max(one_batch, self._work(n) / self.streams) - deadline
         if late > 0:
             raise Overloaded("the answer would come too late", retry_after_s=late)
         if wait <= self.target_s:
@@ -146,8 +159,9 @@ class Backlog:
     def take(self, now: float, stream: int) -> tuple[list[Entry], list[Entry]]:
         """The next batch for a free stream, and the entries that expired while they waited.
 
-        By arrival; only an entry that would miss its deadline by waiting for one more batch overtakes, and never the
-        head. Entries that nobody waits for are dropped.
+        The batch is this stream's share of what the free streams can take. By arrival; only an entry that would miss
+        its deadline by waiting for one more batch overtakes, and never the head. Entries that nobody waits for are
+        dropped.
         """
         waiting = [entry for entry in self._waiting if not entry.gone]
         expired = [entry for entry in waiting if entry.deadline <= now]
@@ -164,16 +178,22 @@ class Backlog:
     def finished(self, stream: int) -> None:
         self._running.pop(stream, None)
 
+    def _work(self, n: int) -> float:
+        """Seconds of one stream that n items cost."""
+        full, rest = divmod(n, self.costs.ceiling)
+        return full * self.costs.seconds(self.costs.ceiling) + (self.costs.seconds(rest) if rest else 0.0)
+
     def _choose(self, now: float, waiting: list[Entry]) -> list[Entry]:
-        size = self._size(len(waiting))
+        free = max(1, self.streams - len(self._running))
+        size = self._size(-(-len(waiting) // free))
         if size == len(waiting):
             return waiting
         next_end = now + 2 * self.costs.seconds(size)
-        urgent = [entry for entry in waiting[size:] if entry.deadline < next_end][: size - 1]
-        return waiting[: size - len(urgent)] + urgent
+        urgent_first = sorted(waiting[1:], key=lambda entry: entry.deadline >= next_end)  # stable: else by arrival
+        return waiting[:1] + urgent_first[: size - 1]
 
     def _size(self, waiting: int) -> int:
-        """All that waits, up to the ceiling; or the full bucket below, where padding up to the next costs more."""
+        """All of it, up to the ceiling; or the full bucket below, where padding up to the next costs more."""
         n = min(waiting, self.costs.ceiling)
         below = max((b for b in self.costs.buckets if b <= n), default=n)
         if below < n and below / max(self.costs.seconds(below), 1e-9) > n / max(self.costs.seconds(n), 1e-9):
@@ -185,20 +205,22 @@ class Backlog:
 class BatchQueue:
     """Threads around a ``Backlog``: one a stream, each running its own callable.
 
-    ``on_batch(size, seconds)`` is told of each batch that ran, on the stream's thread.
+    ``on_batch(size, seconds)`` is told of each batch that did not fail, on the stream's thread; its own errors are
+    logged. ``ahead_s`` is the ``Backlog``'s.
     """
 
     runs: Sequence[Run]
     costs: CostCurve
     on_batch: Callable[[int, float], None] = lambda size, seconds: None
     clock: Callable[[], float] = time.monotonic
+    ahead_s: Callable[[], float] = lambda: 0.0
     backlog: Backlog = field(init=False)
     _wakeup: threading.Condition = field(init=False, default_factory=threading.Condition)
     _threads: list[threading.Thread] = field(init=False, default_factory=list)
     _closed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.backlog = Backlog(self.costs, len(self.runs))
+        self.backlog = Backlog(self.costs, len(self.runs), self.ahead_s)
 
     def start(self, warm_batch: Callable[[int], Sequence[Any]] | None = None) -> None:
         """Start the streams; with ``warm_batch(size)``, measure every bucket on each of them first.
@@ -272,19 +294,24 @@ class BatchQueue:
             warm.set_exception(error)
             return
         warm.set_result(None)
-        while True:
+        while self._serve_batch(stream, run):
+            pass
+
+    def _serve_batch(self, stream: int, run: Run) -> bool:
+        """Wait for the next batch and run it; False once the queue is closed and empty."""
+        with self._wakeup:
+            while not len(self.backlog) and not self._closed:
+                self._wakeup.wait()
+            if not len(self.backlog):
+                return False
+            batch, expired = self.backlog.take(self.clock(), stream)
+        _settle(expired, [DeadlineExceeded("the deadline passed while the image waited") for _ in expired])
+        if batch:
+            answers = self._run_batch(run, batch)
             with self._wakeup:
-                while not len(self.backlog) and not self._closed:
-                    self._wakeup.wait()
-                if not len(self.backlog):
-                    return
-                batch, expired = self.backlog.take(self.clock(), stream)
-            if expired:
-                _settle(expired, [DeadlineExceeded("the deadline passed while the image waited")] * len(expired))
-            if batch:
-                self._run_batch(run, batch)
-                with self._wakeup:
-                    self.backlog.finished(stream)
+                self.backlog.finished(stream)
+            _settle(batch, answers)
+        return True
 
     def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]]) -> None:
         for size in self.costs.buckets:
@@ -295,34 +322,45 @@ class BatchQueue:
             with self._wakeup:
                 self.costs.observe(size, self.clock() - started)
 
-    def _run_batch(self, run: Run, batch: list[Entry]) -> None:
+    def _run_batch(self, run: Run, batch: list[Entry]) -> list[Any]:
         started = self.clock()
-        answers = _isolated(run, batch)
-        seconds = self.clock() - started
-        with self._wakeup:
-            self.costs.observe(len(batch), seconds)
-        self.on_batch(len(batch), seconds)
-        _settle(
-            batch,
-            [
-                answer if isinstance(answer, Exception) else Done(answer, started - entry.submitted, len(batch))
-                for entry, answer in zip(batch, answers, strict=True)
-            ],
-        )
+        try:
+            answers = _checked(run, [entry.item for entry in batch])
+        except BaseException:  # whatever it is, a stream that ends leaves its callers waiting
+            log.exception("batch failed", size=len(batch))
+            answers = _one_by_one(run, batch)
+        else:
+            self._observe(answers, self.clock() - started)
+        return [
+            answer if isinstance(answer, Exception) else Done(answer, started - entry.submitted, len(batch))
+            for entry, answer in zip(batch, answers, strict=True)
+        ]
+
+    def _observe(self, answers: list[Any], seconds: float) -> None:
+        """Learn from a batch. Items refused before the device, bad images say, cost next to nothing: not counted."""
+        size = sum(not isinstance(answer, Exception) for answer in answers)
+        if size:
+            with self._wakeup:
+                self.costs.observe(size, seconds)
+        try:
+            self.on_batch(len(answers), seconds)
+        except Exception:
+            log.exception("on_batch failed")
 
 
-def _isolated(run: Run, batch: list[Entry]) -> list[Any]:
-    """Run a batch; where it fails as a whole, once more one by one, so that only the guilty item fails."""
-    try:
-        return _checked(run, [entry.item for entry in batch])
-    except Exception:
-        log.exception("batch failed", size=len(batch))
+def _one_by_one(run: Run, batch: list[Entry]) -> list[Any]:
+    """Once more what failed as a batch, so that only the guilty item fails; a batch of one has been tried."""
     if len(batch) == 1:
-        return [Internal("the image could not be classified")]
-    answers: list[Any] = []
-    for entry in batch:
-        answers += [None] if entry.gone else _isolated(run, [entry])
-    return answers
+        return [Internal(_DEFECT)]
+    return [None if entry.gone else _alone(run, entry) for entry in batch]
+
+
+def _alone(run: Run, entry: Entry) -> Any:
+    try:
+        return _checked(run, [entry.item])[0]
+    except BaseException:
+        log.exception("item failed")
+        return Internal(_DEFECT)
 
 
 def _checked(run: Run, items: Sequence[Any]) -> list[Any]:

@@ -8,22 +8,27 @@ import asyncio
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from app import engine, images, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
 from app.engine import Row, Want
-from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable
+from app.errors import BadImage, DeadlineExceeded, Internal, NotReady, Overloaded, TopkError, Unavailable
 from app.models.model import Model
 from app.settings import Settings
 from app.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
 
 Image = bytes | npt.NDArray[np.float32]
 """An image file, or an already preprocessed float32 tensor of shape [3, crop, crop]."""
@@ -79,10 +84,17 @@ class Classifier:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.ready = False
+        self._warm = False
         self._decode_ahead = decode_ahead
         self._ahead: ThreadPoolExecutor | None = None
+        self._ahead_threads = machine.cores()
         self._ahead_waiting = 0
+        self._ahead_costs = CostCurve((1,))
+        self._counting = threading.Lock()  # for what decode threads count
         self._closing = threading.Lock()
+        self._settled = threading.Condition()  # told whenever an image has its answer
+        self._in_flight = 0
+        self._last_deadline = 0.0
 
     def load(self) -> None:
         """Resolve the model, bring it onto the device and warm it up at the served size, every bucket.
@@ -102,10 +114,10 @@ class Classifier:
         )
         ahead = ahead_of_queue(device.device) if self._decode_ahead is None else self._decode_ahead
         if ahead:
-            self._ahead = ThreadPoolExecutor(machine.cores(), "topk-decode")
-        self.queue = BatchQueue([self._run] * device.streams, CostCurve(device.buckets), self._on_batch)
-        self._observe_queue()
+            self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
+        self.queue = BatchQueue([self._run] * device.streams, CostCurve(device.buckets), ahead_s=self._ahead_s)
         self.queue.start(self._warm_batch)
+        self._observe_queue()
         self.metrics.model.info(
             {
                 "model": model.name,
@@ -118,11 +130,19 @@ class Classifier:
         self.ready = True
 
     def close(self) -> None:
-        """Finish what was accepted, then stop the threads. Blocks; harmless where nothing was loaded."""
+        """Finish what was accepted, then stop the threads. Harmless where nothing was loaded.
+
+        Blocks, so it is not for the event loop whose images it waits for.
+        """
         with self._closing:
-            if not self.ready:
-                return
-            self.ready = False
+            with self._settled:
+                if not self.ready:
+                    return
+                self.ready = False
+                # Costly pictures come to the queue twice: it must stay open until the last one has its answer. The
+                # deadlines end the wait where an event loop has died with its images.
+                patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                self._settled.wait_for(lambda: not self._in_flight, patience)
             self.decoder.close()
             if self._ahead:
                 self._ahead.shutdown()
@@ -135,6 +155,8 @@ class Classifier:
         """
         if not self.ready:
             raise NotReady("the model is being loaded")
+        if not count:
+            return
         try:
             self.queue.admit(self._ahead_waiting + count, deadline)
         except Overloaded:
@@ -148,7 +170,8 @@ class Classifier:
         ``images``, Overloaded, DeadlineExceeded, NotReady and Internal.
         """
         try:
-            done, answer = await self._within(deadline, self._answer(_Job(image, want), deadline))
+            with self._flight(deadline):
+                done, answer = await self._within(deadline, self._answer(_Job(image, want), deadline))
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -207,6 +230,21 @@ class Classifier:
             "warning": model.warning,
         }
 
+    @contextmanager
+    def _flight(self, deadline: float) -> Iterator[None]:
+        """Counted in here is what ``close`` waits for."""
+        with self._settled:
+            if not self.ready:
+                raise NotReady("shutting down")
+            self._in_flight += 1
+            self._last_deadline = max(self._last_deadline, deadline)
+        try:
+            yield
+        finally:
+            with self._settled:
+                self._in_flight -= 1
+                self._settled.notify_all()
+
     async def _within(self, deadline: float, answer: Any) -> tuple[Done, _Answer]:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -225,25 +263,35 @@ class Classifier:
     async def _queued(self, job: _Job, deadline: float) -> Done:
         entry = self.queue.entry(job, deadline)
         if self._ahead and isinstance(job.image, bytes):
-            self._ahead_waiting += 1
+            self._count_ahead(1)
             decoding = self._ahead.submit(self._decode_and_put, entry)
+            decoding.add_done_callback(lambda _: self._count_ahead(-1))
             entry.future.add_done_callback(lambda _: decoding.cancel())
-            decoding.add_done_callback(lambda _: entry.future.get_loop().call_soon_threadsafe(self._decoded))
         else:
             self.queue.put(entry)
         return await entry.future
 
-    def _decoded(self) -> None:
-        self._ahead_waiting -= 1
+    def _count_ahead(self, change: int) -> None:
+        with self._counting:
+            self._ahead_waiting += change
+
+    def _ahead_s(self) -> float:
+        """Predicted seconds until the decode threads are through with what they have."""
+        return self._ahead_waiting * self._ahead_costs.seconds(1) / self._ahead_threads
 
     def _decode_and_put(self, entry: Entry) -> None:
         """On a decode thread: the image becomes a crop, and waits for the device from here on."""
         job: _Job = entry.item
         try:
-            job.image = self.decoder.decode(job.image)  # type: ignore[arg-type]
+            job.image = decoded = self.decoder.decode(job.image)  # type: ignore[arg-type]
+            with self._counting:
+                self._ahead_costs.observe(1, decoded.seconds)
             self.queue.put(entry)
         except (TopkError, Costly) as error:
             self.queue.settle(entry, error)
+        except Exception:
+            log.exception("decoding failed")
+            self.queue.settle(entry, Internal("the image could not be decoded"))
 
     def _run(self, jobs: Sequence[_Job]) -> list[_Answer | Exception]:
         """On a stream's thread: decode what is not decoded yet, run the rest as one batch."""
@@ -253,8 +301,9 @@ class Classifier:
             started = time.perf_counter()
             rows = self.engine.forward([answers[i].crop for i in crops], [jobs[i].want for i in crops])
             seconds = time.perf_counter() - started
-            self.metrics.inference_seconds.observe(seconds)
-            self.metrics.batch_size.observe(len(crops))
+            if self._warm:
+                self.metrics.inference_seconds.observe(seconds)
+                self.metrics.batch_size.observe(len(crops))
             for i, row in zip(crops, rows, strict=True):
                 answers[i] = _Answer(row, answers[i].seconds, seconds)
         return answers
@@ -275,13 +324,13 @@ class Classifier:
         grey = Decoded(np.full((crop, crop, 3), 128, np.uint8), 0.0)
         return [_Job(grey, Want(k=5))] * size
 
-    def _on_batch(self, size: int, seconds: float) -> None:
-        bucket = self.queue.costs.bucket(size)
-        self.metrics.batch_cost.labels(bucket).set(self.queue.costs.seconds(bucket))
-
     def _observe_queue(self) -> None:
+        """What is measured from here on is of use; the warm-up was not."""
+        self._warm = True
         self.metrics.queue_images.set_function(lambda: len(self.queue))
         self.metrics.predicted_wait.set_function(self.queue.predicted_wait)
+        for bucket in self.engine.buckets:
+            self.metrics.batch_cost.labels(bucket).set_function(partial(self.queue.costs.seconds, bucket))
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

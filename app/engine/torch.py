@@ -43,7 +43,7 @@ class TorchEngine:
     def load(self) -> None:
         try:
             module = self._model.build().eval().requires_grad_(False)
-            self._module = module.to(self._device, self._dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._module = module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
         preprocessing = self._model.preprocessing

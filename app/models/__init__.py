@@ -20,11 +20,13 @@ def resolve(settings: Settings) -> Model:
 def _named(settings: Settings) -> Model:
     from app.models import zoo
 
-    if settings.model == EMBEDDED and not settings.weights:
+    architecture, _, entry = settings.model.partition(":")
+    if architecture == EMBEDDED:
         from app.models.embedded import embedded
 
+        if settings.weights or entry:
+            raise ModelError(f"{EMBEDDED} is served with its own weights only")
         return embedded()
-    architecture, _, entry = settings.model.partition(":")
     if settings.weights:
         return zoo.from_file(architecture, entry or None, settings.weights.expanduser())
     return zoo.official(architecture, entry or None)

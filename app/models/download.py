@@ -1,4 +1,4 @@
-"""Official weights, fetched once into torch's own cache: progress, resumed retries, a checked hash, placed atomically."""
+"""Official weights, fetched once into torch's cache: progress, resumed retries, checked hash, atomic placement."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from app.errors import ModelError
 
 GIVE_UP_S = 10.0  # without a byte
 _RETRY_S = 0.5
-_REFUSALS = 3  # connections that fail at once, one after the other: there is no network
+_REFUSALS = 3  # connections that fail at once before the first byte: there is no network
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch's convention: NAME-<first digits of the SHA-256>.pth
 
 
@@ -29,20 +29,20 @@ def cache_folder() -> Path:
     """Where ``torch.hub`` keeps weights: ``$TORCH_HOME/hub/checkpoints``, by default below ``~/.cache/torch``."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    return Path(os.path.expanduser(home)) / "hub" / "checkpoints"  # Path's own raises where there is no home
 
 
 def cached(url: str) -> Path | None:
     """The weights' file, where it is already in the cache."""
     path = cache_folder() / url.rsplit("/", 1)[-1]
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None  # Path's own raises where the folder may not be searched
 
 
 def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
     """Path of the weights at ``url``, downloaded unless they are in the cache.
 
-    An interrupted transfer is resumed until ``give_up_s`` seconds pass without a byte. The file's SHA-256 must begin
-    with the digits in its name. Raises ModelError.
+    An interrupted transfer is resumed until ``give_up_s`` seconds pass without a new byte. The file's SHA-256 must
+    begin with the digits in its name. Raises ModelError.
     """
     if found := cached(url):
         return found
@@ -65,22 +65,31 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
 
 def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:
     """Fill ``partial``, resuming after each interruption."""
-    last_byte, refused = time.monotonic(), 0
-    with _progress() as progress, httpx2.Client(follow_redirects=True, timeout=give_up_s) as client:
+    last_byte, furthest, refused = time.monotonic(), 0, 0
+    with _progress() as progress, _client(give_up_s) as client:
         task = progress.add_task(url.rsplit("/", 1)[-1], total=None)
         while True:
             try:
                 for length, total in _chunks(client, url, partial):
-                    last_byte, refused = time.monotonic(), 0
+                    if length > furthest:
+                        last_byte, furthest = time.monotonic(), length
                     progress.update(task, completed=length, total=total)
                 return
             except httpx2.HTTPError as error:
                 refused += isinstance(error, httpx2.ConnectError)
-                if refused == _REFUSALS:
-                    raise _Permanent(f"no connection ({error})") from error
+                reason = str(error) or type(error).__name__
+                if refused == _REFUSALS and not furthest:
+                    raise _Permanent(f"no connection ({reason})") from error
                 if time.monotonic() - last_byte + _RETRY_S >= give_up_s:
-                    raise _Permanent(f"{give_up_s:g} s without a byte ({error or type(error).__name__})") from error
+                    raise _Permanent(f"{give_up_s:g} s without a byte ({reason})") from error
                 time.sleep(_RETRY_S)
+
+
+def _client(timeout: float) -> httpx2.Client:
+    try:
+        return httpx2.Client(follow_redirects=True, timeout=timeout)
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:  # SOCKS, for one
+        raise _Permanent(f"the proxy that the environment names cannot be used: {error}") from error
 
 
 def _chunks(client: httpx2.Client, url: str, partial: IO[bytes]) -> Iterator[tuple[int, int | None]]:

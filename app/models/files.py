@@ -1,7 +1,9 @@
 """Weights from a file the user names: safetensors, or a state dict that holds nothing but tensors."""
 
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -9,23 +11,36 @@ from torch import Tensor, nn
 
 from app.errors import ModelError
 
+# Names of older torchvision releases, which its official files still have: densenet.py and vision_transformer.py there.
+_RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
+    (re.compile(r"(\.mlp\.)linear_1\."), r"\g<1>0."),
+    (re.compile(r"(\.mlp\.)linear_2\."), r"\g<1>3."),
+)
+
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU. Raises ModelError; nothing but tensors is ever unpickled."""
-    if not path.is_file():
-        raise ModelError(f"no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded: Any = safetensors.torch.load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{path} holds more than tensors; save the state dict alone, or as safetensors") from error
+        raise ModelError(
+            f"{path} is damaged or holds more than tensors; save the state dict alone, or as safetensors"
+        ) from error
     except Exception as error:
-        raise ModelError(f"{path} is neither safetensors nor a torch state dict ({error})") from error
+        reason = str(error) or type(error).__name__
+        raise ModelError(f"{path} is neither safetensors nor a torch state dict ({reason})") from error
     for key in ("state_dict", "model"):  # what training scripts wrap it in
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise ModelError(f"{path} is no state dict: a mapping from names to tensors")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 
@@ -36,6 +51,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor], architecture: str, 
     Auxiliary heads, used in training only, may be missing, and so may batch norm's counters.
     """
     expected = network.state_dict()
+    state = {_current(name, expected): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not _optional(name) or name in expected}
     wrong = [
         f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
@@ -45,25 +61,32 @@ def load_state(network: nn.Module, state: dict[str, Tensor], architecture: str, 
     missing = [f"{name} is missing" for name in expected if name not in state and not _optional(name)]
     unknown = [f"{name} is unknown" for name in state if name not in expected]
     if wrong or missing or unknown:
-        _name_class_count(list(expected), expected, state, architecture, source)
+        _name_class_count(expected, state, architecture, source)
         differences = wrong + missing + unknown
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ModelError(f"{source} does not fit {architecture}: {'; '.join(differences[:3])}{more}")
-    network.load_state_dict(state, strict=False)
+    expected.update(state)  # it also carries the modules' versions, which MNASNet insists on
+    network.load_state_dict(expected)
 
 
-def _name_class_count(
-    names: list[str], expected: dict[str, Tensor], state: dict[str, Tensor], architecture: str, source: str
-) -> None:
-    """Raise the plainer error where nothing but the last layer differs."""
-    head = [name for name in names if not _auxiliary(name)][-2:]
-    others = [name for name in names if name not in head and not _optional(name)]
+def _name_class_count(expected: dict[str, Tensor], state: dict[str, Tensor], architecture: str, source: str) -> None:
+    """Raise the plainer error where nothing but the last layer's number of classes differs."""
+    names = [name for name in expected if not _optional(name)]
+    last = names[-1]
+    others = [name for name in names if name.rpartition(".")[0] != last.rpartition(".")[0]]
     fits = all(name in state and state[name].shape == expected[name].shape for name in others)
-    if fits and all(name in state for name in head):
-        raise ModelError(
-            f"{source} has {len(state[head[-1]])} classes; {architecture} with ImageNet's labels has"
-            f" {len(expected[head[-1]])}"
-        )
+    found, classes = list(state[last].shape[:1]) if last in state else [], len(expected[last])
+    if fits and found and found[0] != classes:
+        raise ModelError(f"{source} has {found[0]} classes; {architecture} with ImageNet's labels has {classes}")
+
+
+def _current(name: str, expected: dict[str, Tensor]) -> str:
+    """Today's name of a tensor."""
+    for old, new in _RENAMED:
+        renamed = old.sub(new, name)
+        if renamed in expected:
+            return renamed
+    return name
 
 
 def _auxiliary(name: str) -> bool:

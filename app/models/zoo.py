@@ -1,5 +1,6 @@
 """torchvision's classification architectures by name, with their official weights."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,34 @@ def architectures() -> list[str]:
 
 
 def entries() -> list[Entry]:
-    """All official weights for ImageNet-1k."""
-    return [_entry(name, weights) for name in architectures() for weights in torchvision.models.get_model_weights(name)]
+    """All official weights that classify ImageNet-1k."""
+    found = [_entry(name, weights) for name in architectures() for weights in _enum(name)]
+    return [entry for entry in found if not math.isnan(entry.accuracy[0])]
+
+
+def network(architecture: str, entry: str | None) -> nn.Module:
+    """An architecture with random weights, for the image size of ``entry``, else of the first one.
+
+    Raises ModelError.
+    """
+    weights = _weights(architecture, entry)
+    arguments = _BUILD_ARGUMENTS.get(architecture, {})
+    if architecture.startswith("vit_"):  # its position embedding has the size of the image
+        arguments = {"image_size": weights.meta["min_size"][0]}
+    module: nn.Module = torchvision.models.get_model(architecture, weights=None, **arguments)
+    return module
+
+
+def preprocessing(architecture: str, entry: str | None) -> Preprocessing:
+    """What ``entry``, else the first one, was measured with. Raises ModelError."""
+    preset = _weights(architecture, entry).transforms()
+    return Preprocessing(
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
 
 
 def official(architecture: str, entry: str | None) -> Model:
@@ -58,64 +85,53 @@ def from_file(architecture: str, entry: str | None, path: Path) -> Model:
 
     Raises ModelError.
     """
-    enum = torchvision.models.get_model_weights(_known(architecture))
-    weights = _weights(architecture, entry) if entry else next(iter(enum))
-    if not path.is_file():
-        raise ModelError(f"no weights file {path}")
+    weights = _weights(architecture, entry)
     return _model(architecture, weights, path, path.stem)
 
 
 def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Model:
     def build() -> FeaturesAndLogits:
-        network = _network(architecture)
-        load_state(network, read_state(path), architecture, str(path))
-        return split(network)
+        module = network(architecture, weights.name)
+        load_state(module, read_state(path), architecture, str(path))
+        return split(module)
 
+    try:
+        digest = download.sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
     return Model(
         name=architecture,
         architecture=architecture,
         weights=weights_name,
-        digest=download.sha256(path),
-        preprocessing=_preprocessing(weights),
+        digest=digest,
+        preprocessing=preprocessing(architecture, weights.name),
         labels=imagenet1k(),
         build=build,
     )
 
 
-def _network(architecture: str) -> nn.Module:
-    network: nn.Module = torchvision.models.get_model(
-        architecture, weights=None, **_BUILD_ARGUMENTS.get(architecture, {})
-    )
-    return network
-
-
-def _preprocessing(weights: Any) -> Preprocessing:
-    preset = weights.transforms()
-    return Preprocessing(
-        resize=preset.resize_size[0],
-        crop=preset.crop_size[0],
-        interpolation=preset.interpolation.value,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-    )
-
-
-def _known(architecture: str) -> str:
+def _enum(architecture: str) -> Any:
+    """All of an architecture's weights, in torchvision's order."""
     if architecture not in architectures():
         raise ModelError(f"no model {architecture!r}; `topk models` lists what can be served")
-    return architecture
+    return torchvision.models.get_model_weights(architecture)
 
 
-def _weights(architecture: str, entry: str) -> Any:
-    enum = torchvision.models.get_model_weights(_known(architecture))
+def _weights(architecture: str, entry: str | None) -> Any:
+    """A member of the architecture's enum, by default the first one."""
+    enum = _enum(architecture)
+    if entry is None:
+        return next(iter(enum))
     if entry not in enum.__members__:
         raise ModelError(f"{architecture} has no weights {entry!r}; it has {', '.join(enum.__members__)}")
+    if math.isnan(_entry(architecture, enum[entry]).accuracy[0]):
+        raise ModelError(f"{architecture}:{entry} cannot classify: its weights stop before the classifier")
     return enum[entry]
 
 
 def _entry(architecture: str, weights: Any) -> Entry:
     metrics = weights.meta["_metrics"]["ImageNet-1K"]
-    enum = torchvision.models.get_model_weights(architecture)
+    enum = _enum(architecture)
     return Entry(
         architecture=architecture,
         name=weights.name,

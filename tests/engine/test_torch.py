@@ -1,0 +1,214 @@
+"""The torch engine with a real network, its weights random but always the same ones."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torchvision.transforms import functional
+
+from app.engine import Row, Want, create
+from app.engine.torch import TorchEngine
+from app.errors import ModelError
+from app.models import zoo
+from app.models.model import Model
+
+CROPS = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(5)]
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torchvision.models.resnet18().eval()
+
+
+@pytest.fixture(scope="module")
+def model(network: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(network.state_dict(), path)
+    return zoo.from_file("resnet18", None, path)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> TorchEngine:
+    engine = TorchEngine(model, "cpu", "float32")
+    engine.load()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def logits(network: torch.nn.Module, model: Model) -> torch.Tensor:
+    """The reference: torchvision's own normalisation and the network, nothing else."""
+    with torch.inference_mode():
+        return network(torch.stack([preset(crop, model) for crop in CROPS]))
+
+
+def preset(crop: np.ndarray, model: Model) -> torch.Tensor:
+    image = functional.convert_image_dtype(torch.from_numpy(crop).permute(2, 0, 1), torch.float)
+    return functional.normalize(image, model.preprocessing.mean, model.preprocessing.std)
+
+
+def tensor_of(crop: np.ndarray, model: Model) -> np.ndarray:
+    return preset(crop, model).numpy()
+
+
+def assert_same(row: Row, expected: Row, tolerance: float = 1e-5) -> None:
+    for name in ("class_ids", "scores", "features", "logits", "probabilities"):
+        got, wanted = getattr(row, name), getattr(expected, name)
+        assert (got is None) == (wanted is None)
+        assert got is None or np.allclose(got, wanted, atol=tolerance), name
+
+
+def test_scores_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: torch.Tensor) -> None:
+    rows = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
+    scores, class_ids = logits.softmax(1).topk(5)
+    for row, expected, ids in zip(rows, scores.numpy(), class_ids.numpy(), strict=True):
+        assert row.class_ids.tolist() == ids.tolist()
+        assert np.allclose(row.scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_whole_rows_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: torch.Tensor) -> None:
+    rows = engine.forward(CROPS, [Want(features=True, logits=True, probabilities=True)] * len(CROPS))
+    head = engine._module.head
+    for row, expected in zip(rows, logits, strict=True):
+        assert np.allclose(row.logits, expected, atol=1e-4)
+        assert np.allclose(row.probabilities, expected.softmax(0), atol=1e-5)
+        assert np.allclose(head(torch.from_numpy(row.features)).numpy(), expected, atol=1e-4)
+
+
+def test_each_item_gets_what_it_wants_and_no_more(engine: TorchEngine) -> None:
+    wants = [Want(k=3), Want(), Want(k=1, features=True), Want(k=1000, logits=True), Want(probabilities=True)]
+    rows = engine.forward(CROPS, wants)
+    assert [len(row.class_ids) for row in rows] == [len(row.scores) for row in rows] == [3, 0, 1, 1000, 0]
+    assert [row.features is not None for row in rows] == [want.features for want in wants]
+    assert [row.logits is not None for row in rows] == [want.logits for want in wants]
+    assert [row.probabilities is not None for row in rows] == [want.probabilities for want in wants]
+
+
+def test_rows_have_the_documented_shapes_and_types(engine: TorchEngine) -> None:
+    [row] = engine.forward(CROPS[:1], [Want(k=2, features=True, logits=True, probabilities=True)])
+    assert engine.dim == 512
+    assert (row.features.shape, row.logits.shape, row.probabilities.shape) == ((512,), (1000,), (1000,))
+    assert row.class_ids.dtype == np.int64
+    assert {a.dtype for a in (row.scores, row.features, row.logits, row.probabilities)} == {np.dtype(np.float32)}
+    assert row.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert row.scores.tolist() == sorted(row.probabilities.tolist(), reverse=True)[:2]
+
+
+def test_rows_are_found_where_nobody_wants_a_class(engine: TorchEngine) -> None:
+    rows = engine.forward(CROPS[:2], [Want(features=True), Want()])
+    assert [len(row.scores) for row in rows] == [0, 0]
+    assert rows[0].features is not None
+
+
+def test_crops_and_tensors_share_a_batch(engine: TorchEngine, model: Model) -> None:
+    want = Want(k=5, features=True, logits=True)
+    alone = [engine.forward([crop], [want])[0] for crop in CROPS]
+    mixed = [tensor_of(crop, model) if i % 2 else crop for i, crop in enumerate(CROPS)]
+    for row, expected in zip(engine.forward(mixed, [want] * 5), alone, strict=True):
+        assert_same(row, expected)
+
+
+def test_a_batch_of_tensors_is_the_same_as_their_crops(engine: TorchEngine, model: Model) -> None:
+    want = Want(k=5, probabilities=True)
+    tensors = [tensor_of(crop, model) for crop in CROPS]
+    for row, expected in zip(engine.forward(tensors, [want] * 5), engine.forward(CROPS, [want] * 5), strict=True):
+        assert_same(row, expected)
+
+
+def test_inputs_are_left_as_they_were(engine: TorchEngine, model: Model) -> None:
+    crop, tensor = CROPS[0].copy(), tensor_of(CROPS[1], model)
+    engine.forward([crop, tensor], [Want(k=1)] * 2)
+    assert np.array_equal(crop, CROPS[0])
+    assert np.array_equal(tensor, tensor_of(CROPS[1], model))
+
+
+def test_a_stream_of_a_cpu_computes_on_one_core(engine: TorchEngine) -> None:
+    with ThreadPoolExecutor(1) as stream:
+        stream.submit(torch.set_num_threads, 2).result()
+        stream.submit(engine.forward, CROPS[:1], [Want()]).result()
+        assert stream.submit(torch.get_num_threads).result() == 1
+
+
+def test_a_cpu_runs_batches_as_they_come(engine: TorchEngine) -> None:
+    assert engine._padded(torch.ones(3, 3, 8, 8)).shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("n", "padded"), [(1, 1), (3, 4), (5, 8), (8, 8), (9, 9)])
+def test_a_gpu_runs_batches_of_few_sizes(model: Model, monkeypatch: pytest.MonkeyPatch, n: int, padded: int) -> None:
+    engine = TorchEngine(model, "cpu", "float32")
+    monkeypatch.setattr(engine, "_device", torch.device("cuda:0"))
+    batch = engine._padded(torch.ones(n, 3, 4, 4))
+    assert batch.shape == (padded, 3, 4, 4)
+    assert batch.sum((1, 2, 3)).tolist() == [48.0] * n + [0.0] * (padded - n)
+
+
+def test_padding_changes_no_answer(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    wants = [Want(k=5, features=True, logits=True, probabilities=True)] * 3
+    expected = engine.forward(CROPS[:3], wants)
+    sizes: list[int] = []
+    hook = engine._module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(engine, "_to_device", torch.from_numpy)
+    monkeypatch.setattr(engine, "_device", torch.device("cuda:0"))
+    rows = engine.forward(CROPS[:3], wants)
+    hook.remove()
+    assert sizes == [4]
+    for row, alone in zip(rows, expected, strict=True):
+        assert_same(row, alone)
+
+
+def test_lower_precision_still_answers_in_float32(model: Model) -> None:
+    engine = TorchEngine(model, "cpu", "bfloat16")
+    engine.load()
+    [row] = engine.forward(CROPS[:1], [Want(k=5, features=True, logits=True, probabilities=True)])
+    assert {a.dtype for a in (row.scores, row.features, row.logits, row.probabilities)} == {np.dtype(np.float32)}
+    assert row.probabilities.sum() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({}, "float32"), ({"avx2": True, "avx512_bf16": False}, "float32"), ({"avx512_bf16": True}, "bfloat16")],
+)
+def test_auto_is_bfloat16_only_where_the_processor_computes_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert create(model, "auto", "cpu", "auto").precision == precision
+
+
+def test_a_precision_that_was_asked_for_is_kept(engine: TorchEngine) -> None:
+    assert (engine.name, engine.device, engine.precision) == ("torch", "cpu", "float32")
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "mps"])
+def test_a_device_that_is_absent_is_refused(model: Model, device: str) -> None:
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ModelError, match=device):
+        TorchEngine(model, device, "auto")
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is an accelerator")
+def test_auto_is_the_cpu_where_there_is_nothing_else(model: Model) -> None:
+    assert create(model, "auto", "auto", "float32").device == "cpu"
+
+
+def test_weights_that_do_not_fit_are_refused(network: torch.nn.Module, tmp_path: Path) -> None:
+    save_file({name: t for name, t in network.state_dict().items() if name != "fc.bias"}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"fc\.bias is missing"):
+        TorchEngine(zoo.from_file("resnet18", None, tmp_path / "w.safetensors"), "cpu", "float32").load()
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_as_a_plain_torch_loop(model: Model, logits: torch.Tensor) -> None:
+    engine = TorchEngine(model, "cuda", "float32")
+    engine.load()
+    mixed = [CROPS[0], tensor_of(CROPS[1], model), *CROPS[2:]]
+    rows = engine.forward(mixed, [Want(k=5, logits=True)] * len(mixed))
+    for row, expected in zip(rows, logits, strict=True):
+        assert np.allclose(row.logits, expected, atol=2e-2)  # cuDNN convolves in TF32 unless told otherwise
+        assert np.allclose(row.scores, expected.softmax(0)[row.class_ids], atol=1e-3)

@@ -1,0 +1,62 @@
+"""What the process may use: container limits win over the hardware."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from app import machine
+
+AVAILABLE = len(os.sched_getaffinity(0))
+PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.fixture
+def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    return tmp_path
+
+
+def test_without_a_cgroup_all_of_the_machine_counts(cgroup: Path) -> None:
+    assert machine.cores() == AVAILABLE
+    assert machine.memory_bytes() == PHYSICAL
+
+
+def test_a_cgroup_without_limits_leaves_all_of_the_machine(cgroup: Path) -> None:
+    (cgroup / "cpu.max").write_text("max 100000\n")
+    (cgroup / "memory.max").write_text("max\n")
+    assert machine.cores() == AVAILABLE
+    assert machine.memory_bytes() == PHYSICAL
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [(10_000, 1), (100_000, 1), (200_000, min(2, AVAILABLE)), (100_000 * (AVAILABLE + 7), AVAILABLE)],
+)
+def test_a_cpu_quota_cuts_the_cores(cgroup: Path, quota: int, cores: int) -> None:
+    (cgroup / "cpu.max").write_text(f"{quota} 100000\n")
+    assert machine.cores() == cores
+
+
+@pytest.mark.skipif(AVAILABLE < 2, reason="one core cannot be cut")
+def test_the_affinity_mask_cuts_the_cores(cgroup: Path) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert machine.cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_a_memory_limit_cuts_the_memory(cgroup: Path) -> None:
+    (cgroup / "memory.max").write_text("536870912\n")
+    assert machine.memory_bytes() == 2**29
+    (cgroup / "memory.max").write_text(f"{PHYSICAL * 2}\n")
+    assert machine.memory_bytes() == PHYSICAL
+
+
+def test_a_limit_that_cannot_be_read_is_no_limit(cgroup: Path) -> None:
+    (cgroup / "cpu.max").write_text("")
+    (cgroup / "memory.max").write_text("unexpected words")
+    assert machine.cores() == AVAILABLE
+    assert machine.memory_bytes() == PHYSICAL
