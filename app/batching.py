@@ -26,6 +26,7 @@ Run = Callable[[Sequence[Any]], Sequence[Any]]
 _PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one's
 _FRESH = 0.2  # weight of the newest measurement in the moving average
 _FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does not pay back to where it would
+_PATIENCE_S = 0.75  # most clients that state no deadline give up after a second
 _DEFECT = "the image could not be classified"
 
 
@@ -129,8 +130,8 @@ class Backlog:
 
     @property
     def target_s(self) -> float:
-        """The standing wait that is tolerated: four full batches, and never more than a person's patience."""
-        return min(1.0, 4 * self.costs.seconds(self.costs.ceiling))
+        """The standing wait that is tolerated: what leaves most of a second's patience, or two full batches."""
+        return max(_PATIENCE_S, 2 * self.costs.seconds(self.costs.ceiling))
 
     def check(self, now: float, n: int, deadline: float) -> None:
         """Admit n more items that must be answered by ``deadline``, or raise Overloaded.

@@ -163,6 +163,10 @@ class Classifier:
             self.metrics.images.labels("shed").inc(count)
             raise
 
+    def predicted_wait(self) -> float:
+        """Seconds an image that came now would wait for the device; 0 before ``load``."""
+        return self.queue.predicted_wait() if self.ready else 0.0
+
     async def classify(self, image: Image, want: Want, deadline: float) -> Result:
         """Classify one admitted image by ``deadline`` (seconds of ``time.monotonic``).
 
@@ -328,7 +332,7 @@ class Classifier:
         """What is measured from here on is of use; the warm-up was not."""
         self._warm = True
         self.metrics.queue_images.set_function(lambda: len(self.queue))
-        self.metrics.predicted_wait.set_function(self.queue.predicted_wait)
+        self.metrics.predicted_wait.set_function(self.predicted_wait)
         for bucket in self.engine.buckets:
             self.metrics.batch_cost.labels(bucket).set_function(partial(self.queue.costs.seconds, bucket))
 

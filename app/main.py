@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = N
     metrics = Metrics()
     state = lifecycle or Lifecycle()
     classifier = Classifier(settings, metrics)
-    uploads = Uploads(settings)
+    uploads = Uploads(settings, classifier.predicted_wait)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -88,6 +88,7 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
     loop = asyncio.get_running_loop()
 
     def load() -> None:
+        log.info("loading", model=classifier.settings.model)
         try:
             classifier.load()
         except ModelError as error:

@@ -90,6 +90,7 @@ def configure_logging(format: str, level: str) -> None:
     root.handlers = [handler]
     root.setLevel(level.upper())
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines are ours to say
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of hostile files is ours to answer
     for noisy in ("httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     structlog.configure(

@@ -12,12 +12,17 @@ from starlette.responses import Response
 from app.api import schemas
 from app.api.auth import require_key
 from app.api.exchange import ClientGone, Exchange
-from app.api.uploads import Upload, Uploads
+from app.api.uploads import Upload, Uploads, check_limits
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, TopkError
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(require_key)], responses=schemas.ERRORS, tags=["classify"])
+router = APIRouter(
+    prefix="/v1",
+    dependencies=[Depends(check_limits), Depends(require_key)],
+    responses=schemas.ERRORS,
+    tags=["classify"],
+)
 
 TopK = Annotated[int, Query(ge=1, description="How many classes, 1 to the number of classes.")]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
@@ -102,7 +107,6 @@ async def _classify(request: Request, want: Any, several: bool) -> list[tuple[Up
     uploads: Uploads = request.app.state.uploads
     exchange = Exchange.of(request.scope)
     patience = _patience(request, classifier.settings.request_timeout_ms)
-    uploads.check_headers(request, several)
     classifier.admit(1, time.monotonic() + patience)
     wanted = want()
     async with uploads.read(request, several) as images:

@@ -7,7 +7,7 @@ import asyncio
 import base64
 import binascii
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -23,7 +23,13 @@ from app.settings import Settings
 FIELDS = ("file", "image", "data")
 _PART_HEADERS_BYTES = 8192
 _OFF_LOOP_BYTES = 256 * 1024  # larger JSON bodies are parsed in a thread
-_RETRY_S = 1.0
+
+
+async def check_limits(request: Request) -> None:
+    """Route dependency, before that of the API key: what the headers of an upload alone tell is refused first."""
+    if request.method == "POST":
+        uploads: Uploads = request.app.state.uploads
+        uploads.check_headers(request, several=request.url.path.endswith("/batch"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +43,13 @@ class Upload:
 class Uploads:
     """Reads bodies within the settings' limits; ``inflight`` is the bytes held for all requests together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, predicted_wait: Callable[[], float]) -> None:
         self._settings = settings
+        self._predicted_wait = predicted_wait
         self.inflight = 0
 
     def check_headers(self, request: Request, several: bool) -> None:
-        """Refuse what the headers alone tell: EmptyBody, PayloadTooLarge, MalformedRequest, Overloaded."""
+        """Refuse what the headers alone tell: EmptyBody, PayloadTooLarge, Overloaded."""
         length = request.headers.get("content-length")
         if length is None:
             if "transfer-encoding" not in request.headers:
@@ -129,7 +136,7 @@ class Uploads:
 
     def _check_inflight(self, more: int) -> None:
         if self.inflight + more > self._settings.max_inflight_bytes:
-            raise Overloaded("too many bytes of uploads are under way", retry_after_s=_RETRY_S)
+            raise Overloaded("too many bytes of uploads are under way", retry_after_s=self._predicted_wait())
 
     def _json(self, content: bytes, several: bool) -> list[Upload]:
         try:

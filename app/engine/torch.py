@@ -43,9 +43,12 @@ class TorchEngine:
     def load(self) -> None:
         try:
             module = self._model.build().eval().requires_grad_(False)
-            self._module = module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
+            self._module = module.to(self._device).to(memory_format=torch.channels_last)
+            self._module.backbone.to(self._dtype)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
+        if self._device.type == "cuda" and self.precision == "float32":
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # TF32 is no float32
         preprocessing = self._model.preprocessing
         self._mean = torch.tensor(preprocessing.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=self._device).view(3, 1, 1)

@@ -42,5 +42,6 @@ def _auto(settings: Settings) -> Model:
         return zoo.official(AUTO, AUTO_WEIGHTS)
     except ModelError as error:
         return embedded(
-            f"serving the small embedded EfficientNet-Lite0 instead of {AUTO}: {error.detail}. Name a model to insist"
+            f"serving the small embedded EfficientNet-Lite0 instead of {AUTO}: {error.detail};"
+            f" name the model to have it or an error"
         )

@@ -10,7 +10,8 @@ class FeaturesAndLogits(nn.Module):
     """Maps a normalised [n, 3, crop, crop] batch to features [n, dim] and logits [n, classes].
 
     Features are the input of the last classifying layer; where that is a convolution (SqueezeNet), their mean over
-    the positions.
+    the positions. They and the last layer are float32 whatever the backbone computes in: logits rounded to bfloat16
+    would tie where classes are close.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, dim: int) -> None:
@@ -20,7 +21,7 @@ class FeaturesAndLogits(nn.Module):
         self.dim = dim
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(images)
+        features = self.backbone(images).float()
         logits = self.head(features)
         return (features.mean((2, 3)) if features.dim() == 4 else features), logits
 
@@ -35,9 +36,3 @@ def split(network: nn.Module) -> FeaturesAndLogits:
     name, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     network.set_submodule(name, nn.Identity())
     return FeaturesAndLogits(network, head, head.in_features)
-
-
-def classes(module: FeaturesAndLogits) -> int:
-    """Number of logits."""
-    layers = [m for m in module.head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return layers[-1].weight.shape[0]
