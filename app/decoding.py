@@ -2,7 +2,8 @@
 
 On a CPU the thread of the stream that runs a batch decodes it too: threads that fight over the cores cost more than
 they bring. Beside a GPU decode threads work ahead of the queue. In both cases a picture whose header predicts a
-costly decode goes to a lane of its own, at low priority, so that it never holds up the cheap ones behind it.
+costly decode goes to a lane of its own, at low priority, so that it never holds up the cheap ones behind it. So does
+one whose header is no promise.
 """
 
 import contextlib
@@ -17,8 +18,9 @@ from app.errors import DeadlineExceeded, Overloaded
 from app.images import Crop, Header, Preprocessing
 
 COSTLY_S = 0.06  # twice what a 12-megapixel photograph takes with scaled decoding
-_BYTES_PER_PIXEL = 16  # peak while a WebP with alpha is decoded and converted: the worst format measured
+_BYTES_PER_PIXEL = 20  # peak while a WebP with alpha is decoded and converted: the worst format measured
 _NICENESS = 10
+_MEMORY = 0.9  # what each further picture leaves of the measurements before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +66,14 @@ class Decoder:
         self._free = threading.Condition()
         self._pixels_left = self.decode_pixels
         self._backlog_s = 0.0
+        self._predicted_s = self._measured_s = 0.0  # of what was decoded lately
 
     def decode(self, data: bytes) -> Decoded:
         """Judge the header, then decode on this thread. Raises the errors of ``images``, and Costly."""
         started = time.perf_counter()
         header = images.read_header(data, self.max_pixels)
         seconds = images.decode_seconds(header, self.preprocessing, self.fast)
-        if seconds > COSTLY_S:
+        if seconds > COSTLY_S or images.pixels_at_most(header) > header.pixels:
             raise Costly(header, seconds)
         crop = images.decode(header, self.preprocessing, self.fast)
         return Decoded(crop, time.perf_counter() - started)
@@ -82,11 +85,12 @@ class Decoder:
         spares the work.
         """
         with self._free:
-            late = time.monotonic() + self._backlog_s / self._lanes + costly.seconds - deadline
+            wait = self._backlog_s * self._slowness() / self._lanes
+            late = time.monotonic() + wait + costly.seconds - deadline
             if late > 0:
                 raise Overloaded("too many costly pictures are waiting to be decoded", retry_after_s=late)
             self._backlog_s += costly.seconds
-        future = self._lane.submit(self._decode_costly, costly.header, deadline)
+        future = self._lane.submit(self._decode_costly, costly, deadline)
         future.add_done_callback(lambda _: self._left(costly.seconds))
         return future
 
@@ -98,19 +102,32 @@ class Decoder:
         with self._free:
             self._backlog_s -= seconds
 
-    def _decode_costly(self, header: Header, deadline: float) -> Decoded:
+    def _slowness(self) -> float:
+        """How much longer than predicted: the lane yields to cheap pictures, and machines differ.
+
+        It lengthens the backlog alone: were a picture refused where nothing waits, nothing would be measured again.
+        """
+        return max(1.0, self._measured_s / self._predicted_s) if self._predicted_s else 1.0
+
+    def _decode_costly(self, costly: Costly, deadline: float) -> Decoded:
+        header = costly.header
+        pixels = min(images.pixels_at_most(header), self.decode_pixels)
         with self._free:
-            self._free.wait_for(lambda: self._pixels_left >= header.pixels)
-            self._pixels_left -= header.pixels
+            self._free.wait_for(lambda: self._pixels_left >= pixels)
+            self._pixels_left -= pixels
         try:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded("the deadline passed while the image waited to be decoded")
             started = time.perf_counter()
             crop = images.decode(header, self.preprocessing, self.fast)
-            return Decoded(crop, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            with self._free:
+                self._predicted_s = _MEMORY * self._predicted_s + costly.seconds
+                self._measured_s = _MEMORY * self._measured_s + seconds
+            return Decoded(crop, seconds)
         finally:
             with self._free:
-                self._pixels_left += header.pixels
+                self._pixels_left += pixels
                 self._free.notify_all()
 
 
