@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from app import engine, images, machine, models
+from app import containers, engine, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
 from app.engine import Row, Want
@@ -215,7 +215,7 @@ class Classifier:
             "decode": {
                 "fast": settings.fast_decode,
                 "ahead_of_queue": self._ahead is not None,
-                "heic": images.heif_installed(),
+                "heic": containers.heif_installed(),
             },
             "batching": {
                 "streams": self.engine.streams,

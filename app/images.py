@@ -1,9 +1,8 @@
 """Bytes to a uint8 RGB crop. Runs on whichever thread decodes, never on the event loop; every Pillow error ends here.
 
 The crop is the one torchvision's classification preset takes (``torchvision.transforms._presets``): the shorter
-edge resized, the centre cropped. Only the crop is ever resized, so that a 10000x2 picture costs no more memory than
-any other. Pillow sees little metadata: a file of 20 MiB can hold millions of segments or EXIF rationals, each of which
-costs it microseconds of Python before the first pixel. One answer for each oddity:
+edge resized, the centre cropped. Of a very long picture only the crop is resized, so that 10000x2 pixels cost no more
+memory than any others. One answer for each oddity:
 
 - EXIF orientation is applied (not that of XMP); animations and multi-page files give their first frame;
 - transparency (alpha channel, palette or tRNS) is laid on white;
@@ -11,23 +10,19 @@ costs it microseconds of Python before the first pixel. One answer for each oddi
 - CMYK, YCbCr and LAB are converted to RGB by Pillow, without colour management.
 """
 
-import contextlib
-import ctypes
-import functools
-import io
 import math
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, _imaging
+from PIL import Image
 
+from app import containers
 from app.errors import TooManyPixels, UndecodableImage, UnsupportedMediaType
 
 Crop = npt.NDArray[np.uint8]
@@ -52,24 +47,9 @@ _SECONDS_RUN_LENGTH = (50e-9, 250e-9)  # Pillow decodes run-length coded BMPs in
 # libavif decodes what the stream holds and scales it to what the header announces; it gives up above 16384x16384
 _AVIF_PIXELS = 16384 * 16384 // 2  # half, since it takes no more than half the bytes for each that the worst takes
 
-_MAX_PARTS = 65_535  # segments of a JPEG, tags of a TIFF, boxes of an AVIF
-_MAX_STRIPS = 20_000  # or tiles of a TIFF
-_MAX_READS = 100_000  # two or three for each chunk of a PNG, two for each block of a GIF
-_MAX_METADATA = 65_536  # bytes of a JPEG; to copy the file without less than this costs more than to parse it
-_MAX_SCANS = 200  # encoders write about 10; a scan of 80 bytes goes over every pixel
-
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
-_JPEG_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # but those without a segment: TEM, RSTn, SOI
-
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-
-_TIFF_INTEGERS = {3: "H", 4: "L"}
-_TIFF_ENTRY = ("HHL4s", "HHQ8s")  # TIFF 6.0, BigTIFF
-# What describes pixels (TIFF 6.0): size, bits, colours, compression (CCITT, predictor, JPEG), strips, tiles, alpha
-_TIFF_TAGS = frozenset({256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325})
-_TIFF_TAGS |= {332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674}
-_ORIENTATION_TAG = 0x0112
+_WHOLE = 8  # times as long as wide, at the most, a picture is resized whole
 _RESAMPLING = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # and its radius
 # EXIF orientation -> how Pillow turns the stored picture upright (the inverse pairs are spelled out in EXIF 2.3, 4.6.4)
 _UPRIGHT = {
@@ -125,16 +105,16 @@ def read_header(data: bytes, max_pixels: int) -> Header:
 
     Raises UnsupportedMediaType, TooManyPixels or UndecodableImage.
     """
-    format = sniff(data)
+    format = containers.sniff(data)
     if format is None:
         raise UnsupportedMediaType("the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or (where installed) HEIC")
     if format == "WEBP":  # Pillow allocates the whole canvas when it opens one
-        width, height = _webp_size(data)
+        width, height = containers.webp_size(data)
         header = Header(data, format, width, height)
     else:
         with _pillow_errors():
-            lean = _LEAN.get(format, _Lean)(data)
-            with Image.open(_file(lean.data, format), formats=[format]) as image:
+            lean = containers.lean(data, format)
+            with Image.open(containers.open_file(lean.data, format), formats=[format]) as image:
                 progressive = lean.scans > 1 or "progressive" in image.info
                 header = Header(lean.data, format, *image.size, progressive, lean.scans, lean.orientation)
     if header.pixels > max_pixels:
@@ -166,22 +146,26 @@ def pixels_at_most(header: Header) -> int:
 def decode(header: Header, preprocessing: Preprocessing, fast: bool) -> Crop:
     """Decode, turn upright, resize and crop.
 
-    Returns uint8 RGB of shape [crop, crop, 3]. With ``fast`` a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size,
-    never below twice the size resized to. Raises UndecodableImage.
+    Returns uint8 RGB of shape [crop, crop, 3]. With ``fast`` only the crop is resized, which may differ by a grey
+    level, and a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, never below twice the size resized to. Raises
+    UndecodableImage.
     """
-    with _pillow_errors(), Image.open(_file(header.data, header.format), formats=[header.format]) as image:
-        scale = 1
-        if fast and header.format == "JPEG":
-            scale = _jpeg_scale(*image.size, preprocessing)
-        return _crop(image, header.orientation, scale, preprocessing)
+    with (
+        _pillow_errors(),
+        Image.open(containers.open_file(header.data, header.format), formats=[header.format]) as image,
+    ):
+        return _crop(image, header.orientation, fast, preprocessing)
 
 
-def _crop(image: Image.Image, orientation: int, scale: int, preprocessing: Preprocessing) -> Crop:
+def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing) -> Crop:
     width, height = image.size
+    scale = _jpeg_scale(width, height, preprocessing) if fast and image.format in ("JPEG", "MPO") else 1
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
     image.load()  # before its EXIF is asked for: that of a PNG may stand at its end
-    turn = _UPRIGHT.get(orientation or _orientation(image.info.get("exif") or b""))
+    turn = _UPRIGHT.get(orientation or containers.exif_orientation(image.info.get("exif") or b""))
+    if not fast and max(width, height) <= _WHOLE * min(width, height):
+        return _on_white(_crop_of_whole(_plain(image), turn, preprocessing))
     box = _stored_box(width, height, turn, preprocessing)
     if scale > 1:
         box = (box[0] / scale, box[1] / scale, min(box[2] / scale, image.width), min(box[3] / scale, image.height))
@@ -191,13 +175,17 @@ def _crop(image: Image.Image, orientation: int, scale: int, preprocessing: Prepr
     return _on_white(upright)
 
 
-def _stored_box(
-    width: int, height: int, turn: Image.Transpose | None, preprocessing: Preprocessing
-) -> tuple[float, float, float, float]:
-    """The box of the stored picture that becomes the crop: torchvision's geometry, worked out upright."""
-    swapped = turn in _SWAPS_AXES
-    if swapped:
-        width, height = height, width
+def _crop_of_whole(image: Image.Image, turn: Image.Transpose | None, preprocessing: Preprocessing) -> Image.Image:
+    """The crop to the last bit as torchvision takes it: the whole picture turned, resized, and only then cropped."""
+    if turn is not None:
+        image = image.transpose(turn)
+    resized_w, resized_h, left, top = _geometry(*image.size, preprocessing)
+    resized = image.resize((resized_w, resized_h), _RESAMPLING[preprocessing.interpolation][0])
+    return resized.crop((left, top, left + preprocessing.crop, top + preprocessing.crop))
+
+
+def _geometry(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Width and height of the upright picture once resized, left and top of the crop in it, as torchvision rounds."""
     short, long = sorted((width, height))
     long_resized = preprocessing.resize * long // short
     resized_w, resized_h = (
@@ -205,6 +193,17 @@ def _stored_box(
     )
     left = round((resized_w - preprocessing.crop) / 2)
     top = round((resized_h - preprocessing.crop) / 2)
+    return resized_w, resized_h, left, top
+
+
+def _stored_box(
+    width: int, height: int, turn: Image.Transpose | None, preprocessing: Preprocessing
+) -> tuple[float, float, float, float]:
+    """The box of the stored picture that becomes the crop."""
+    swapped = turn in _SWAPS_AXES
+    if swapped:
+        width, height = height, width
+    resized_w, resized_h, left, top = _geometry(width, height, preprocessing)
     x0, x1 = left * width / resized_w, (left + preprocessing.crop) * width / resized_w
     y0, y1 = top * height / resized_h, (top + preprocessing.crop) * height / resized_h
     if swapped:  # back to the axes of the stored picture
@@ -273,200 +272,6 @@ def _on_white(image: Image.Image) -> Crop:
         crop: Crop = np.minimum(pixels[..., :3] + (255 - pixels[..., 3:]), 255).astype(np.uint8)
         return crop
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def sniff(data: bytes) -> str | None:
-    """Pillow's name of the format by its magic bytes, or None for what we do not decode."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    if data.startswith(b"BM"):
-        return "BMP"
-    if data[4:8] == b"ftyp":
-        return _sniff_isobmff(data)
-    return None
-
-
-def _sniff_isobmff(data: bytes) -> str | None:
-    """AVIF or HEIF by the brands of the file type box (ISO/IEC 14496-12, 4.3)."""
-    length = min(int.from_bytes(data[:4], "big"), len(data), 256)
-    brands = {data[8:12], *(data[i : i + 4] for i in range(16, length, 4))}
-    if brands & {b"avif", b"avis"}:
-        return "AVIF"
-    if brands & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"} and heif_installed():
-        return "HEIF"
-    return None
-
-
-def heif_installed() -> bool:
-    """Whether Pillow can open HEIC, from the extra ``heif``; registers the plug-in the first time it is asked."""
-    if "HEIF" in Image.OPEN:
-        return True
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        return False
-    register_heif_opener(thumbnails=False)
-    return True
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Canvas width and height by the WebP container specification (RFC 9649, sections 2.5 to 2.7)."""
-    try:
-        match data[12:16]:
-            case b"VP8X":
-                return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-            case b"VP8L":
-                (bits,) = struct.unpack_from("<I", data, 21)
-                return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-            case b"VP8 ":
-                width, height = struct.unpack_from("<HH", data, 26)
-                return width & 0x3FFF, height & 0x3FFF
-    except struct.error:
-        pass
-    raise UndecodableImage("the WebP header is broken")
-
-
-class _File(io.BytesIO):
-    """A file that may be read in so many steps: Pillow spends microseconds of Python on each chunk or block."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self._left = _MAX_READS
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._left -= 1
-        if self._left < 0:
-            raise UndecodableImage("the file has too many parts")
-        return super().read(size)
-
-
-def _file(data: bytes, format: str) -> io.BytesIO:
-    return io.BytesIO(data) if format == "BMP" else _File(data)  # run-length coded BMPs are read run by run
-
-
-class _Lean(NamedTuple):
-    """A file without its metadata, and what is worth knowing of that."""
-
-    data: bytes
-    orientation: int = 0
-    scans: int = 1
-
-
-def _lean_jpeg(data: bytes) -> _Lean:
-    """Without EXIF, colour profiles, further pictures and comments, where they are large.
-
-    JFIF and Adobe segments stay: they say how to read colours. A picture in several scans is told as libjpeg tells it.
-    """
-    kept, position, dropped, orientation = [], 0, 0, 1
-    components, progressive, scans = 0, False, 0
-    for marker, start, end in _jpeg_segments(data):
-        if marker == 0xDA:
-            scans += 1
-            if not progressive and data[start + 4] >= components:
-                break
-        elif marker in _JPEG_FRAMES:
-            components, progressive = data[start + 9], marker & 3 == 2
-        elif scans == 0 and (0xE1 <= marker <= 0xED or marker in (0xEF, 0xFE)):
-            if marker == 0xE1 and orientation == 1 and data[start + 4 : start + 10] == b"Exif\0\0":
-                orientation = _orientation(data[start + 10 : end])
-            kept.append((position, start))
-            dropped += end - start
-            position = end
-    if scans > _MAX_SCANS:
-        raise UndecodableImage("the JPEG has too many scans")
-    if dropped > _MAX_METADATA:
-        data = b"".join((*(data[start:end] for start, end in kept), data[position:]))
-    return _Lean(data, orientation, scans)
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment of the first picture; coded pixels lie between (ITU-T T.81, annex B)."""
-    end = 2
-    for _ in range(_MAX_PARTS):
-        match = _JPEG_MARKER.search(data, end)
-        if match is None or match[1] == b"\xd9":
-            return
-        end = match.end() + max(2, int.from_bytes(data[match.end() : match.end() + 2], "big"))
-        yield match[1][0], match.start(), end
-    raise UndecodableImage("the JPEG has too many segments")
-
-
-def _lean_tiff(data: bytes) -> _Lean:
-    """With a directory of its own at the end, which holds nothing but what the pixels of the first page need."""
-    _silence_libtiff()
-    order, big, entries = _directory(data)
-    kept: dict[int, bytes] = {}
-    for tag, kind, count, value in entries:
-        if tag in _TIFF_TAGS and tag not in kept:
-            if count > _MAX_STRIPS:
-                raise UndecodableImage("the TIFF has too many strips or tiles")
-            kept[tag] = struct.pack(order + _TIFF_ENTRY[big], tag, kind, count, value)
-    padding = bytes(len(data) % 2)
-    pointer, number = ("Q", "Q") if big else ("L", "H")
-    head = (data[: 8 if big else 4], struct.pack(order + pointer, len(data) + len(padding)))
-    tail = (padding, struct.pack(order + number, len(kept)), *kept.values(), struct.pack(order + pointer, 0))
-    return _Lean(b"".join((*head, memoryview(data)[16 if big else 8 :], *tail)), _orientation(data))
-
-
-@functools.cache
-def _silence_libtiff() -> None:
-    """It writes a line to stderr for each row of a fax it cannot read: 6 GB for a file of 2 MB and 50 million rows."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-
-
-def _directory(data: bytes) -> tuple[str, bool, list[tuple[int, int, int, bytes]]]:
-    """Byte order, whether it is a BigTIFF, and (tag, type, count, value) of the first directory of TIFF or EXIF."""
-    order = {b"II": "<", b"MM": ">"}[data[:2]]
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43
-    (start,) = struct.unpack_from(order + ("Q" if big else "L"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    if count > _MAX_PARTS:
-        raise UndecodableImage("the TIFF has too many tags")
-    start += 8 if big else 2
-    entry = struct.Struct(order + _TIFF_ENTRY[big])
-    whole = data[start : start + count * entry.size]
-    return order, big, list(entry.iter_unpack(whole[: len(whole) // entry.size * entry.size]))
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation tag of an EXIF block or a TIFF, 1 where there is none."""
-    try:
-        order, _, entries = _directory(exif.removeprefix(b"Exif\0\0"))
-        for tag, kind, count, value in entries:
-            if tag == _ORIENTATION_TAG and kind in _TIFF_INTEGERS and count == 1:
-                return int(struct.unpack_from(order + _TIFF_INTEGERS[kind], value)[0])
-    except (KeyError, struct.error, UndecodableImage):  # a broken EXIF block says nothing about the picture
-        pass
-    return 1
-
-
-def _lean_avif(data: bytes) -> _Lean:
-    """With its EXIF items hidden: Pillow would parse and write them anew, but an AVIF is turned by irot and imir."""
-    parts, position = [], 0
-    for _ in range(_MAX_PARTS):
-        size = int.from_bytes(data[position : position + 4], "big")
-        kind = data[position + 4 : position + 8]
-        if size == 1:
-            size = int.from_bytes(data[position + 8 : position + 16], "big")
-        end = position + size if size >= 8 else len(data)
-        box = data[position:end]
-        parts.append(box.replace(b"Exif", b"skip") if kind in (b"meta", b"moov") else box)
-        if end >= len(data):
-            return _Lean(b"".join(parts))
-        position = end
-    raise UndecodableImage("the AVIF has too many boxes")
-
-
-_LEAN = {"JPEG": _lean_jpeg, "TIFF": _lean_tiff, "AVIF": _lean_avif}
 
 
 @contextmanager

@@ -34,7 +34,8 @@ class Settings(BaseSettings):
         "auto", description="`auto` is bfloat16 where the hardware computes it natively, else float32."
     )
     fast_decode: bool = Field(
-        True, description="Decode large JPEGs at a reduced scale, never below twice the size needed."
+        True,
+        description="Decode large JPEGs at a reduced scale, never below twice the size needed; resize only the crop.",
     )
 
     host: str = Field("0.0.0.0", description="Address to listen on.")

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from app import images
+from app import containers
 
 OK = frozenset({"ok"})
 UNSUPPORTED = frozenset({"unsupported_media_type"})
@@ -37,7 +37,7 @@ class Case:
 @functools.cache
 def cases() -> list[Case]:
     """Every hostile file. The names are unique."""
-    heic = [] if images.heif_installed() else ["HEIC"]
+    heic = [] if containers.heif_installed() else ["HEIC"]
     whole = {name: data for name, data in _pictures().items() if name not in heic}
     return [
         *_truncated(whole),
@@ -62,7 +62,7 @@ def picture(format: str, size: tuple[int, int] = (61, 47), mode: str = "RGB", **
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     """A file in memory."""
-    images.heif_installed()
+    containers.heif_installed()
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
@@ -107,7 +107,7 @@ def _pictures() -> dict[str, bytes]:
         "deflate TIFF": picture("TIFF", compression="tiff_adobe_deflate"),
         "BMP": picture("BMP"),
         "AVIF": picture("AVIF"),
-        "HEIC": picture("HEIF") if images.heif_installed() else b"",
+        "HEIC": picture("HEIF") if containers.heif_installed() else b"",
     }
 
 
@@ -260,14 +260,14 @@ def _others() -> Iterator[Case]:
     yield Case("BMP magic alone", b"BM", UNDECODABLE)
     yield Case("WebP magic alone", b"RIFF\x04\0\0\0WEBP", UNDECODABLE)
     yield Case("AVIF type alone", b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", UNDECODABLE)
-    heic = UNDECODABLE if images.heif_installed() else UNSUPPORTED
+    heic = UNDECODABLE if containers.heif_installed() else UNSUPPORTED
     yield Case("HEIC type alone", b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", heic)
     size = struct.pack(">II", 61, 47)
     lying = picture("AVIF").replace(size, struct.pack(">II", 30, 20))
     yield Case("AVIF smaller than it is", lying, OK | UNDECODABLE)
     huge = picture("AVIF").replace(size, struct.pack(">II", 16_000, 16_000))
     yield Case("AVIF header of 16000x16000", huge, TOO_MANY)
-    if images.heif_installed():
+    if containers.heif_installed():
         size = struct.pack(">II", 64, 64)
         huge = picture("HEIF", (64, 64)).replace(size, struct.pack(">II", 60000, 60000))
         yield Case("HEIC header of 60000x60000", huge, TOO_MANY)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from app import images
+from app import containers, images
 from app.errors import TooManyPixels, TopkError, UndecodableImage, UnsupportedMediaType
 from app.images import Preprocessing
 from tests import hostile
@@ -32,7 +32,7 @@ PRESETS = [
     Preprocessing(384, 384, "bicubic", MEAN, STD),
     Preprocessing(256, 224, "bicubic", MEAN, STD),
 ]
-heif = pytest.mark.skipif(not images.heif_installed(), reason="pillow-heif is not installed")
+heif = pytest.mark.skipif(not containers.heif_installed(), reason="pillow-heif is not installed")
 Levels = npt.NDArray[np.int16]
 
 
@@ -62,6 +62,12 @@ def assert_close(ours: Levels, theirs: Levels, levels: int = 1) -> None:
     assert ours.shape == theirs.shape
     assert difference.max() <= max(levels, 2)
     assert (difference > levels).mean() < 1e-3
+
+
+def assert_torchvisions(data: bytes, theirs: Levels, preset: Preprocessing = PRESET) -> None:
+    """To the last bit where speed was not asked for; within a grey level where it was."""
+    assert np.array_equal(crop(data, preset), theirs)
+    assert_close(crop(data, preset, fast=True), theirs)
 
 
 def outcome(case: Case) -> str:
@@ -96,13 +102,20 @@ def test_names_of_hostile_files_are_unique() -> None:
 def test_photographs_match_torchvision(preset: Preprocessing) -> None:
     for path in PHOTOGRAPHS:
         data = path.read_bytes()
-        assert_close(crop(data, preset), reference(upright(data), preset))
+        theirs = reference(upright(data), preset)
+        assert np.array_equal(crop(data, preset), theirs)
+        if min(upright(data).size) < 4 * preset.resize:  # else fast decoding is scaled, and close only on the whole
+            assert_close(crop(data, preset, fast=True), theirs)
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: f"{p.resize}-{p.crop}-{p.interpolation}")
 @pytest.mark.parametrize("size", [(500, 375), (333, 501), (224, 224), (255, 257), (97, 1031), (640, 121), (2001, 1333)])
 def test_odd_sizes_match_torchvision(size: tuple[int, int], preset: Preprocessing) -> None:
-    assert_close(crop(encode(sharp(size), "PNG", compress_level=1), preset), reference(sharp(size), preset))
+    data = encode(sharp(size), "PNG", compress_level=1)
+    if max(size) < 8 * min(size):
+        assert_torchvisions(data, reference(sharp(size), preset), preset)
+    else:
+        assert_close(crop(data, preset), reference(sharp(size), preset))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (10_000, 2), (2, 10_000), (1, 65_000)])
@@ -119,7 +132,7 @@ def test_orientation_is_applied(format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(sharp((301, 402)), format, exif=exif.tobytes())
-    assert_close(crop(data), reference(upright(data)))
+    assert_torchvisions(data, reference(upright(data)))
     assert upright(data).size == ((301, 402) if orientation < 5 else (402, 301))
 
 
