@@ -27,6 +27,7 @@ _PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one
 _FRESH = 0.2  # weight of the newest measurement in the moving average
 _FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does not pay back to where it would
 _PATIENCE_S = 0.75  # most clients that state no deadline give up after a second
+_INTERVAL_S = 1.0  # by then a burst has arrived
 _DEFECT = "the image could not be classified"
 
 
@@ -115,7 +116,8 @@ class Backlog:
         self.ahead_s = ahead_s
         self._waiting: deque[Entry] = deque()
         self._running: dict[int, float] = {}  # stream -> predicted end
-        self._standing_since: float | None = None
+        self._standing = False
+        self._crossed_at: float | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -136,22 +138,18 @@ class Backlog:
     def check(self, now: float, n: int, deadline: float) -> None:
         """Admit n more items that must be answered by ``deadline``, or raise Overloaded.
 
-        Refused is what would come too late, and what meets a queue that has stood above its target for longer than
-        an interval of two targets: a burst is absorbed, a sustained excess is not (after CoDel: K. Nichols and
-        V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
+        Refused is what would come too late. A queue that has stood above its target for an interval is then kept at
+        half of that until it has been short for an interval: a burst is absorbed, a sustained excess is not (after
+        CoDel: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
         """
         wait = self.predicted_wait(now)
         one_batch = self.costs.seconds(min(n, self.costs.ceiling))
         late = now + wait + max(one_batch, self._work(n) / self.streams) - deadline
         if late > 0:
             raise Overloaded("the answer would come too late", retry_after_s=late)
-        if wait <= self.target_s:
-            self._standing_since = None
-            return
-        if self._standing_since is None:
-            self._standing_since = now
-        if now - self._standing_since > 2 * self.target_s:
-            raise Overloaded("the queue has been too long for too long", retry_after_s=wait - self.target_s)
+        self._watch(now, wait)
+        if self._standing and wait > self.target_s / 2:
+            raise Overloaded("the queue has been too long for too long", retry_after_s=wait - self.target_s / 2)
 
     def put(self, entry: Entry, now: float) -> None:
         entry.submitted = now
@@ -170,14 +168,23 @@ class Backlog:
         batch = self._choose(now, waiting)
         chosen = set(map(id, batch))
         self._waiting = deque(entry for entry in waiting if id(entry) not in chosen)
-        if self.predicted_wait(now) <= self.target_s:
-            self._standing_since = None
+        self._watch(now, self.predicted_wait(now))
         if batch:
             self._running[stream] = now + self.costs.seconds(len(batch))
         return batch, expired
 
     def finished(self, stream: int) -> None:
         self._running.pop(stream, None)
+
+    def _watch(self, now: float, wait: float) -> None:
+        """Whether the queue stands: above its target for an interval, until below a quarter of it for as long."""
+        crossed = wait <= self.target_s / 4 if self._standing else wait > self.target_s
+        if not crossed:
+            self._crossed_at = None
+        elif self._crossed_at is None:
+            self._crossed_at = now
+        elif now - self._crossed_at > max(_INTERVAL_S, self.target_s):
+            self._standing, self._crossed_at = not self._standing, None
 
     def _work(self, n: int) -> float:
         """Seconds of one stream that n items cost."""

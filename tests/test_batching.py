@@ -1,6 +1,7 @@
 """The queue's policy with the time passed in, then its threads, held still by events."""
 
 import asyncio
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -152,17 +153,17 @@ def test_admission_counts_the_batches_that_were_asked_for(n: int, streams: int, 
         backlog.check(0.0, n, deadline=needed - 0.01)
 
 
-TENTH_A_BATCH = {1: 0.1, 2: 0.1, 4: 0.1}  # target 0.75 s, interval 1.5 s
+TENTH_A_BATCH = {1: 0.1, 2: 0.1, 4: 0.1}  # target 0.75 s, interval 1 s
 
 
 def test_a_burst_is_admitted_and_a_standing_queue_is_refused(entry: MakeEntry) -> None:
     backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
     fill(backlog, [entry() for _ in range(40)])
     backlog.check(0.0, 1, math.inf)
-    backlog.check(1.5, 1, math.inf)
+    backlog.check(1.0, 1, math.inf)
     with pytest.raises(Overloaded) as refused:
-        backlog.check(1.51, 1, math.inf)
-    assert refused.value.retry_after_s == pytest.approx(1.0 - 0.75)
+        backlog.check(1.01, 1, math.inf)
+    assert refused.value.retry_after_s == pytest.approx(1.0 - 0.375)
 
 
 def test_a_drained_queue_admits_again(entry: MakeEntry) -> None:
@@ -171,9 +172,27 @@ def test_a_drained_queue_admits_again(entry: MakeEntry) -> None:
     backlog.check(10.0, 1, math.inf)
     with pytest.raises(Overloaded):
         backlog.check(12.0, 1, math.inf)
-    for _ in range(4):
+    for _ in range(8):
         taken(backlog, 12.0)
     backlog.check(12.0, 1, math.inf)
+
+
+def test_a_queue_that_stood_is_kept_short_until_it_has_been_short_for_a_while(entry: MakeEntry) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    fill(backlog, [entry() for _ in range(40)])
+    for now in (0.0, 1.1):
+        with contextlib.suppress(Overloaded):
+            backlog.check(now, 1, math.inf)
+    while taken(backlog, 1.1):
+        backlog.finished(0)
+    fill(backlog, [entry() for _ in range(20)])
+    with pytest.raises(Overloaded):  # half a second of work: no burst so soon after
+        backlog.check(1.2, 1, math.inf)
+    while taken(backlog, 1.2):
+        backlog.finished(0)
+    backlog.check(2.3, 1, math.inf)
+    fill(backlog, [entry() for _ in range(40)])
+    backlog.check(2.3, 1, math.inf)
 
 
 def test_a_second_burst_after_a_drained_one_is_a_burst(entry: MakeEntry) -> None:
