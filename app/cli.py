@@ -12,9 +12,10 @@ from typing import Annotated, Any, get_origin
 import orjson
 import typer
 from pydantic import ValidationError
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from app import __version__
 from app.errors import ModelError, TopkError
@@ -129,27 +130,28 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
                 orjson.dumps(asdict(entry) | {"cached": download.cached(entry.url) is not None}).decode() + "\n"
             )
         return
-    table = Table("model", "weights", *map(_right, ("parameters", "MB", "top-1 %", "top-5 %")), "cached")
+    table = Table(
+        *(Column(name, no_wrap=True) for name in ("model", "weights")),
+        *(Column(name, justify="right", no_wrap=True) for name in ("M params", "MB", "top-1", "top-5")),
+        "cached",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
     for entry in entries:
         table.add_row(
             entry.architecture,
-            entry.name + (" (default)" if entry.default else ""),
-            f"{entry.parameters / 1e6:.1f} M",
+            entry.name + ("*" if entry.default else ""),
+            f"{entry.parameters / 1e6:.1f}",
             f"{entry.megabytes:.0f}",
             *(f"{value:.2f}" for value in entry.accuracy),
             "yes" if download.cached(entry.url) else "",
         )
     out.print(table)
     out.print(
-        "Accuracy on ImageNet-1k's validation set as published by torchvision. Beside these, efficientnet_lite0 is "
-        "built in and needs no download."
+        "* what a bare model name means. Accuracy in per cent on ImageNet-1k's validation set, as published by "
+        "torchvision. Beside these, efficientnet_lite0 is built in and needs no download.",
+        highlight=False,
     )
-
-
-def _right(name: str) -> Any:
-    from rich.table import Column
-
-    return Column(name, justify="right")
 
 
 def _images(files: Iterable[Path]) -> Iterable[Path]:
@@ -212,7 +214,7 @@ def _read(path: Path) -> bytes:
 
 
 def _table(answer: dict[str, Any]) -> Table:
-    table = Table(_right("score"), "label", "wnid", title=answer["file"], title_justify="left")
+    table = Table(Column("score", justify="right"), "label", "wnid", title=answer["file"], title_justify="left")
     for prediction in answer["predictions"]:
         table.add_row(f"{prediction['score']:.4f}", prediction["label"], prediction["wnid"] or "")
     return table

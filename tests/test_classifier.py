@@ -585,3 +585,17 @@ def test_64_photographs_at_once_score_as_they_do_alone(serve: Serve) -> None:
     for one, other in zip(alone, together, strict=True):
         assert one.row.class_ids.tolist() == other.row.class_ids.tolist()
         assert np.allclose(one.row.scores, other.row.scores, atol=1e-3)
+
+
+@pytest.mark.parametrize(("ahead", "name"), [(False, "topk-stream"), (True, "topk-decode")])
+def test_nothing_is_read_or_decoded_on_the_event_loop(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, ahead: bool, name: str
+) -> None:
+    classifier, _ = serve(ahead)
+    decode, threads = classifier.decoder.decode, set()
+    monkeypatch.setattr(
+        classifier.decoder, "decode", lambda data: threads.add(threading.current_thread().name) or decode(data)
+    )
+    classify(classifier, PHOTO, PHOTO[:2000], b"no image")
+    assert threads
+    assert all(thread.startswith(name) for thread in threads)
