@@ -107,10 +107,10 @@ def test_every_topk_command_works_as_typed(command: str) -> None:
     assert ("cat" in ran.stdout) or ("resnet50" in ran.stdout)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [*re.findall(r"^    (make serve)\b", README, re.MULTILINE), *commands("make serve"), *commands("topk serve")],
-)
+PLAIN = re.findall(r"^    (make serve)\b", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [*PLAIN, *commands("make serve"), *commands("topk serve")])
 def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
     """With a port of its own, and seeded weights where the command's own are not to be had."""
     command = re.sub(r"PORT=\d+|--port \d+", "", command)
