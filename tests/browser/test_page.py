@@ -40,7 +40,9 @@ def blank(browser: Browser) -> Iterator[Page]:
     """A page not yet opened, in a context of its own."""
     context = browser.new_context(reduced_motion="reduce")
     context.set_default_timeout(20_000)
-    yield context.new_page()
+    page = context.new_page()
+    page.on("filechooser", lambda chooser: None)  # from here on choosers are intercepted, before any test presses a key
+    yield page
     context.close()
 
 
