@@ -6,6 +6,7 @@ requests. Here readiness falls first, the socket stays open for the drain delay,
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -20,7 +21,7 @@ import uvicorn
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, unknown_names
 from app.telemetry import configure_logging
 
 log = structlog.get_logger("topk")
@@ -32,6 +33,8 @@ _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in th
 def serve(settings: Settings) -> int:
     """Serve until a signal comes; the process's exit code. Raises ModelError where the port is taken."""
     configure_logging(settings.log_format, settings.log_level)
+    if unknown := unknown_names(os.environ):
+        log.warning("environment variables that are no settings", names=unknown)
     listener = bind(settings.host, settings.port)
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle)

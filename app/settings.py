@@ -1,5 +1,6 @@
 """Every setting once: its name, its default and one sentence. A flag wins over the environment, that over ``.env``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ class Settings(BaseSettings):
     """Read once, by the command line or by ``create_app``'s caller, and passed in from there."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TOPK_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="TOPK_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
 
     model: str = Field(
@@ -88,3 +89,10 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def unknown_names(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like settings and are none: most are misspelt."""
+    prefix = Settings.model_config["env_prefix"]
+    known = {f"{prefix}{name}".upper() for name in Settings.model_fields}
+    return sorted(name for name in environment if name.upper().startswith(prefix) and name.upper() not in known)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, unknown_names
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,15 @@ def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_senseless_values_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings(**wrong)
+
+
+def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOPK_WEIGHTS", "TOPK_MAX_PIXELS", "TOPK_API_KEYS", "PORT"):
+        monkeypatch.setenv(name, "")
+    assert Settings() == Settings(weights=None, api_keys=())
+    assert Settings().weights is None
+
+
+def test_misspelt_variables_are_found() -> None:
+    environment = {"TOPK_MODEL": "x", "TOPK_MODLE": "x", "topk_port": "1", "HOME": "/"}
+    assert unknown_names(environment) == ["TOPK_MODLE"]
