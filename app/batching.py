@@ -326,9 +326,12 @@ class BatchQueue:
             batch = warm_batch(size)
             _checked(run, batch)  # the first pass compiles and allocates
             started = self.clock()
-            _checked(run, batch)
+            answers = _checked(run, batch)
+            seconds = self.clock() - started
+            if failed := next((answer for answer in answers if isinstance(answer, Exception)), None):
+                raise failed
             with self._wakeup:
-                self.costs.observe(size, self.clock() - started)
+                self.costs.observe(size, seconds)
 
     def _run_batch(self, run: Run, batch: list[Entry]) -> list[Any]:
         started = self.clock()

@@ -23,7 +23,7 @@ from app import containers, engine, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
 from app.engine import Row, Want
-from app.errors import BadImage, DeadlineExceeded, Internal, NotReady, Overloaded, TopkError, Unavailable
+from app.errors import BadImage, DeadlineExceeded, Internal, ModelError, NotReady, Overloaded, TopkError, Unavailable
 from app.models.model import Model
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -116,7 +116,10 @@ class Classifier:
         if ahead:
             self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
         self.queue = BatchQueue([self._run] * device.streams, CostCurve(device.buckets), ahead_s=self._ahead_s)
-        self.queue.start(self._warm_batch)
+        try:
+            self.queue.start(self._warm_batch)
+        except Internal as error:
+            raise ModelError(f"{model.name} with weights {model.weights}: {error.detail}") from error
         self._observe_queue()
         self.metrics.model.info(
             {
@@ -309,7 +312,7 @@ class Classifier:
                 self.metrics.inference_seconds.observe(seconds)
                 self.metrics.batch_size.observe(len(crops))
             for i, row in zip(crops, rows, strict=True):
-                answers[i] = _Answer(row, answers[i].seconds, seconds)
+                answers[i] = _Answer(row, answers[i].seconds, seconds) if _finite(row) else _not_finite()
         return answers
 
     def _decode(self, job: _Job) -> Decoded | Exception:
@@ -338,6 +341,14 @@ class Classifier:
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()
+
+
+def _not_finite() -> Internal:
+    return Internal("the model computes no finite scores")
+
+
+def _finite(row: Row) -> bool:
+    return all(part is None or bool(np.isfinite(part).all()) for part in (row.scores, row.features, row.logits))
 
 
 def _outcome(error: TopkError) -> str:

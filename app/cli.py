@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from app import __version__
-from app.errors import ModelError, TopkError
+from app.errors import EmptyBody, ModelError, TopkError
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
@@ -67,6 +68,8 @@ def _settings(given: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         raise ModelError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"the file .env is no UTF-8: {error}") from error
 
 
 def _version(wanted: bool) -> None:
@@ -193,13 +196,16 @@ async def _classify(classifier: Any, paths: list[Path], top_k: int, min_score: f
                 content = await asyncio.to_thread(_read, path)
                 result = await classifier.classify(content, Want(k=top_k), time.monotonic() + _PREDICT_S)
             except OSError as error:
-                return {"file": str(path), "error": {"code": "unreadable_file", "detail": error.strerror or str(error)}}
+                return {
+                    "file": _shown(path),
+                    "error": {"code": "unreadable_file", "detail": error.strerror or str(error)},
+                }
             except TopkError as error:
-                return {"file": str(path), "error": {"code": error.code, "detail": error.detail}}
+                return {"file": _shown(path), "error": {"code": error.code, "detail": error.detail}}
             finally:
                 progress.advance(task)
             return {
-                "file": str(path),
+                "file": _shown(path),
                 "model": classifier.model.name,
                 "weights": classifier.model.weights,
                 "predictions": [asdict(p) for p in classifier.predictions(result.row, min_score)],
@@ -210,7 +216,16 @@ async def _classify(classifier: Any, paths: list[Path], top_k: int, min_score: f
 
 
 def _read(path: Path) -> bytes:
-    return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    if not content:
+        raise EmptyBody("the file is empty")
+    return content
+
+
+def _shown(path: Path) -> str:
+    """A path as text that can be printed: file names may hold anything."""
+    name = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _table(answer: dict[str, Any]) -> Table:

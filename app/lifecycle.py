@@ -10,6 +10,7 @@ from app.errors import TopkError
 class Lifecycle:
     """``on_ready`` and ``on_failure`` are called on the event loop once the model is warm, or cannot be."""
 
+    ready: bool = False
     draining: bool = False
     failure: TopkError | None = None
     on_ready: Callable[[], None] = lambda: None

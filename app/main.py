@@ -87,6 +87,13 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
     """Load on a thread that the process does not wait for, should it be stopped meanwhile."""
     loop = asyncio.get_running_loop()
 
+    def loaded() -> None:
+        if lifecycle.failure:
+            lifecycle.on_failure()
+        elif not lifecycle.draining:
+            lifecycle.ready = True
+            lifecycle.on_ready()
+
     def load() -> None:
         log.info("loading", model=classifier.settings.model)
         try:
@@ -96,6 +103,6 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
         except Exception:
             log.exception("the model could not be loaded")
             lifecycle.failure = ModelError("the model could not be loaded; the log says why")
-        loop.call_soon_threadsafe(lifecycle.on_failure if lifecycle.failure else lifecycle.on_ready)
+        loop.call_soon_threadsafe(loaded)
 
     threading.Thread(target=load, name="topk-load", daemon=True).start()

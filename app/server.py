@@ -6,6 +6,8 @@ requests. Here readiness falls first, the socket stays open for the drain delay,
 
 import asyncio
 import contextlib
+import errno
+import logging
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
@@ -27,6 +30,7 @@ from app.telemetry import configure_logging
 log = structlog.get_logger("topk")
 
 DRAIN_DELAY_MS = 5_000
+HEADER_BYTES = 65_536
 _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
 
 
@@ -38,31 +42,42 @@ def serve(settings: Settings) -> int:
     listener = bind(settings.host, settings.port)
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle)
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_graceful_shutdown=(settings.upload_ms + settings.request_timeout_ms) // 1000 + 1,
-    )
     delay = settings.drain_delay_ms
     if delay is None:
         delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
-    server = Server(config, lifecycle, delay / 1000)
+    server = Server(config(app, settings), lifecycle, delay / 1000)
     lifecycle.on_ready = lambda: _say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
     lifecycle.on_failure = server.stop
     server.run([listener])
     if lifecycle.failure:
         log.error(lifecycle.failure.detail)
         return 1
+    if server.force_exit:
+        log.warning("stopped before all was answered")
+        return 130
     log.info("stopped")
     return 0
 
 
+def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve the app."""
+    return uvicorn.Config(
+        app,
+        # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
+        # headers of any size
+        http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=(settings.upload_ms + settings.request_timeout_ms) // 1000 + 1,
+    )
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A bound socket; raises ModelError in plain words where the address cannot be had."""
+    address = f"{_bracketed(host)}:{port}"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -70,7 +85,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise ModelError(f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another port") from error
+        advice = "; choose another port" if error.errno == errno.EADDRINUSE else ""
+        raise ModelError(f"cannot listen on {address}: {error.strerror or error}{advice}") from error
     return listener
 
 
@@ -105,10 +121,12 @@ class Server(uvicorn.Server):
         """The first signal starts the drain; a second Ctrl-C ends it at once."""
         if self._lifecycle.draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # traces of what is cut off now
             return
         self._lifecycle.draining = True
         if self._close_at is None:
-            self._close_at = time.monotonic() + self._drain_delay_s
+            delay = self._drain_delay_s if self._lifecycle.ready else 0.0  # else nobody was sent here yet
+            self._close_at = time.monotonic() + delay
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None:
@@ -124,8 +142,12 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def _say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
-    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
+    host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
     url = f"http://{host}:{port}{settings.root_path}"
     page = f"{url}/" if settings.root_path else url
     curl = f"curl -F file=@docs/cat.jpg {url}/v1/predict"

@@ -1,5 +1,6 @@
 """Every setting once: its name, its default and one sentence. A flag wins over the environment, that over ``.env``."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +26,7 @@ class Settings(BaseSettings):
         None, description="File with weights for the architecture: safetensors or a state dict."
     )
     model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._-]{1,128}$", description="Name in answers and URLs; by default the architecture."
+        None, pattern=r"^[A-Za-z0-9._-]{1,128}$", description="Name in answers; by default the architecture."
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`."
@@ -88,7 +89,20 @@ class Settings(BaseSettings):
     @field_validator("cors_origins", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        parts = tuple(part.strip() for part in value.split(",") if part.strip())
+        if value and not parts:
+            raise ValueError("nothing but separators")  # an open server, were this taken for no keys
+        return parts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://page.example, without a path")
+        return value
 
 
 def unknown_names(environment: Mapping[str, str]) -> list[str]:

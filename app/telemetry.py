@@ -89,7 +89,7 @@ def configure_logging(format: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines are ours to say
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what it says of clients and of itself is ours to say
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of hostile files is ours to answer
     for noisy in ("httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +78,12 @@ def test_every_setting_is_an_option_of_serve() -> None:
 
 def test_version_is_printed() -> None:
     assert topk("--version").stdout.startswith(b"topk ")
+
+
+def test_a_file_name_may_hold_anything(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"bad\xff\x1b[31m.jpg")).write_bytes(CAT.read_bytes())
+    (tmp_path / "empty.jpg").touch()
+    ran = topk("predict", str(tmp_path), *MODEL, "--json")
+    first, second = (json.loads(line) for line in ran.stdout.splitlines())
+    assert first["file"].endswith("/bad\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[31m.jpg")
+    assert second["error"]["code"] == "empty_body"

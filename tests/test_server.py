@@ -5,10 +5,13 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
+import torch
+import torchvision
 
 from tests.api.wire import Wire
 from tests.conftest import CAT, REPOSITORY, RESNET50, Server
@@ -162,3 +165,38 @@ def test_memory_stays_where_it_is_over_a_thousand_requests(resnet_server: Server
         run(500)
     assert RESNET50.is_file()
     assert process.memory_info().rss < before * 1.05
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_that_work_was_cut_off() -> None:
+    server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "60000"})
+    with Wire(server.port) as wire:
+        wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
+        wire.send(PHOTO[:-1])
+        while server.metric("topk_inflight_bytes") < len(PHOTO) - 1:
+            pass
+        server.process.send_signal(signal.SIGINT)
+        server.wait_for("draining")
+        assert server.stop(signal.SIGINT) == 130
+    assert "Traceback" not in str(server.log)
+
+
+def test_weights_that_compute_no_numbers_are_refused_at_start(tmp_path: Path) -> None:
+    network = torchvision.models.resnet18()
+    torch.nn.init.constant_(network.fc.weight, float("nan"))
+    torch.save(network.state_dict(), tmp_path / "nan.pth")
+    server = Server("--model", "resnet18", "--weights", str(tmp_path / "nan.pth"))
+    assert server.process.wait(60) == 1
+    server.stop()
+    assert "no finite scores" in str(server.log)
+
+
+def test_clients_that_leave_leave_no_trace_in_the_log(embedded_server: Server) -> None:
+    left = embedded_server.metric("topk_images_total", outcome="abandoned")
+    for _ in range(20):
+        with Wire(embedded_server.port) as wire:
+            wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
+            wire.send(PHOTO)
+    while embedded_server.metric("topk_queue_images") or embedded_server.metric("topk_inflight_bytes"):
+        pass
+    assert embedded_server.metric("topk_images_total", outcome="abandoned") > left
+    assert not [line for line in embedded_server.log if line.get("level") == "error"]

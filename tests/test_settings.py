@@ -54,3 +54,9 @@ def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_misspelt_variables_are_found() -> None:
     environment = {"TOPK_MODEL": "x", "TOPK_MODLE": "x", "topk_port": "1", "HOME": "/"}
     assert unknown_names(environment) == ["TOPK_MODLE"]
+
+
+@pytest.mark.parametrize("origin", ["page.example", "https://page.example/", "https://page.example/path", "ftp://x"])
+def test_what_no_browser_sends_as_its_origin_is_refused(origin: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(cors_origins=origin)

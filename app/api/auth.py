@@ -27,21 +27,24 @@ class Keys:
         if settings.api_keys_file:
             try:
                 lines = settings.api_keys_file.expanduser().read_text().splitlines()
-            except OSError as error:
+            except (OSError, UnicodeDecodeError) as error:
                 raise ModelError(f"API keys cannot be read: {error}") from error
             keys += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
             if not keys:
                 raise ModelError(f"{settings.api_keys_file} holds no API key")
+        if not all(key.isascii() and key.isprintable() for key in keys):
+            raise ModelError("API keys must be printable ASCII: no other can come in a header")
         return cls(keys)
 
-    def check(self, key: str | None) -> None:
-        """Raise Unauthorized unless ``key`` is one of the accepted ones, or none are configured."""
+    def check(self, *given: str | None) -> None:
+        """Raise Unauthorized unless one of ``given`` is an accepted key, or none are configured."""
         if not self._digests:
             return
-        if not key:
+        digests = [_digest(key.strip()) for key in given if key]
+        if not digests:
             raise Unauthorized("send an API key as Authorization: Bearer KEY or X-API-Key: KEY")
-        digest = _digest(key)
-        if not sum(hmac.compare_digest(digest, known) for known in self._digests):  # all of them: constant time
+        # all of them, for constant time
+        if not sum(hmac.compare_digest(digest, known) for digest in digests for known in self._digests):
             raise Unauthorized("the API key is not known")
 
 
@@ -52,7 +55,7 @@ async def require_key(
 ) -> None:
     """Route dependency: runs before anything of the body is read."""
     keys: Keys = request.app.state.keys
-    keys.check(bearer.credentials if bearer else header)
+    keys.check(bearer.credentials if bearer else None, header)
 
 
 def _digest(key: str) -> bytes:

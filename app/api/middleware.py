@@ -21,6 +21,7 @@ log = structlog.get_logger("topk.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
 _QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}
+_LOGGED_PATH = 512
 CLIENT_GONE = 499  # nginx's status for a client that closed its connection; nothing is sent
 
 DISCARD_BYTES = 4 * 2**20
@@ -81,7 +82,7 @@ class Observe:
             "request",
             request_id=exchange.request_id,
             method=scope["method"],
-            path=scope["path"],
+            path=scope["raw_path"][:_LOGGED_PATH].decode("ascii", "replace"),  # as it came: no control characters
             status=status,
             ms=round(seconds * 1000, 1),
             client=(scope.get("client") or ("-",))[0],

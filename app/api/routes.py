@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import time
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,7 @@ async def _unless_gone(request: Request, work: "asyncio.Future[list[Outcome]]") 
         if not work.done():
             work.cancel()
             await asyncio.wait([work])
+            work.exception()  # looked at, or asyncio complains
             raise ClientGone
         return work.result()
     finally:
@@ -159,9 +161,10 @@ def _patience(request: Request, most_ms: int) -> float:
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
         return most_ms / 1000
-    if not given.isdecimal() or int(given) == 0:
+    digits = given.strip().lstrip("0")
+    if not re.fullmatch("[0-9]+", digits):
         raise InvalidParameter("X-Request-Timeout-Ms must be a positive whole number of milliseconds")
-    return min(int(given), most_ms) / 1000
+    return min(int(digits[:12]), most_ms) / 1000  # Python refuses to read numbers of thousands of digits
 
 
 def _want_top(classifier: Classifier, top_k: int) -> Want:

@@ -10,15 +10,27 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import orjson
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from app.api.exchange import ClientGone, Exchange
-from app.errors import EmptyBody, MalformedRequest, Overloaded, PayloadTooLarge, TopkError, UploadTimeout
+from app.errors import (
+    EmptyBody,
+    MalformedRequest,
+    Overloaded,
+    PayloadTooLarge,
+    TopkError,
+    UnsupportedMediaType,
+    UploadTimeout,
+)
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FIELDS = ("file", "image", "data")
 _PART_HEADERS_BYTES = 8192
@@ -49,7 +61,10 @@ class Uploads:
         self.inflight = 0
 
     def check_headers(self, request: Request, several: bool) -> None:
-        """Refuse what the headers alone tell: EmptyBody, PayloadTooLarge, Overloaded."""
+        """Refuse what the headers alone tell: EmptyBody, UnsupportedMediaType, PayloadTooLarge, Overloaded."""
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding != "identity":
+            raise UnsupportedMediaType(f"Content-Encoding {encoding} is not understood: send the body as it is")
         length = request.headers.get("content-length")
         if length is None:
             if "transfer-encoding" not in request.headers:
@@ -93,6 +108,8 @@ class Uploads:
             uploads = body.images()
         elif not body.content:
             raise EmptyBody("the body is empty")
+        elif form == "raw" and body.content.lstrip()[:1] == b"{":
+            raise UnsupportedMediaType("this looks like JSON: send it with Content-Type: application/json")
         elif form == "raw":
             return [Upload(bytes(body.content))]
         elif len(body.content) > _OFF_LOOP_BYTES:
@@ -209,23 +226,24 @@ class _Multipart:
         self._part = _Part()
         self._header = (bytearray(), bytearray())
         self._whole = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": lambda data, start, end: self._grow(self._header[0], data[start:end]),
-                "on_header_value": lambda data, start, end: self._grow(self._header[1], data[start:end]),
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._end_headers,
-                "on_part_data": self._data,
-                "on_end": self._end,
-            },
-        )
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._grow(self._header[0], data[start:end]),
+            "on_header_value": lambda data, start, end: self._grow(self._header[1], data[start:end]),
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._data,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise MalformedRequest(f"broken multipart: {error}") from None
 
     def feed(self, chunk: bytes) -> None:
         try:
             self._parser.write(chunk)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise MalformedRequest(f"broken multipart: {error}") from None
 
     def images(self) -> list[Upload]:

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import structlog
-import uvicorn
 
 from app.engine import Row, Want
 from app.lifecycle import Lifecycle
 from app.main import create_app
-from app.server import Server, bind
+from app.server import Server, bind, config
 from app.settings import Settings
 
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
@@ -71,7 +70,7 @@ def served(**options: Any) -> Iterator[InProcess]:
     lifecycle = Lifecycle(on_ready=ready.set, on_failure=ready.set)
     app = create_app(settings, lifecycle)
     listener = bind(settings.host, settings.port)
-    server = Server(uvicorn.Config(app, http="httptools", log_config=None, access_log=False), lifecycle, 0)
+    server = Server(config(app, settings), lifecycle, 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:

@@ -171,3 +171,28 @@ def test_info_describes_what_is_served(app_server: InProcess) -> None:
     assert info["preprocessing"]["interpolation"] == "bicubic"
     assert set(info["batching"]["cost_ms"]) >= {"1", "2", "4", "8"}
     assert info["digest"].startswith("sha256:57934424")
+
+
+def test_a_client_that_offers_http2_is_answered(app_server: InProcess) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAoAAAAAIAAAAA"}
+    for body in ({"content": PHOTO}, {"files": {"file": PHOTO}}):
+        assert post(app_server, "/v1/predict", headers=offer, **body).json()["predictions"][0]["label"] in CATS
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Content-Type": f"multipart/form-data; boundary={'B' * 300}"}, (400, "malformed_request")),
+        ({"Content-Encoding": "gzip"}, (415, "unsupported_media_type")),
+        ({"X-Request-Timeout-Ms": "9" * 5000}, (415, "unsupported_media_type")),
+        ({"X-Request-Timeout-Ms": "0900"}, (415, "unsupported_media_type")),
+    ],
+)
+def test_odd_headers_are_no_defect(app_server: InProcess, headers: dict[str, str], expected: tuple[int, str]) -> None:
+    assert code(post(app_server, "/v1/predict", content=b"no image", headers=headers)) == expected
+
+
+def test_json_without_its_content_type_is_told_so(app_server: InProcess) -> None:
+    answer = post(app_server, "/v1/predict", content=b'{"image": "aGk="}')
+    assert code(answer) == (415, "unsupported_media_type")
+    assert "application/json" in answer.json()["detail"]

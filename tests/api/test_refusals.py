@@ -1,6 +1,7 @@
 """Limits, and that what is refused hears of it."""
 
 import base64
+import contextlib
 import os
 
 import httpx2
@@ -160,3 +161,15 @@ def test_a_key_opens_and_health_needs_none(small_limits: InProcess) -> None:
     for path in ("/livez", "/readyz", "/healthz", "/metrics", "/", "/docs", "/openapi.json"):
         assert httpx2.get(small_limits.url + path).status_code == 200
     assert httpx2.get(f"{small_limits.url}/v1/info").status_code == 401
+
+
+def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
+    with Wire(app_server.port) as wire:
+        wire.send(b"GET /livez HTTP/1.1\r\nHost: topk\r\nX-Long: ")
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 64 * 2**20 and not wire.answered(0):
+                wire.send(b"a" * 65536)
+                sent += 65536
+            assert wire.status() == 400
+        assert sent < 16 * 2**20
