@@ -114,7 +114,8 @@ def test_twenty_pictures_of_49_million_pixels_do_not_starve_ordinary_clients(ser
     huge = next(case.data for case in hostile.cases() if case.name == "WebP of 49 million pixels")
     with Memory(server) as memory:
         served, outcomes = beside(server, [huge] * 20)
-    assert set(outcomes) <= {(200, "ok"), (503, "overloaded")}
+    # the lane yields to ordinary clients: what it admitted may be too late where others want the cores as well
+    assert set(outcomes) <= {(200, "ok"), (503, "overloaded"), (504, "deadline_exceeded")}
     assert (200, "ok") in outcomes
     assert served / calm > 0.2  # a share of the cores, not a wait behind the attack
     assert memory.grown < 2048 * MIB
