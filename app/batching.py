@@ -213,13 +213,11 @@ class Backlog:
 class BatchQueue:
     """Threads around a ``Backlog``: one a stream, each running its own callable.
 
-    ``on_batch(size, seconds)`` is told of each batch that did not fail, on the stream's thread; its own errors are
-    logged. ``ahead_s`` is the ``Backlog``'s.
+    ``ahead_s`` is the ``Backlog``'s.
     """
 
     runs: Sequence[Run]
     costs: CostCurve
-    on_batch: Callable[[int, float], None] = lambda size, seconds: None
     clock: Callable[[], float] = time.monotonic
     ahead_s: Callable[[], float] = lambda: 0.0
     backlog: Backlog = field(init=False)
@@ -353,10 +351,6 @@ class BatchQueue:
         if size:
             with self._wakeup:
                 self.costs.observe(size, seconds)
-        try:
-            self.on_batch(len(answers), seconds)
-        except Exception:
-            log.exception("on_batch failed")
 
 
 def _one_by_one(run: Run, batch: list[Entry]) -> list[Any]:

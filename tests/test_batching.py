@@ -522,24 +522,6 @@ def test_items_refused_before_the_device_do_not_make_batches_look_cheap() -> Non
         assert queue.costs.as_dict() == {1: 1.0}
 
 
-def test_on_batch_is_told_of_each_batch() -> None:
-    told: list[tuple[int, float]] = []
-    clock = Fake()
-    with served(doubled, clock=clock, on_batch=lambda size, seconds: told.append((size, seconds))) as queue:
-        ask(queue, 1)
-        ask(queue, 1)
-    assert told == [(1, 0.0), (1, 0.0)]
-
-
-def test_an_on_batch_that_raises_kills_no_stream() -> None:
-    def broken(size: int, seconds: float) -> None:
-        raise ZeroDivisionError
-
-    with served(doubled, on_batch=broken) as queue:
-        assert ask(queue, 1) == [2]
-        assert ask(queue, 2) == [4]
-
-
 def test_close_finishes_what_waits_and_refuses_what_comes() -> None:
     held = Held()
 
