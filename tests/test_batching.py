@@ -525,13 +525,16 @@ def test_items_refused_before_the_device_do_not_make_batches_look_cheap() -> Non
 def test_close_finishes_what_waits_and_refuses_what_comes() -> None:
     held = Held()
 
+    def wait_closed() -> bool:
+        with queue._wakeup:
+            return queue._wakeup.wait_for(lambda: queue._closed, 60)
+
     async def go() -> list[Any]:
         waiting = put(queue, 0)
         held.wait_for_batch()
         waiting += put(queue, 1, 2)
         closing = asyncio.create_task(asyncio.to_thread(queue.close))
-        while not queue._closed:
-            await asyncio.sleep(0)
+        assert await asyncio.to_thread(wait_closed)
         with pytest.raises(NotReady):
             put(queue, 3)
         held.gate.set()

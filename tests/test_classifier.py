@@ -19,7 +19,9 @@ from structlog.testing import capture_logs
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from app.batching import BatchQueue
 from app.classifier import Classifier, Result
+from app.decoding import Decoder
 from app.engine import Row, Want
 from app.errors import (
     DeadlineExceeded,
@@ -100,16 +102,36 @@ class Held:
 
 
 Serve = Callable[..., tuple[Classifier, Held]]
+CHANGED = threading.Condition()  # told whenever a watched classifier, its queue or its costly lane has changed
+
+
+class Watched(Classifier):
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        with CHANGED:
+            CHANGED.notify_all()
+
+
+def telling(method: Callable[..., Any]) -> Callable[..., Any]:
+    def told(*arguments: Any) -> Any:
+        result = method(*arguments)
+        with CHANGED:
+            CHANGED.notify_all()
+        return result
+
+    return told
 
 
 @pytest.fixture
-def serve(classifier: Classifier) -> Iterator[Serve]:
-    """Further classifiers around the loaded model."""
+def serve(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Further classifiers around the loaded model, watched."""
+    monkeypatch.setattr(BatchQueue, "put", telling(BatchQueue.put))
+    monkeypatch.setattr(Decoder, "decode_costly", telling(Decoder.decode_costly))
     served: list[tuple[Classifier, Held]] = []
 
     def make(decode_ahead: bool | None = None, **options: Any) -> tuple[Classifier, Held]:
         other, held = (
-            Classifier(Settings(**{**EMBEDDED, **options}), decode_ahead=decode_ahead),
+            Watched(Settings(**{**EMBEDDED, **options}), decode_ahead=decode_ahead),
             Held(classifier.engine),
         )
         other.load_model(classifier.model, held)
@@ -127,8 +149,13 @@ def start(classifier: Classifier, image: Any, seconds: float = 60, want: Want = 
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():
-        await asyncio.sleep(0)
+    """Wait for the change that makes it hold."""
+
+    def wait() -> bool:
+        with CHANGED:
+            return CHANGED.wait_for(holds, 60)
+
+    assert await asyncio.to_thread(wait)
 
 
 async def all_of(classifier: Classifier, images: Sequence[Any]) -> list[Any]:
@@ -473,7 +500,7 @@ def test_what_waits_for_a_decode_thread_is_predicted(serve: Serve, monkeypatch: 
 
     async def go() -> None:
         tasks = [start(classifier, PHOTO) for _ in range(20 * threads)]
-        await asyncio.sleep(0)
+        await until(lambda: classifier._ahead_waiting == len(tasks))
         assert classifier.queue.predicted_wait() == pytest.approx(20 * each)
         for task in tasks[threads:]:
             task.cancel()

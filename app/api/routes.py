@@ -135,7 +135,8 @@ async def _unless_gone(request: Request, work: "asyncio.Future[list[Outcome]]") 
         if not work.done():
             work.cancel()
             await asyncio.wait([work])
-            work.exception()  # looked at, or asyncio complains
+            if not work.cancelled():
+                work.exception()  # looked at, or asyncio complains
             raise ClientGone
         return work.result()
     finally:
