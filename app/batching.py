@@ -173,6 +173,11 @@ class Backlog:
             self._running[stream] = now + self.costs.seconds(len(batch))
         return batch, expired
 
+    @property
+    def one_running(self) -> bool:
+        """Whether one batch is running, and nothing waits."""
+        return len(self._running) == 1 and not self._waiting
+
     def finished(self, stream: int) -> None:
         self._running.pop(stream, None)
 
@@ -213,13 +218,16 @@ class Backlog:
 class BatchQueue:
     """Threads around a ``Backlog``: one a stream, each running its own callable.
 
-    ``ahead_s`` is the ``Backlog``'s.
+    ``run_alone`` runs an item that has the device to itself, where that is to be done otherwise. ``ahead_s`` is the
+    ``Backlog``'s.
     """
 
     runs: Sequence[Run]
     costs: CostCurve
+    run_alone: Run | None = None
     clock: Callable[[], float] = time.monotonic
     ahead_s: Callable[[], float] = lambda: 0.0
+    costs_alone: CostCurve = field(init=False, default_factory=lambda: CostCurve((1,)))
     backlog: Backlog = field(init=False)
     _wakeup: threading.Condition = field(init=False, default_factory=threading.Condition)
     _threads: list[threading.Thread] = field(init=False, default_factory=list)
@@ -245,6 +253,8 @@ class BatchQueue:
         try:
             for warm in warmed:
                 warm.result()
+            if self.run_alone and warm_batch:
+                self._warm_up(self.run_alone, warm_batch, self.costs_alone)
         except BaseException:
             self.close()
             raise
@@ -295,7 +305,7 @@ class BatchQueue:
     ) -> None:
         try:
             if warm_batch:
-                self._warm_up(run, warm_batch)
+                self._warm_up(run, warm_batch, self.costs)
         except BaseException as error:
             warm.set_exception(error)
             return
@@ -311,16 +321,17 @@ class BatchQueue:
             if not len(self.backlog):
                 return False
             batch, expired = self.backlog.take(self.clock(), stream)
+            alone = self.run_alone if len(batch) == 1 and self.backlog.one_running else None
         _settle(expired, [DeadlineExceeded("the deadline passed while the image waited") for _ in expired])
         if batch:
-            answers = self._run_batch(run, batch)
+            answers = self._run_batch(alone or run, batch, self.costs_alone if alone else self.costs)
             with self._wakeup:
                 self.backlog.finished(stream)
             _settle(batch, answers)
         return True
 
-    def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]]) -> None:
-        for size in self.costs.buckets:
+    def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]], costs: CostCurve) -> None:
+        for size in costs.buckets:
             batch = warm_batch(size)
             _checked(run, batch)  # the first pass compiles and allocates
             started = self.clock()
@@ -329,9 +340,9 @@ class BatchQueue:
             if failed := next((answer for answer in answers if isinstance(answer, Exception)), None):
                 raise failed
             with self._wakeup:
-                self.costs.observe(size, seconds)
+                costs.observe(size, seconds)
 
-    def _run_batch(self, run: Run, batch: list[Entry]) -> list[Any]:
+    def _run_batch(self, run: Run, batch: list[Entry], costs: CostCurve) -> list[Any]:
         started = self.clock()
         try:
             answers = _checked(run, [entry.item for entry in batch])
@@ -339,18 +350,18 @@ class BatchQueue:
             log.exception("batch failed", size=len(batch))
             answers = _one_by_one(run, batch)
         else:
-            self._observe(answers, self.clock() - started)
+            self._observe(costs, answers, self.clock() - started)
         return [
             answer if isinstance(answer, Exception) else Done(answer, started - entry.submitted, len(batch))
             for entry, answer in zip(batch, answers, strict=True)
         ]
 
-    def _observe(self, answers: list[Any], seconds: float) -> None:
+    def _observe(self, costs: CostCurve, answers: list[Any], seconds: float) -> None:
         """Learn from a batch. Items refused before the device, bad images say, cost next to nothing: not counted."""
         size = sum(not isinstance(answer, Exception) for answer in answers)
         if size:
             with self._wakeup:
-                self.costs.observe(size, seconds)
+                costs.observe(size, seconds)
 
 
 def _one_by_one(run: Run, batch: list[Entry]) -> list[Any]:

@@ -23,7 +23,17 @@ from app import containers, engine, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
 from app.engine import Row, Want
-from app.errors import BadImage, DeadlineExceeded, Internal, ModelError, NotReady, Overloaded, TopkError, Unavailable
+from app.errors import (
+    BadImage,
+    DeadlineExceeded,
+    Internal,
+    ModelError,
+    NotConvertible,
+    NotReady,
+    Overloaded,
+    TopkError,
+    Unavailable,
+)
 from app.models.model import Model
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -102,8 +112,15 @@ class Classifier:
         Blocks. Raises ModelError.
         """
         settings = self.settings
-        model = models.resolve(settings)
-        self.load_model(model, engine.create(model, settings.engine, settings.device, settings.precision))
+        name = engine.choose(settings.engine, settings.device)
+        try:
+            model = models.resolve(settings, converted=name == "openvino")
+        except NotConvertible as error:
+            if settings.engine == name:
+                raise
+            log.warning("served by torch instead", reason=error.detail)
+            name, model = "torch", models.resolve(settings)
+        self.load_model(model, engine.create(model, name, settings.device, settings.precision))
 
     def load_model(self, model: Model, device: engine.Engine) -> None:
         """``load`` for a model and an engine already chosen."""
@@ -115,7 +132,12 @@ class Classifier:
         ahead = ahead_of_queue(device.device) if self._decode_ahead is None else self._decode_ahead
         if ahead:
             self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
-        self.queue = BatchQueue([self._run] * device.streams, CostCurve(device.buckets), ahead_s=self._ahead_s)
+        self.queue = BatchQueue(
+            [self._run] * device.streams,
+            CostCurve(device.buckets),
+            run_alone=partial(self._run, alone=True) if device.spreads else None,
+            ahead_s=self._ahead_s,
+        )
         try:
             self.queue.start(self._warm_batch)
         except Internal as error:
@@ -224,6 +246,7 @@ class Classifier:
                 "streams": self.engine.streams,
                 "ceiling": self.queue.costs.ceiling,
                 "cost_ms": {str(n): round(s * 1000, 2) for n, s in self.queue.costs.as_dict().items()},
+                "alone_ms": next((round(s * 1000, 2) for s in self.queue.costs_alone.as_dict().values()), None),
             },
             "limits": {
                 "max_upload_bytes": settings.max_upload_bytes,
@@ -300,13 +323,13 @@ class Classifier:
             log.exception("decoding failed")
             self.queue.settle(entry, Internal("the image could not be decoded"))
 
-    def _run(self, jobs: Sequence[_Job]) -> list[_Answer | Exception]:
+    def _run(self, jobs: Sequence[_Job], alone: bool = False) -> list[_Answer | Exception]:
         """On a stream's thread: decode what is not decoded yet, run the rest as one batch."""
         answers: list[Any] = [self._decode(job) for job in jobs]
         crops = [i for i, answer in enumerate(answers) if not isinstance(answer, Exception)]
         if crops:
             started = time.perf_counter()
-            rows = self.engine.forward([answers[i].crop for i in crops], [jobs[i].want for i in crops])
+            rows = self.engine.forward([answers[i].crop for i in crops], [jobs[i].want for i in crops], alone)
             seconds = time.perf_counter() - started
             if self._warm:
                 self.metrics.inference_seconds.observe(seconds)

@@ -25,7 +25,7 @@ from app.settings import Settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
 out, err = Console(), Console(stderr=True)
 
-_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "fast_decode", "max_pixels")
+_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "cache_dir", "fast_decode", "max_pixels")
 _PREDICT_S = 600.0
 _AT_ONCE = 64
 

@@ -10,6 +10,7 @@ TopkError
 │   └── Overloaded · DeadlineExceeded · NotReady
 ├── Internal                   queued -> predicted: a defect
 └── ModelError                 start-up only: what was asked for cannot be served
+    └── NotConvertible
 
 Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
 the framework's in ``api.problems``.
@@ -144,3 +145,7 @@ class Internal(TopkError):
 
 class ModelError(TopkError):
     """The model, its weights or a setting named at start cannot be served. Never reaches a client."""
+
+
+class NotConvertible(ModelError):
+    """OpenVINO does not take this network; torch serves it."""

@@ -1,8 +1,10 @@
 """What this process may use of the machine: container limits and CPU affinity count, not the bare hardware."""
 
 import os
+import sys
 from pathlib import Path
 
+_ACCELERATORS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, Windows below Linux
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -20,6 +22,11 @@ def cores() -> int:
         case [quota, period] if quota.isdigit() and period.isdigit():
             return max(1, min(available, round(int(quota) / int(period))))
     return available
+
+
+def may_have_accelerator() -> bool:
+    """Whether torch could find a GPU here: its driver's device, or an Apple chip. No driver is loaded to tell."""
+    return sys.platform == "darwin" or any(Path(device).exists() for device in _ACCELERATORS)
 
 
 def memory_bytes() -> int:

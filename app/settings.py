@@ -20,20 +20,30 @@ class Settings(BaseSettings):
     )
 
     model: str = Field(
-        "auto", description="What to serve: `auto` or a torchvision architecture, `resnet50[:IMAGENET1K_V2]`."
+        "auto",
+        description="What to serve: `auto`, a torchvision architecture, `resnet50[:IMAGENET1K_V2]`, or a model folder.",
     )
     weights: Path | None = Field(
         None, description="File with weights for the architecture: safetensors or a state dict."
     )
     model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._-]{1,128}$", description="Name in answers; by default the architecture."
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,128}$",
+        description="Name in answers; by default the architecture, or the folder's name.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`."
     )
-    engine: Literal["auto", "torch"] = Field("auto", description="What computes: `auto` or `torch`.")
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto` is bfloat16 where the hardware computes it natively, else float32."
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What computes: `auto` is `openvino` on a CPU, `torch` on a GPU."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="`auto` is bfloat16 where the hardware computes it natively, else float32; `int8` needs a model"
+        " exported so.",
+    )
+    cache_dir: Path = Field(
+        Path("~/.cache/topk"), description="Folder for converted models; each is converted once, then starts fast."
     )
     fast_decode: bool = Field(
         True,

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from app import machine
+from app.errors import ModelError
 from app.models.model import Model
 
 Floats = npt.NDArray[np.float32]
@@ -44,6 +46,7 @@ class Engine(Protocol):
     device: str
     precision: str
     streams: int
+    spreads: bool  # whether a lone image can have all cores to itself
     buckets: tuple[int, ...]
 
     @property
@@ -53,16 +56,42 @@ class Engine(Protocol):
     def load(self) -> None:
         """Bring the model onto the device. Blocks. Raises ModelError."""
 
-    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want]) -> list[Row]:
-        """Classify one batch.
+    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+        """Classify one batch; where it is ``alone`` on the device, an engine that spreads uses all cores for it.
 
         An image is a uint8 RGB crop of shape [crop, crop, 3], normalised on the device, or an already preprocessed
         float32 tensor of shape [3, crop, crop]. Returns a row an image, in order.
         """
 
 
+def choose(engine: str, device: str) -> str:
+    """``openvino`` or ``torch`` for the settings ``engine`` and ``device``. Raises ModelError.
+
+    Torch is imported only where there may be an accelerator for it.
+    """
+    if engine == "openvino" and device not in ("auto", "cpu"):
+        raise ModelError(f"the engine openvino serves CPUs; for {device} choose torch")
+    if engine != "auto":
+        return engine
+    if device == "auto":
+        return "torch" if _accelerator() else "openvino"
+    return "openvino" if device == "cpu" else "torch"
+
+
+def _accelerator() -> bool:
+    if not machine.may_have_accelerator():
+        return False
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
 def create(model: Model, engine: str, device: str, precision: str) -> Engine:
-    """The engine for the settings ``engine``, ``device`` and ``precision``. Raises ModelError."""
+    """The engine that ``choose`` names, for the settings ``device`` and ``precision``. Raises ModelError."""
+    if engine == "openvino":
+        from app.engine.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(model, precision)
     from app.engine.torch import TorchEngine
 
     return TorchEngine(model, device, precision)

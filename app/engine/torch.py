@@ -12,6 +12,7 @@ from app import machine
 from app.engine import Row, Want
 from app.errors import ModelError
 from app.models.model import Model
+from app.models.split import split
 
 _CPU_BUCKETS = (1, 2, 4, 8)
 _GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -26,12 +27,16 @@ class TorchEngine:
         self._model = model
         self._device = _device(device)
         self.device = str(self._device)
+        precision = model.precision if precision == "auto" else precision
+        if precision == "int8":
+            raise ModelError(f"{model.name} is int8, which the engine openvino computes, on a CPU")
         self.precision = _precision(self._device) if precision == "auto" else precision
         self._dtype: torch.dtype = getattr(torch, self.precision)
         on_cpu = self._device.type == "cpu"
         # Measured on 2 cores with resnet50 in bfloat16: 90 img/s with a single-threaded stream a core, 77 with one
         # stream across both, and 63 against 32 at batch 1.
         self.streams = machine.cores() if on_cpu else 1
+        self.spreads = False  # a second thread takes no time off an eager pass
         self.buckets: tuple[int, ...] = _CPU_BUCKETS if on_cpu else _GPU_BUCKETS
         self._prepared = threading.local()
 
@@ -42,7 +47,7 @@ class TorchEngine:
 
     def load(self) -> None:
         try:
-            module = self._model.build().eval().requires_grad_(False)
+            module = split(self._model.build()).eval().requires_grad_(False)
             self._module = module.to(self._device).to(memory_format=torch.channels_last)
             self._module.backbone.to(self._dtype)
         except torch.OutOfMemoryError as error:
@@ -54,7 +59,7 @@ class TorchEngine:
         self._std = torch.tensor(preprocessing.std, device=self._device).view(3, 1, 1)
 
     @torch.inference_mode()
-    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want]) -> list[Row]:
+    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         self._prepare_thread()
         features, logits = self._module(self._padded(self._batch(images)).to(self._dtype))
         logits = logits[: len(images)].float()

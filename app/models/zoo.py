@@ -14,7 +14,6 @@ from app.models import download
 from app.models.files import load_state, read_state
 from app.models.labels import imagenet1k
 from app.models.model import Model
-from app.models.split import FeaturesAndLogits, split
 
 # What torchvision's builders set when weights are given: these two expect another normalisation inside.
 _BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -48,15 +47,12 @@ def entries() -> list[Entry]:
     return [entry for entry in found if not math.isnan(entry.accuracy[0])]
 
 
-def network(architecture: str, entry: str | None) -> nn.Module:
-    """An architecture with random weights, for the image size of ``entry``, else of the first one.
-
-    Raises ModelError.
-    """
-    weights = _weights(architecture, entry)
+def network(architecture: str, crop: int) -> nn.Module:
+    """An architecture with random weights, for images of ``crop`` x ``crop``. Raises ModelError."""
+    _enum(architecture)
     arguments = _BUILD_ARGUMENTS.get(architecture, {})
     if architecture.startswith("vit_"):  # its position embedding has the size of the image
-        arguments = {"image_size": weights.meta["min_size"][0]}
+        arguments = {"image_size": crop}
     module: nn.Module = torchvision.models.get_model(architecture, weights=None, **arguments)
     return module
 
@@ -90,10 +86,12 @@ def from_file(architecture: str, entry: str | None, path: Path) -> Model:
 
 
 def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Model:
-    def build() -> FeaturesAndLogits:
-        module = network(architecture, weights.name)
+    expected = preprocessing(architecture, weights.name)
+
+    def build() -> nn.Module:
+        module = network(architecture, expected.crop)
         load_state(module, read_state(path), architecture, str(path))
-        return split(module)
+        return module
 
     try:
         digest = download.sha256(path)
@@ -104,7 +102,7 @@ def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Mo
         architecture=architecture,
         weights=weights_name,
         digest=digest,
-        preprocessing=preprocessing(architecture, weights.name),
+        preprocessing=expected,
         labels=imagenet1k(),
         build=build,
     )

@@ -1,0 +1,102 @@
+"""Torch to OpenVINO, once a model: in a child process, at ``topk export``, or while an image is built.
+
+``python -m app.models.convert MODEL WEIGHTS FOLDER`` writes a model folder without its safetensors; see ``cache``.
+"""
+
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+from torch import nn
+
+from app.errors import ModelError, NotConvertible
+from app.models.model import Model
+from app.models.split import FeaturesAndLogits, split
+
+REFUSED, NOT_CONVERTIBLE = 3, 4  # exit codes; the reason stands on stdout
+_TOLERANCE = 1e-3  # of the logits' range; float32 on both sides, summed in another order
+
+
+def to_openvino(model: Model, built: nn.Module | None = None) -> ov.Model:
+    """The network from grey levels, float32 [n, crop, crop, 3], to ``features`` and ``logits``, batch size free.
+
+    ``built`` is the model's network where it has been built; it is cut in two. The answers are compared with torch's.
+    Raises NotConvertible, and the ModelError of ``model.build``.
+    """
+    module = split(built or model.build()).eval()
+    crop = model.preprocessing.crop
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                module, (torch.zeros(2, 3, crop, crop),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
+            )
+            network = ov.convert_model(exported)
+    except Exception as error:
+        raise NotConvertible(f"{model.architecture} does not convert to OpenVINO ({error})") from error
+    for output, name in zip(network.outputs, ("features", "logits"), strict=True):
+        output.get_tensor().set_names({name})
+    network = _from_pixels(network, model)
+    _check(network, module, model)
+    return network
+
+
+def _from_pixels(network: ov.Model, model: Model) -> ov.Model:
+    """Put the normalisation in front: it melts into the first convolution."""
+    preprocessing = ov.preprocess.PrePostProcessor(network)
+    pixels = preprocessing.input()
+    pixels.tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout("NHWC"))
+    pixels.model().set_layout(ov.Layout("NCHW"))
+    mean, std = model.preprocessing.mean, model.preprocessing.std
+    pixels.preprocess().mean([255 * value for value in mean]).scale([255 * value for value in std])
+    return preprocessing.build()
+
+
+@torch.inference_mode()
+def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
+    """Raise NotConvertible unless OpenVINO computes what torch does, for a batch of another size than traced."""
+    crop = model.preprocessing.crop
+    pixels = np.random.default_rng(0).integers(0, 256, (3, crop, crop, 3)).astype(np.float32)
+    compiled = ov.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
+    found = compiled([pixels])["logits"]
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    expected = module(images)[1].numpy()
+    span = max(float(np.ptp(expected)), 1e-6)
+    if not np.allclose(found, expected, rtol=0, atol=_TOLERANCE * span):
+        raise NotConvertible(f"{model.architecture} computes other logits in OpenVINO than in torch")
+
+
+def main(model: str, weights: str, folder: str) -> int:
+    """Resolve, convert and write; the exit code."""
+    from app import models
+    from app.models.folder import write
+    from app.settings import Settings
+
+    try:
+        settings = Settings.model_construct(model=model, weights=Path(weights) if weights else None)
+        write(models.resolve(settings), Path(folder), weights=False)
+    except ModelError as error:
+        print(error.detail)
+        return NOT_CONVERTIBLE if isinstance(error, NotConvertible) else REFUSED
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The parent holds our standard input open for as long as it lives."""
+
+    def wait() -> None:
+        os.read(0, 1)  # not through sys.stdin, whose lock an exiting interpreter wants
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    sys.exit(main(*sys.argv[1:]))

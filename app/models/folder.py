@@ -1,0 +1,161 @@
+"""A model as a folder: ``model.json``, ``model.safetensors`` and the engine's own files; nothing is pickled.
+
+``openvino.xml`` and ``openvino.bin`` are the network from grey levels to features and logits (see ``convert``).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app import __version__
+from app.errors import ModelError
+from app.images import Preprocessing
+from app.models import download, embedded
+from app.models.labels import Label
+from app.models.model import Model
+
+if TYPE_CHECKING:
+    import openvino
+    from torch import nn
+
+DESCRIPTION = "model.json"
+WEIGHTS = "model.safetensors"
+OPENVINO = "openvino.xml"
+_OPENVINO_WEIGHTS = "openvino.bin"
+FORMAT = 1
+
+
+class Description(BaseModel):
+    """``model.json``. ``files`` maps each file's name to its SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    architecture: str
+    weights: str
+    digest: str
+    preprocessing: Preprocessing
+    labels: tuple[tuple[str, str | None], ...]
+    precision: str
+    files: dict[str, str]
+    versions: dict[str, str]
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether this names a model folder."""
+    return os.path.isfile(os.path.join(path, DESCRIPTION))
+
+
+def load(folder: Path) -> Model:
+    """The model in a folder; its name is the folder's. Files are checked against their digests. Raises ModelError."""
+    description = _read(folder)
+    ir = folder / OPENVINO
+    has_ir = OPENVINO in description.files
+    if has_ir:
+        _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
+    return Model(
+        name=folder.resolve().name,
+        architecture=description.architecture,
+        weights=description.weights,
+        digest=description.digest,
+        preprocessing=description.preprocessing,
+        labels=tuple(Label(label, wnid) for label, wnid in description.labels),
+        build=lambda: _build(folder, description),
+        precision=description.precision,
+        openvino=ir if has_ir else None,
+    )
+
+
+def write(
+    model: Model,
+    folder: Path,
+    *,
+    weights: bool = True,
+    precision: str = "auto",
+    network: openvino.Model | None = None,
+) -> None:
+    """Write ``model`` into ``folder``, which must not exist or be empty.
+
+    ``weights=False`` leaves out the safetensors: such a folder is served by OpenVINO alone. ``network`` is what to
+    write instead of the converted float32 one. Raises ModelError.
+    """
+    import openvino
+    from safetensors.torch import save_model
+
+    from app.models.convert import to_openvino
+
+    built = model.build()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ModelError(f"{folder} is not empty")
+        if weights:
+            save_model(built, str(folder / WEIGHTS))
+        openvino.save_model(network or to_openvino(model, built), folder / OPENVINO, compress_to_fp16=False)
+        files = {path.name: download.sha256(path) for path in sorted(folder.iterdir())}
+        description = Description(
+            format=FORMAT,
+            architecture=model.architecture,
+            weights=model.weights,
+            digest=model.digest,
+            preprocessing=model.preprocessing,
+            labels=tuple((label.label, label.wnid) for label in model.labels),
+            precision=precision,
+            files=files,
+            versions=_versions(),
+        )
+        document = description.model_dump(mode="json") | {"preprocessing": asdict(model.preprocessing)}
+        (folder / DESCRIPTION).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "timm", "openvino")
+    return {"topk": __version__} | {name: importlib.metadata.version(name) for name in names}
+
+
+def _read(folder: Path) -> Description:
+    try:
+        document: Any = orjson.loads((folder / DESCRIPTION).read_bytes())
+        description = Description.model_validate(document)
+    except OSError as error:
+        raise ModelError(f"{folder / DESCRIPTION} cannot be read: {error}") from error
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        raise ModelError(f"{folder / DESCRIPTION} is no description of a model: {error}") from error
+    if description.format != FORMAT:
+        raise ModelError(f"{folder} has format {description.format}; this topk reads {FORMAT}")
+    return description
+
+
+def _verify(folder: Path, description: Description, *names: str) -> None:
+    for name in names:
+        try:
+            sound = download.sha256(folder / name) == description.files.get(name)
+        except OSError as error:
+            raise ModelError(f"{folder / name} cannot be read: {error}") from error
+        if not sound:
+            raise ModelError(f"{folder / name} is damaged: its SHA-256 is not the one in {DESCRIPTION}")
+
+
+def _build(folder: Path, description: Description) -> nn.Module:
+    from app.models import zoo
+    from app.models.files import load_state, read_state
+
+    if WEIGHTS not in description.files:
+        raise ModelError(f"{folder} holds no {WEIGHTS}: it is served by OpenVINO alone")
+    _verify(folder, description, WEIGHTS)
+    architecture = description.architecture
+    if architecture == embedded.NAME:
+        module = embedded.network()
+    else:
+        module = zoo.network(architecture, description.preprocessing.crop)
+    load_state(module, read_state(folder / WEIGHTS), architecture, str(folder / WEIGHTS))
+    return module
