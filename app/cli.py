@@ -1,4 +1,4 @@
-"""The ``topk`` command: serve, predict, models. Every setting is an option of the commands that use it."""
+"""The ``topk`` command: serve, predict, models, export. Every setting is an option of the commands that use it."""
 
 import asyncio
 import inspect
@@ -155,6 +155,26 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
         "torchvision. Beside these, efficientnet_lite0 is built in and needs no download.",
         highlight=False,
     )
+
+
+@app.command()
+@with_settings("weights", "precision")
+def export(
+    model: Annotated[str, typer.Argument(help="What `topk serve --model` takes.")],
+    *,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
+    calibrate: Annotated[Path | None, typer.Option(help="Folder of your photographs, for --precision int8.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write an int8 model that breaks the accuracy rule.")] = False,
+    settings: Settings,
+) -> None:
+    """Write a model as a folder that `topk serve --model FOLDER` serves without a network, and starts fast."""
+    from app.models.export import export as run
+
+    with err.status("loading") as status:
+        judgement = run(settings.model_copy(update={"model": model}), out_folder, calibrate, force, status.update)
+    if judgement:
+        out.print(f"int8: {judgement}", highlight=False)
+    out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
 
 
 def _images(files: Iterable[Path]) -> Iterable[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def load(folder: Path) -> Model:
     if has_ir:
         _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
     return Model(
-        name=folder.resolve().name,
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)[:128],
         architecture=description.architecture,
         weights=description.weights,
         digest=description.digest,
@@ -71,6 +72,15 @@ def load(folder: Path) -> Model:
         precision=description.precision,
         openvino=ir if has_ir else None,
     )
+
+
+def check_target(folder: Path) -> None:
+    """Raise ModelError unless a model can be written there: a folder that does not exist yet, or an empty one."""
+    try:
+        if os.path.lexists(folder) and any(folder.iterdir()):
+            raise ModelError(f"{folder} is not empty")
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def write(
@@ -91,13 +101,13 @@ def write(
 
     from app.models.convert import to_openvino
 
+    check_target(folder)
     built = model.build()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ModelError(f"{folder} is not empty")
         if weights:
             save_model(built, str(folder / WEIGHTS))
+            os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone
         openvino.save_model(network or to_openvino(model, built), folder / OPENVINO, compress_to_fp16=False)
         files = {path.name: download.sha256(path) for path in sorted(folder.iterdir())}
         description = Description(

@@ -1,0 +1,48 @@
+"""``topk export``: any servable model as a folder, in int8 where that is asked for and its answers hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from app import models
+from app.errors import ModelError
+from app.models import folder
+from app.models.convert import to_openvino
+from app.models.model import Model
+from app.models.quantize import Judgement, judge, quantize, read
+from app.settings import Settings
+
+Step = Callable[[str], None]
+
+
+class RuleBroken(ModelError):
+    """The int8 model answers otherwise too often."""
+
+
+def export(settings: Settings, out: Path, calibrate: Path | None, force: bool, step: Step) -> Judgement | None:
+    """Write the model that ``settings`` name into ``out``; the judgement where it is int8.
+
+    ``step`` is told what is being done. Raises ModelError; RuleBroken, with nothing written, where the int8 model
+    breaks the accuracy rule and ``force`` is not given.
+    """
+    folder.check_target(out)
+    if (settings.precision == "int8") != (calibrate is not None):
+        raise ModelError("--precision int8 and --calibrate DIR, a folder of your photographs, go together")
+    step("resolving the model")
+    model = models.resolve(settings)
+    if not calibrate:
+        step("converting")
+        folder.write(model, out, precision=settings.precision)
+        return None
+    return _export_int8(model, out, calibrate, force, step)
+
+
+def _export_int8(model: Model, out: Path, calibrate: Path, force: bool, step: Step) -> Judgement:
+    photographs = read(calibrate, model.preprocessing, model.labels, step)
+    step("converting")
+    network = to_openvino(model)
+    judgement = judge(network, photographs, step)
+    if not judgement.holds and not force:
+        raise RuleBroken(f"int8 changes too many answers: {judgement}; --force writes it all the same")
+    step("calibrating on all photographs")
+    folder.write(model, out, precision="int8", network=quantize(network, photographs.served))
+    return judgement
