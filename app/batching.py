@@ -7,6 +7,7 @@ are settled on the event loop that waits for them.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -26,8 +27,10 @@ Run = Callable[[Sequence[Any]], Sequence[Any]]
 _PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one's
 _FRESH = 0.2  # weight of the newest measurement in the moving average
 _FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does not pay back to where it would
-_PATIENCE_S = 0.75  # most clients that state no deadline give up after a second
-_INTERVAL_S = 1.0  # by then a burst has arrived
+_PATIENCE_S = 0.95  # most clients that state no deadline give up after a second
+_MARGIN_S = 0.2  # for what predictions miss, once there is an excess: then the queue is as long as it is let
+_STANDING_S = 1.0  # for how long a refusal shows an excess
+_BURST_S = 0.1  # by then a burst has arrived
 _DEFECT = "the image could not be classified"
 
 
@@ -36,6 +39,7 @@ class CostCurve:
 
     def __init__(self, buckets: Iterable[int]) -> None:
         self.buckets = tuple(sorted(buckets))
+        self.ceiling = self.buckets[-1]
         self._seconds: dict[int, float] = {}
 
     def bucket(self, n: int) -> int:
@@ -48,6 +52,7 @@ class CostCurve:
         known = self._seconds.get(bucket)
         self._seconds[bucket] = seconds if known is None else known + _FRESH * (seconds - known)
         self._forgive(bucket)
+        self.ceiling = self._pays()
 
     def seconds(self, n: int) -> float:
         """Predicted seconds of one batch of n items; proportional to the nearest bucket where none is measured."""
@@ -59,15 +64,20 @@ class CostCurve:
         nearest = min(self._seconds, key=lambda b: abs(b - bucket))
         return self._seconds[nearest] * bucket / nearest
 
-    @property
-    def ceiling(self) -> int:
-        """The largest bucket whose throughput is within 3 % of the best; one that is not measured yet may be."""
-        least = _PAYS * self._best_rate()
-        return max(b for b in self.buckets if b >= least * self.seconds(b))
-
     def as_dict(self) -> dict[int, float]:
         """Bucket -> measured seconds."""
         return dict(sorted(self._seconds.items()))
+
+    def _pays(self) -> int:
+        """The largest bucket whose throughput is within 3 % of the best; one that is not measured yet may be.
+
+        A bucket counts only where two such batches fit into a client's patience, since one waits for the other; or
+        where it takes no longer than the smallest.
+        """
+        bearable_s = max(_PATIENCE_S / 2, self.seconds(self.buckets[0]))
+        bearable = [b for b in self.buckets if self.seconds(b) <= bearable_s]
+        least = _PAYS * max(b / max(self.seconds(b), 1e-9) for b in bearable)
+        return max(b for b in bearable if b >= least * self.seconds(b))
 
     def _best_rate(self) -> float:
         return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)
@@ -116,40 +126,42 @@ class Backlog:
         self.ahead_s = ahead_s
         self._waiting: deque[Entry] = deque()
         self._running: dict[int, float] = {}  # stream -> predicted end
-        self._standing = False
-        self._crossed_at: float | None = None
+        self._idle_at = -math.inf
+        self._refused_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def predicted_wait(self, now: float) -> float:
         """Seconds until an item that came now would be taken by a stream, from the measured costs."""
-        ahead = self.ahead_s()
-        if len(self._running) < self.streams and not self._waiting:
-            return ahead
-        running = sum(max(0.0, end - now) for end in self._running.values())
-        return max(ahead, (self._work(len(self._waiting)) + running) / self.streams)
+        return max(self.ahead_s(), self._start(now, len(self._waiting)))
 
     @property
     def target_s(self) -> float:
-        """The standing wait that is tolerated: what leaves most of a second's patience, or two full batches."""
-        return max(_PATIENCE_S, 2 * self.costs.seconds(self.costs.ceiling))
+        """The wait that is tolerated: what leaves time for a batch within a second's patience, or half a batch."""
+        batch = self.costs.seconds(self.costs.ceiling)
+        return max(_PATIENCE_S - batch, batch / 2)
 
     def check(self, now: float, n: int, deadline: float) -> None:
         """Admit n more items that must be answered by ``deadline``, or raise Overloaded.
 
-        Refused is what would come too late. A queue that has stood above its target for an interval is then kept at
-        half of that until it has been short for an interval: a burst is absorbed, a sustained excess is not (after
-        CoDel: K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012).
+        Refused is what would come too late, and what would wait for longer than the target: hardly any client has the
+        patience of its deadline. A burst, which comes all at once to an idle device, may wait until its deadline.
+        For a second after each refusal the queue is kept shorter by a margin: in a sustained excess everybody waits as
+        long as is let, and whatever went slower than predicted would come too late.
         """
         wait = self.predicted_wait(now)
-        one_batch = self.costs.seconds(min(n, self.costs.ceiling))
-        late = now + wait + max(one_batch, self._work(n) / self.streams) - deadline
-        if late > 0:
-            raise Overloaded("the answer would come too late", retry_after_s=late)
-        self._watch(now, wait)
-        if self._standing and wait > self.target_s / 2:
-            raise Overloaded("the queue has been too long for too long", retry_after_s=wait - self.target_s / 2)
+        if not self._running and not self._waiting:
+            self._idle_at = now
+        start = max(wait, self._start(now, len(self._waiting) + n - 1))
+        excess = now + start + self.costs.seconds(min(n, self.costs.ceiling)) - deadline
+        if now - self._idle_at > _BURST_S:
+            excess = max(excess, wait - self.target_s)
+        if wait > 0 and now - self._refused_at <= _STANDING_S:
+            excess += _MARGIN_S
+        if excess > 0:
+            self._refused_at = now
+            raise Overloaded("the answer would come too late", retry_after_s=excess)
 
     def put(self, entry: Entry, now: float) -> None:
         entry.submitted = now
@@ -168,7 +180,6 @@ class Backlog:
         batch = self._choose(now, waiting)
         chosen = set(map(id, batch))
         self._waiting = deque(entry for entry in waiting if id(entry) not in chosen)
-        self._watch(now, self.predicted_wait(now))
         if batch:
             self._running[stream] = now + self.costs.seconds(len(batch))
         return batch, expired
@@ -181,20 +192,12 @@ class Backlog:
     def finished(self, stream: int) -> None:
         self._running.pop(stream, None)
 
-    def _watch(self, now: float, wait: float) -> None:
-        """Whether the queue stands: above its target for an interval, until below a quarter of it for as long."""
-        crossed = wait <= self.target_s / 4 if self._standing else wait > self.target_s
-        if not crossed:
-            self._crossed_at = None
-        elif self._crossed_at is None:
-            self._crossed_at = now
-        elif now - self._crossed_at > max(_INTERVAL_S, self.target_s):
-            self._standing, self._crossed_at = not self._standing, None
-
-    def _work(self, n: int) -> float:
-        """Seconds of one stream that n items cost."""
-        full, rest = divmod(n, self.costs.ceiling)
-        return full * self.costs.seconds(self.costs.ceiling) + (self.costs.seconds(rest) if rest else 0.0)
+    def _start(self, now: float, place: int) -> float:
+        """Seconds until a stream takes the item at this place of the queue, all batches being full ones."""
+        ends = sorted(max(0.0, end - now) for end in self._running.values())
+        free = [0.0] * (self.streams - len(ends))
+        turns, stream = divmod(place // self.costs.ceiling, self.streams)
+        return (free + ends)[stream] + turns * self.costs.seconds(self.costs.ceiling)
 
     def _choose(self, now: float, waiting: list[Entry]) -> list[Entry]:
         free = max(1, self.streams - len(self._running))
