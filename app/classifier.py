@@ -236,6 +236,7 @@ class Classifier:
             "engine": self.engine.name,
             "device": self.engine.device,
             "precision": self.engine.precision,
+            "compilation": self.engine.compilation,
             "preprocessing": dataclasses.asdict(model.preprocessing),
             "decode": {
                 "fast": settings.fast_decode,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FIELDS = ("file", "image", "data")
 _PART_HEADERS_BYTES = 8192
+_GLANCE = 64
 _OFF_LOOP_BYTES = 256 * 1024  # larger JSON bodies are parsed in a thread
 
 
@@ -108,7 +109,7 @@ class Uploads:
             uploads = body.images()
         elif not body.content:
             raise EmptyBody("the body is empty")
-        elif form == "raw" and body.content.lstrip()[:1] == b"{":
+        elif form == "raw" and body.content[:_GLANCE].lstrip()[:1] == b"{":
             raise UnsupportedMediaType("this looks like JSON: send it with Content-Type: application/json")
         elif form == "raw":
             return [Upload(bytes(body.content))]

@@ -47,6 +47,7 @@ class Engine(Protocol):
     precision: str
     streams: int
     spreads: bool  # whether a lone image can have all cores to itself
+    compilation: str  # "eager", "compiling" in the background, or "compiled"
     buckets: tuple[int, ...]
 
     @property

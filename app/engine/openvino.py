@@ -28,6 +28,7 @@ class OpenVinoEngine:
 
     name = "openvino"
     device = "cpu"
+    compilation = "compiled"
 
     def __init__(self, model: Model, precision: str) -> None:
         self._model = model

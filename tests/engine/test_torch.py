@@ -212,3 +212,37 @@ def test_a_gpu_scores_as_a_plain_torch_loop(model: Model, logits: torch.Tensor) 
     for row, expected in zip(rows, logits, strict=True):
         assert np.allclose(row.logits, expected, atol=2e-2)  # cuDNN convolves in TF32 unless told otherwise
         assert np.allclose(row.scores, expected.softmax(0)[row.class_ids], atol=1e-3)
+
+
+# --- compiling while serving ---
+
+
+def test_what_compiles_to_the_same_answers_is_served_compiled(model: Model) -> None:
+    engine = TorchEngine(model, "cpu", "float32")
+    engine.load()
+    before = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
+    engine.compile(backend="aot_eager")
+    assert engine.compilation == "compiled"
+    for row, expected in zip(engine.forward(CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
+        assert_same(row, expected)
+
+
+def test_what_compiles_to_other_answers_is_served_eagerly(model: Model) -> None:
+    engine = TorchEngine(model, "cpu", "float32")
+    engine.load()
+    before = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
+    engine.compile(backend=lambda graph, inputs: lambda *values: tuple(2 * out for out in graph(*values)))
+    assert engine.compilation == "eager"
+    for row, expected in zip(engine.forward(CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
+        assert_same(row, expected)
+
+
+def test_what_does_not_compile_is_served_eagerly(model: Model) -> None:
+    def refuse(graph: object, inputs: object) -> None:
+        raise RuntimeError("no C compiler")
+
+    engine = TorchEngine(model, "cpu", "float32")
+    engine.load()
+    engine.compile(backend=refuse)
+    assert engine.compilation == "eager"
+    assert len(engine.forward(CROPS[:2], [Want(k=1)] * 2)) == 2
