@@ -9,7 +9,8 @@ TopkError
 ├── Unavailable                decoded -> queued
 │   └── Overloaded · DeadlineExceeded · NotReady
 ├── Internal                   queued -> predicted: a defect
-└── ModelError                 start-up only: what was asked for cannot be served
+├── ModelError                 start-up only: what was asked for cannot be served
+└── LoadTestError              `topk bench` only: what was asked for cannot be measured
 
 Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
 the framework's in ``api.problems``.
@@ -144,3 +145,7 @@ class Internal(TopkError):
 
 class ModelError(TopkError):
     """The model, its weights or a setting named at start cannot be served. Never reaches a client."""
+
+
+class LoadTestError(TopkError):
+    """The server or the images that `topk bench` is to use cannot be used. Never reaches a client."""
