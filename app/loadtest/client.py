@@ -80,8 +80,6 @@ def _kind(failure: Exception) -> str:
             return "timeout"
         case aiohttp.ClientConnectorError():
             return "connect"
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | OSError():
-            return "reset"
-        case aiohttp.ClientConnectionError():
+        case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError() | OSError():
             return "reset"
     return "protocol"

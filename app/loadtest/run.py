@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
-import http
 import resource
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from http.client import responses
 from typing import Any
 
 from app import machine
@@ -115,7 +115,7 @@ async def _first_answer(client: Client) -> None:
     if record.error:
         raise LoadTestError(f"{client.url} {_WORDS[record.error]}")
     if 300 <= record.status < 500 and record.status not in points.REFUSALS:
-        raise LoadTestError(f"{client.url} answered {record.status} {http.HTTPStatus(record.status).phrase}")
+        raise LoadTestError(f"{client.url} answered {record.status} {responses.get(record.status, '')}")
 
 
 async def _search(measurement: "Measurement", result: Result) -> None:
@@ -142,43 +142,33 @@ class Measurement:
 
     async def point(self, load: Load, seconds: float | None = None) -> Point:
         """Warm up, measure, let end what is under way. Cancelled, it still adds what it has."""
-        loop = asyncio.get_running_loop()
-        self.client.records.clear()
+        loop, records = asyncio.get_running_loop(), self.client.records
+        records.clear()
         start = loop.time() + self.plan.warmup
         end = start + (seconds or self.plan.seconds)
-        window = Window(start, start)
+        window, cpu = Window(start, end), time.process_time()
         driving = asyncio.ensure_future(load.drive(self.client, end))
         try:
-            async with self._watched(load, start, end):
-                await asyncio.wait([driving], timeout=start - loop.time())
-                used = time.process_time()
-                window = replace(window, before=await self.target.batches(self.client.session))
-                while not driving.done() and loop.time() < end:
-                    await asyncio.wait([driving], timeout=min(_TICK_S, end - loop.time()))
-                    window = replace(window, end=min(end, loop.time()), cpu_s=time.process_time() - used)
-                await driving
-                window = replace(window, after=await self.target.batches(self.client.session))
+            self.watch(load, 0.0, records)
+            await asyncio.sleep(self.plan.warmup)
+            cpu = time.process_time()
+            window = replace(window, before=await self.target.batches(self.client.session))
+            while (now := loop.time()) < end:
+                self.watch(load, (now - start) / (end - start), records)
+                await asyncio.sleep(min(_TICK_S, end - now))
+            window = replace(window, cpu_s=time.process_time() - cpu)
+            await driving
+            self.watch(load, 1.0, records)
+            window = replace(window, after=await self.target.batches(self.client.session))
+        except asyncio.CancelledError:
+            window = replace(window, end=min(end, loop.time()), cpu_s=time.process_time() - cpu)
+            raise
         finally:
             driving.cancel()
+            await asyncio.wait([driving])
             if window.seconds > 0:
-                self.found.append(points.point(load, self.client.records, window, self.plan.slo_s))
+                self.found.append(points.point(load, records, window, self.plan.slo_s))
         return self.found[-1]
-
-    @contextlib.asynccontextmanager
-    async def _watched(self, load: Load, start: float, end: float) -> AsyncIterator[None]:
-        async def tell() -> None:
-            while True:
-                over = (loop.time() - start) / (end - start)
-                self.watch(load, min(max(over, 0.0), 1.0), self.client.records)
-                await asyncio.sleep(_TICK_S)
-
-        loop = asyncio.get_running_loop()
-        telling = loop.create_task(tell())
-        try:
-            yield
-        finally:
-            telling.cancel()
-            self.watch(load, 1.0, self.client.records)
 
 
 def _allow_many_connections() -> None:

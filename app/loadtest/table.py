@@ -15,8 +15,10 @@ FIGURES = ("img/s", "goodput", "p50 ms", "p95 ms", "p99 ms", "batch")
 
 def show(result: Result, console: Console) -> None:
     """The table of points, and below it in words what it does not say."""
-    if result.points:
-        console.print(table(result))
+    if not result.points:
+        console.print("nothing was measured")
+        return
+    console.print(table(result))
     for line in notes(result):
         console.print(line, highlight=False, markup=False)
 

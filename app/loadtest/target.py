@@ -25,9 +25,13 @@ class Target:
     """``url`` takes images; ``base`` is the root of the same server, a proxy's prefix included."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadTestError(f"{url} is no http or https URL")
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise LoadTestError(f"{url!r} is no http or https URL")
         path = PREDICT if parts.path in ("", "/") else parts.path
         self.url = urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
         prefix = path.removesuffix(PREDICT) if path.endswith(PREDICT) else ""
