@@ -89,9 +89,15 @@ def latency(result: Result) -> str:
         if result.capacity is not None:
             axes.axvline(result.capacity, color=_COLOURS["ink"], linewidth=0.9, dashes=(1, 2))
             axes.annotate(
-                f"capacity {result.capacity:g}/s", (result.capacity, 1), xycoords=("data", "axes fraction"), va="top",
-                ha="right", xytext=(-2, 0), textcoords="offset points", color=_COLOURS["ink"],
-            )  # fmt: skip
+                f"capacity {result.capacity:g}/s",
+                (result.capacity, 1),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                ha="right",
+                xytext=(-2, 0),
+                textcoords="offset points",
+                color=_COLOURS["ink"],
+            )
         closed = bool(points) and isinstance(points[0].load, Closed)
         axes.set_xlabel("answers a second; the numbers are clients" if closed else "requests offered a second")
         return _svg(figure, "Latency over throughput")
@@ -147,9 +153,13 @@ def _curves(axes: Axes, points: Sequence[Point]) -> None:
     for point, place in zip(points, x, strict=True):
         if isinstance(point.load, Closed):
             axes.annotate(
-                str(point.load.clients), (place, point.p50_ms or 0), xytext=(0, -13), textcoords="offset points",
-                ha="center", color=_COLOURS["ink"],
-            )  # fmt: skip
+                str(point.load.clients),
+                (place, point.p50_ms or 0),
+                xytext=(0, -13),
+                textcoords="offset points",
+                ha="center",
+                color=_COLOURS["ink"],
+            )
 
 
 def _slo(axes: Axes, slo_ms: float) -> None:

@@ -64,7 +64,13 @@ class Result:
         return max(held or self.points, key=lambda point: point.goodput, default=None)
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that ``--json`` prints."""
+        """The object that ``--json`` prints.
+
+        ``url``, ``mode`` (closed, open or capacity), ``slo_ms``, ``started`` (ISO 8601); ``points`` as measured, see
+        ``Point``; ``capacity`` in requests a second or null; ``client``: ``cpu_ms`` a request and ``largest_rate``
+        against a constant answer, ``cpu_share`` of a core at its busiest point; ``machine`` of the client;
+        ``server``: its ``/v1/info`` or null; ``warnings``; ``interrupted`` by Ctrl-C.
+        """
         client = {} if self.client is None else self.client.as_dict()
         return {
             "url": self.url,

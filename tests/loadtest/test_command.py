@@ -125,7 +125,18 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
 def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(CAT.read_bytes())
     page = tmp_path / "report.html"
-    options = ("--images", str(tmp_path), "--clients", "1,4", "--warmup", "0.2", "--seconds", "1.5", "--report", str(page))
+    options = (
+        "--images",
+        str(tmp_path),
+        "--clients",
+        "1,4",
+        "--warmup",
+        "0.2",
+        "--seconds",
+        "1.5",
+        "--report",
+        str(page),
+    )
     result = found(embedded_server.url, *options)
     assert result["server"]["model"] == "efficientnet_lite0"
     for point in result["points"]:
