@@ -360,9 +360,12 @@ class BatchQueue:
         ]
 
     def _observe(self, costs: CostCurve, answers: list[Any], seconds: float) -> None:
-        """Learn from a batch. Items refused before the device, bad images say, cost next to nothing: not counted."""
+        """Learn from a batch that fills its bucket. Items refused before the device, bad images say, cost nothing.
+
+        Where nothing is padded a batch costs what its items cost: five of eight would make eight look cheap.
+        """
         size = sum(not isinstance(answer, Exception) for answer in answers)
-        if size:
+        if size in costs.buckets:
             with self._wakeup:
                 costs.observe(size, seconds)
 

@@ -1,4 +1,4 @@
-"""The ``topk`` command: serve, predict, models, export. Every setting is an option of the commands that use it."""
+"""The ``topk`` command. Every setting is an option of the commands that use it."""
 
 import asyncio
 import inspect
@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from app import __version__
-from app.errors import EmptyBody, ModelError, TopkError
+from app.errors import EmptyBody, LoadTestError, ModelError, TopkError
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
@@ -177,6 +177,66 @@ def export(
     out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
 
 
+@app.command()
+def bench(
+    url: Annotated[
+        str, typer.Argument(help="A server's root (/v1/predict is used), or the whole URL that takes images.")
+    ],
+    *,
+    clients: Annotated[
+        str | None,
+        typer.Option(help="Closed loop: this many at once; 1,4,16 is three points. [default: 16]", show_default=False),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(help="Open loop: Poisson arrivals, this many a second; 20,40 is two points.", show_default=False),
+    ] = None,
+    find_capacity: Annotated[
+        bool, typer.Option("--find-capacity", help="Search the largest rate that is answered within the SLO.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of each point.")] = 10.0,
+    warmup: Annotated[float, typer.Option(min=0, help="Seconds before each point that do not count.")] = 2.0,
+    slo_ms: Annotated[
+        float, typer.Option(min=1, help="Goodput counts answers within this; in an open loop clients leave then.")
+    ] = 1000.0,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Folder of images to send. [default: made ones]", show_default=False
+        ),
+    ] = None,
+    multipart: Annotated[bool, typer.Option("--multipart", help="Send forms, not raw bytes.")] = False,
+    header: Annotated[list[str] | None, typer.Option(help="'Name: value', repeatable.", show_default=False)] = None,
+    api_key: Annotated[str | None, typer.Option(help="Sent as Authorization: Bearer.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with the curves.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure what a server answers under load, and how fast. Ctrl-C shows what was measured so far."""
+    from app.loadtest import plan, table
+    from app.loadtest import report as page
+    from app.loadtest.progress import Live
+    from app.loadtest.run import run
+    from app.loadtest.target import Target
+
+    mode, counts, rates = plan.load(clients, rate, find_capacity)
+    headers = plan.headers(header or [], api_key)
+    asked = plan.Plan(mode, counts, rates, seconds, warmup, slo_ms, headers, images, multipart)
+    page.check(report)
+    with Live(err) as live:
+        result = run(Target(url), asked, live)
+    for warning in result.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    if json:
+        out.file.write(orjson.dumps(result.as_dict()).decode() + "\n")
+    else:
+        table.show(result, out)
+    if report:
+        page.write(result, report)
+    raise typer.Exit(130 if result.interrupted else 0)
+
+
 def _images(files: Iterable[Path]) -> Iterable[Path]:
     for path in files:
         if path.is_dir():
@@ -259,6 +319,6 @@ def main() -> None:
     """Entry point: errors of the user's making are one plain line and exit code 1."""
     try:
         app()
-    except ModelError as error:
+    except (LoadTestError, ModelError) as error:
         err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
         sys.exit(1)

@@ -9,8 +9,9 @@ TopkError
 ├── Unavailable                decoded -> queued
 │   └── Overloaded · DeadlineExceeded · NotReady
 ├── Internal                   queued -> predicted: a defect
-└── ModelError                 start-up only: what was asked for cannot be served
-    └── NotConvertible
+├── ModelError                 start-up only: what was asked for cannot be served
+│   └── NotConvertible
+└── LoadTestError              `topk bench` only: what was asked for cannot be measured
 
 Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
 the framework's in ``api.problems``.
@@ -149,3 +150,7 @@ class ModelError(TopkError):
 
 class NotConvertible(ModelError):
     """OpenVINO does not take this network; torch serves it."""
+
+
+class LoadTestError(TopkError):
+    """The server or the images that `topk bench` is to use cannot be used. Never reaches a client."""

@@ -1,6 +1,8 @@
 """What this process may use of the machine: container limits and CPU affinity count, not the bare hardware."""
 
 import os
+import platform
+import re
 import sys
 from pathlib import Path
 
@@ -36,3 +38,23 @@ def memory_bytes() -> int:
         case [limit] if limit.isdigit():
             return min(physical, int(limit))
     return physical
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        named = None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def description() -> dict[str, str | int]:
+    """The machine for a report: processor, cores and memory as above, system, Python."""
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }

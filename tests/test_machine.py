@@ -60,3 +60,10 @@ def test_a_limit_that_cannot_be_read_is_no_limit(cgroup: Path) -> None:
     (cgroup / "memory.max").write_text("unexpected words")
     assert machine.cores() == AVAILABLE
     assert machine.memory_bytes() == PHYSICAL
+
+
+def test_the_machine_describes_itself() -> None:
+    found = machine.description()
+    assert (found["cores"], found["memory_bytes"]) == (machine.cores(), machine.memory_bytes())
+    assert found["processor"]
+    assert str(found["python"]).startswith("3.")

@@ -100,11 +100,21 @@ def test_every_curl_works_as_typed(embedded_server: Server, command: str) -> Non
     assert "code" not in json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("command", [c for c in commands("topk") if "serve" not in c])
+@pytest.mark.parametrize("command", [c for c in commands("topk") if c.split()[1] in ("predict", "models")])
 def test_every_topk_command_works_as_typed(command: str) -> None:
     ran = shell(command)
     assert ran.returncode == 0, ran.stderr
     assert ("cat" in ran.stdout) or ("resnet50" in ran.stdout)
+
+
+@pytest.mark.parametrize("command", commands("topk bench"))
+def test_every_bench_command_works_as_typed(embedded_server: Server, command: str, tmp_path: Path) -> None:
+    """Only shorter, and with its report elsewhere."""
+    command = command.replace("localhost:8000", embedded_server.url).replace("bench.html", str(tmp_path / "bench.html"))
+    ran = shell(f"{command} --seconds 0.3 --warmup 0")
+    assert ran.returncode == 0, ran.stderr
+    assert "goodput" in ran.stdout
+    assert (tmp_path / "bench.html").exists() == ("--report" in command)
 
 
 PLAIN = re.findall(r"^    (make serve)\b", README, re.MULTILINE)
@@ -189,5 +199,5 @@ def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
     ran = shell(f"python -m pip wheel --quiet --no-deps --wheel-dir {tmp_path} .")
     assert ran.returncode == 0, ran.stderr
     names = shell(f"python -m zipfile --list {next(tmp_path.glob('*.whl'))}").stdout
-    for name in ("app/web/index.html", "app/data/imagenet1k.csv", "entry_points.txt"):
+    for name in ("app/web/index.html", "app/data/imagenet1k.csv", "app/loadtest/report.html", "entry_points.txt"):
         assert name in names

@@ -1,0 +1,83 @@
+"""The images that are sent: those of a folder, or made ones, as they go over the wire."""
+
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from app import containers
+from app.errors import LoadTestError
+
+MADE = 48
+SIZES = ((500, 375), (375, 500), (500, 333), (480, 360))
+SEED = 2012
+MAX_BYTES = 512 * 2**20  # of a folder, held in memory
+_BOUNDARY = "topk-bench-7d3f0c9e51ab"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The bytes of a request and their ``Content-Type``."""
+
+    content: bytes
+    content_type: str
+
+
+def bodies(folder: Path | None, multipart: bool) -> list[Body]:
+    """At least one body. Raises LoadTestError where the folder has no image."""
+    found = list(read(folder) if folder else made())
+    return [form(body) for body in found] if multipart else found
+
+
+def read(folder: Path) -> Iterator[Body]:
+    """The images below a folder in a shuffled but constant order, up to ``MAX_BYTES``. Raises LoadTestError."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    random.Random(SEED).shuffle(paths)  # noqa: S311  # no secret
+    held = 0
+    for path in paths:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise LoadTestError(f"{path} cannot be read: {error.strerror}") from error
+        if held and held + len(content) > MAX_BYTES:
+            break
+        if format := containers.sniff(content):
+            held += len(content)
+            yield Body(content, f"image/{format.lower()}")
+    if not held:
+        raise LoadTestError(f"no images in {folder}")
+
+
+def made(count: int = MADE) -> Iterator[Body]:
+    """JPEGs that cost what photographs of ImageNet cost: about 500x375, 60 to 150 kB, always the same."""
+    rng = np.random.default_rng(SEED)
+    for number in range(count):
+        picture = _picture(rng, *SIZES[number % len(SIZES)])
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=90)
+        yield Body(file.getvalue(), "image/jpeg")
+
+
+def _picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Noise at several scales: large shapes, some texture, some grain."""
+    pixels = np.full((height, width, 3), rng.uniform(90, 160), np.float32)
+    for cells, strength in ((4, 70), (16, 35), (64, 22), (384, rng.uniform(14, 44))):
+        coarse = rng.normal(0, strength, (cells * height // width + 1, cells, 3)).astype(np.float32)
+        layers = [Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
+        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def form(body: Body) -> Body:
+    """The same image as the field ``file`` of ``multipart/form-data`` (RFC 7578)."""
+    head = (
+        f"--{_BOUNDARY}\r\n"
+        f'Content-Disposition: form-data; name="file"; filename="image"\r\n'
+        f"Content-Type: {body.content_type}\r\n\r\n"
+    )
+    content = head.encode() + body.content + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return Body(content, f"multipart/form-data; boundary={_BOUNDARY}")
