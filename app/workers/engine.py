@@ -86,15 +86,15 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        taken = 0
-        for kind, payload in self._frames.feed(data):
-            if kind == wire.TASK:
-                self._take(wire.read_task(payload))
-                taken += 1
-            elif kind == wire.CANCEL:
-                self._drop(wire.read_cancel(payload))
+        frames = list(self._frames.feed(data))
+        dropped = {wire.read_cancel(payload) for kind, payload in frames if kind == wire.CANCEL}
+        tasks = [wire.read_task(payload) for kind, payload in frames if kind == wire.TASK]
+        for task in tasks:
+            self._take(task, task.number in dropped)
+        for number in dropped:
+            self._drop(number)
         self._device.publish()
-        self._slots.taken += taken  # after the outlook counts them: never missed, for a moment counted twice
+        self._slots.taken += len(tasks)  # after the outlook counts them: never missed, for a moment counted twice
 
     def connection_lost(self, error: Exception | None) -> None:
         """Its process has ended: what it waited for is dropped, and its memory freed with the last batch using it."""
@@ -102,7 +102,10 @@ class Connection(asyncio.Protocol):
         for number in list(self._entries):
             self._drop(number)
 
-    def _take(self, task: wire.Task) -> None:
+    def _take(self, task: wire.Task, dropped: bool) -> None:
+        if dropped:
+            self._write(wire.failure(task.number, None))
+            return
         job = _Task(Decoded(self._slots.view(task.slot, task.tensor), 0.0), task.want)
         entry = self._device.queue.entry(job, task.deadline)
         self._entries[task.number] = entry
@@ -128,6 +131,9 @@ class Connection(asyncio.Protocol):
             answer: Answer = done.answer
             started = entry.submitted + done.queue_s
             frame = wire.answer(wire.Answer(number, started, answer.inference_s, done.batch_size, answer.row))
+        self._write(frame)
+
+    def _write(self, frame: bytes) -> None:
         if self._transport:
             self._transport.write(frame)
 

@@ -86,7 +86,7 @@ class Supervisor:
         self._answers: dict[tuple[int, Process], asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
-        self._said_ready = self._engine_died = False
+        self._said_ready = self._died = False
         self._undrained: set[Process] = set()
         self._ending = self._forced = False
         self._failure: str | None = None
@@ -176,9 +176,9 @@ class Supervisor:
             return
         if not self._said_ready:
             say_ready(info, self._settings, self._port)
-        elif self._engine_died:
+        elif self._died:
             log.info("ready again", model=info["model"])
-        self._said_ready, self._engine_died = True, False
+        self._said_ready, self._died = True, False
 
     async def _bury(self, process: Process) -> None:
         """What is to be done once a child has ended: start another, or go on ending."""
@@ -196,8 +196,8 @@ class Supervisor:
         deaths = self._deaths[process.kind] = 1 if kept else self._deaths[process.kind] + 1
         pause = _PAUSES_S[min(deaths, len(_PAUSES_S) - 1)]
         log.error(f"the {process.kind} process has ended and is started again", code=code, pause_s=pause)
+        self._died = True
         if process.kind == ENGINE:
-            self._engine_died = True
             for http in self._of(HTTP):
                 http.ready = False
         self._loop.call_later(pause, self._start, process.kind)
