@@ -14,6 +14,8 @@ MODULES = [
     "app.api.routes",
     "app.server",
     "app.cli",
+    "app.workers.http",
+    "app.workers.supervisor",
 ]
 
 

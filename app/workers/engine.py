@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from app.batching import Done, Entry
+from app.batching import BatchQueue, Done, Entry
 from app.classifier import Answer, Classifier, Job
 from app.decoding import Decoded
 from app.errors import DeadlineExceeded, Internal, ModelError, NotReady, TopkError
@@ -50,7 +50,8 @@ class Device(Classifier):
         """Write on the board what is to be expected of the queue."""
         self._board = board or self._board
         if self._board:
-            self._board.write(self.queue.outlook(), self.queue.costs, self.queue.costs_alone)  # type: ignore[attr-defined]
+            assert isinstance(self.queue, BatchQueue)
+            self._board.write(self.queue.outlook(), self.queue.costs, self.queue.costs_alone)
 
     def drop(self, task: _Task) -> bool:
         """Take a task back; False where it is on the device, and its slot in use until it has its answer."""

@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass, field
 from itertools import count
@@ -125,15 +126,13 @@ class Supervisor:
         if kind == HTTP:
             arguments += [str(self._listener.fileno()), str(self._drain_delay_s)]
             descriptors.append(self._listener.fileno())
-        # -P and this path: the child finds the same package as we did, and no other in the working directory.
-        path = os.pathsep.join([str(Path(app.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited until the child ignores them
         try:
             popen = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-P", "-m", f"app.workers.{kind}", *arguments],
                 stdin=subprocess.PIPE,
                 pass_fds=descriptors,
-                env=os.environ | {"PYTHONPATH": path},
+                env=_environment(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -269,6 +268,15 @@ class Supervisor:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _environment() -> dict[str, str]:
+    """With it and ``-P`` a child finds the package that we are, and no other in the working directory."""
+    home = str(Path(app.__file__).parents[1])
+    if home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return dict(os.environ)
+    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path}
 
 
 def _connect(one: Process, other: Process) -> None:

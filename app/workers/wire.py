@@ -25,6 +25,7 @@ _TASK = struct.Struct("=QIBId")
 _CANCEL = struct.Struct("=Q")
 _ANSWER = struct.Struct("=QddIIIII")
 _READ = 1 << 16
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _DESCRIPTORS = 4  # at most, in one read
 _FLOATS = 4  # bytes of a float32
 
@@ -83,7 +84,7 @@ class Messages:
 
     def read(self) -> list[tuple[dict[str, Any], int | None]]:
         """What one read brings, each message with its descriptor: maybe none. Raises EOFError at the end, OSError."""
-        data, descriptors, _, _ = socket.recv_fds(self.socket, _READ, _DESCRIPTORS)
+        data, descriptors, _, _ = socket.recv_fds(self.socket, _READ, _DESCRIPTORS, _CLOSE_ON_EXEC)
         self._descriptors += descriptors
         if not data:
             raise EOFError

@@ -1,5 +1,6 @@
 """A service of several processes, and its processes by name."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -43,6 +44,21 @@ def wait_until(holds: Callable[[], object], tries: int = 3000) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it never came to hold")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Service]]:
+    """Services of a test's own, ended with it where it has not done so."""
+    started: list[Service] = []
+
+    def begin(*options: str, env: dict[str, str] | None = None) -> Service:
+        started.append(Service(*options, env=env))
+        return started[-1]
+
+    yield begin
+    for service in started:
+        if service.process.returncode is None:
+            service.stop(signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
