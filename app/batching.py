@@ -278,6 +278,13 @@ class BatchQueue:
         with self._wakeup:
             return self.backlog.predicted_wait(self.clock())
 
+    def outlook(self) -> tuple[float, float, float, int]:
+        """Now, the predicted wait, what of it would be left were nothing running, and how many wait."""
+        with self._wakeup:
+            now = self.clock()
+            wait, rest = self.backlog.predicted_wait(now), self.backlog.predicted_wait(math.inf)
+            return now, wait, min(wait, rest), len(self.backlog)
+
     def admit(self, n: int, deadline: float) -> None:
         """Raise Overloaded unless n more items are likely to be answered by ``deadline`` (queue clock, seconds)."""
         with self._wakeup:
@@ -301,7 +308,7 @@ class BatchQueue:
 
     def settle(self, entry: Entry, error: Exception) -> None:
         """Answer an entry that was never put. From any thread."""
-        _settle([entry], [error])
+        settle([entry], [error])
 
     def _serve(
         self, stream: int, run: Run, warm_batch: Callable[[int], Sequence[Any]] | None, warm: "Future[None]"
@@ -325,12 +332,12 @@ class BatchQueue:
                 return False
             batch, expired = self.backlog.take(self.clock(), stream)
             alone = self.run_alone if len(batch) == 1 and self.backlog.one_running else None
-        _settle(expired, [DeadlineExceeded("the deadline passed while the image waited") for _ in expired])
+        settle(expired, [DeadlineExceeded("the deadline passed while the image waited") for _ in expired])
         if batch:
             answers = self._run_batch(alone or run, batch, self.costs_alone if alone else self.costs)
             with self._wakeup:
                 self.backlog.finished(stream)
-            _settle(batch, answers)
+            settle(batch, answers)
         return True
 
     def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]], costs: CostCurve) -> None:
@@ -392,8 +399,8 @@ def _checked(run: Run, items: Sequence[Any]) -> list[Any]:
     return answers
 
 
-def _settle(entries: list[Entry], answers: list[Any]) -> None:
-    """Hand a batch's results to the loops that wait, one call a loop."""
+def settle(entries: list[Entry], answers: list[Any]) -> None:
+    """Hand results to the loops that wait for them, one call a loop. From any thread."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Entry, Any]]] = {}
     for entry, answer in zip(entries, answers, strict=True):
         by_loop.setdefault(entry.future.get_loop(), []).append((entry, answer))

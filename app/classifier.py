@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import structlog
 
 from app import containers, engine, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
-from app.decoding import Costly, Decoded, Decoder, ahead_of_queue
+from app.decoding import Costly, Decoded, Decoder, ahead_of_queue, default_pixels
 from app.engine import Row, Want
 from app.errors import (
     BadImage,
@@ -73,7 +73,7 @@ class Prediction:
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
     """One item on its way through the queue: what is to be classified, and what is wanted of it."""
 
     image: Image | Decoded
@@ -81,14 +81,34 @@ class _Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
+    """What ``run`` answers for one job. Durations in seconds."""
+
     row: Row
     decode_s: float
     inference_s: float
 
 
+class Queue(Protocol):
+    """What the classifier asks of a queue: a ``BatchQueue``, or one that leads to another process."""
+
+    @property
+    def costs(self) -> CostCurve: ...
+    @property
+    def costs_alone(self) -> CostCurve: ...
+    def __len__(self) -> int: ...
+    def predicted_wait(self) -> float: ...
+    def admit(self, n: int, deadline: float) -> None: ...
+    def entry(self, item: Any, deadline: float) -> Entry: ...
+    def put(self, entry: Entry) -> None: ...
+    def settle(self, entry: Entry, error: Exception) -> None: ...
+    def close(self) -> None: ...
+
+
 class Classifier:
     """A model in memory behind a batch queue. ``load`` blocks until it is warm; the rest is for one event loop."""
+
+    queue: Queue
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None, decode_ahead: bool | None = None) -> None:
         self.settings = settings
@@ -132,27 +152,43 @@ class Classifier:
         ahead = ahead_of_queue(device.device) if self._decode_ahead is None else self._decode_ahead
         if ahead:
             self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
-        self.queue = BatchQueue(
+        self.queue = queue = BatchQueue(
             [self._run] * device.streams,
             CostCurve(device.buckets),
             run_alone=partial(self._run, alone=True) if device.spreads else None,
-            ahead_s=self._ahead_s,
+            ahead_s=self.ahead_s,
         )
         try:
-            self.queue.start(self._warm_batch)
+            queue.start(self._warm_batch)
         except Internal as error:
             raise ModelError(f"{model.name} with weights {model.weights}: {error.detail}") from error
         self._observe_queue()
-        self.metrics.model.info(
-            {
-                "model": model.name,
-                "weights": model.weights,
-                "device": device.device,
-                "precision": device.precision,
-                "digest": model.digest,
-            }
-        )
+        self._tell_model(model, device)
         self.ready = True
+
+    def attach(self, model: Model, facts: engine.Facts, queue: Queue) -> None:
+        """``load`` where another process has the device: images are decoded here, and ``queue`` hands them over.
+
+        Once more after ``detach``. From any thread.
+        """
+        workers = max(1, self.settings.workers)
+        most = self.settings.max_pixels
+        pixels = self.settings.decode_pixels or max(default_pixels() // workers, min(most, default_pixels()))
+        decoder = Decoder(model.preprocessing, most, pixels, self.settings.fast_decode)
+        if self._ahead is None:
+            self._ahead_threads = max(1, machine.cores() // workers)
+            self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
+        self._tell_model(model, facts)
+        with self._settled:
+            self.model, self.engine, self.decoder = model, cast(engine.Engine, facts), decoder
+            self.queue = queue
+            self.ready = True
+
+    def detach(self, queue: Queue) -> None:
+        """Not ready until attached again, if it is this queue that was attached last. From any thread."""
+        with self._settled:
+            if getattr(self, "queue", None) is queue:
+                self.ready = False
 
     def close(self) -> None:
         """Finish what was accepted, then stop the threads. Harmless where nothing was loaded.
@@ -200,7 +236,7 @@ class Classifier:
         """
         try:
             with self._flight(deadline):
-                done, answer = await self._within(deadline, self._answer(_Job(image, want), deadline))
+                done, answer = await self._within(deadline, self._answer(Job(image, want), deadline))
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -276,7 +312,7 @@ class Classifier:
                 self._in_flight -= 1
                 self._settled.notify_all()
 
-    async def _within(self, deadline: float, answer: Any) -> tuple[Done, _Answer]:
+    async def _within(self, deadline: float, answer: Any) -> tuple[Done, Answer]:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 done: Done = await answer
@@ -284,14 +320,14 @@ class Classifier:
             raise DeadlineExceeded("no answer by the deadline") from None
         return done, done.answer
 
-    async def _answer(self, job: _Job, deadline: float) -> Done:
+    async def _answer(self, job: Job, deadline: float) -> Done:
         try:
             return await self._queued(job, deadline)
         except Costly as costly:
             job.image = await asyncio.wrap_future(self.decoder.decode_costly(costly, deadline))
             return await self._queued(job, deadline)
 
-    async def _queued(self, job: _Job, deadline: float) -> Done:
+    async def _queued(self, job: Job, deadline: float) -> Done:
         entry = self.queue.entry(job, deadline)
         if self._ahead and isinstance(job.image, bytes):
             self._count_ahead(1)
@@ -306,13 +342,13 @@ class Classifier:
         with self._counting:
             self._ahead_waiting += change
 
-    def _ahead_s(self) -> float:
+    def ahead_s(self) -> float:
         """Predicted seconds until the decode threads are through with what they have."""
         return self._ahead_waiting * self._ahead_costs.seconds(1) / self._ahead_threads
 
     def _decode_and_put(self, entry: Entry) -> None:
         """On a decode thread: the image becomes a crop, and waits for the device from here on."""
-        job: _Job = entry.item
+        job: Job = entry.item
         try:
             job.image = decoded = self.decoder.decode(job.image)  # type: ignore[arg-type]
             with self._counting:
@@ -324,7 +360,7 @@ class Classifier:
             log.exception("decoding failed")
             self.queue.settle(entry, Internal("the image could not be decoded"))
 
-    def _run(self, jobs: Sequence[_Job], alone: bool = False) -> list[_Answer | Exception]:
+    def _run(self, jobs: Sequence[Job], alone: bool = False) -> list[Answer | Exception]:
         """On a stream's thread: decode what is not decoded yet, run the rest as one batch."""
         answers: list[Any] = [self._decode(job) for job in jobs]
         crops = [i for i, answer in enumerate(answers) if not isinstance(answer, Exception)]
@@ -336,10 +372,10 @@ class Classifier:
                 self.metrics.inference_seconds.observe(seconds)
                 self.metrics.batch_size.observe(len(crops))
             for i, row in zip(crops, rows, strict=True):
-                answers[i] = _Answer(row, answers[i].seconds, seconds) if _finite(row) else _not_finite()
+                answers[i] = Answer(row, answers[i].seconds, seconds) if _finite(row) else _not_finite()
         return answers
 
-    def _decode(self, job: _Job) -> Decoded | Exception:
+    def _decode(self, job: Job) -> Decoded | Exception:
         if isinstance(job.image, Decoded):
             return job.image
         if isinstance(job.image, bytes):
@@ -349,11 +385,22 @@ class Classifier:
                 return error
         return Decoded(job.image, 0.0)  # type: ignore[arg-type]
 
-    def _warm_batch(self, size: int) -> list[_Job]:
+    def _warm_batch(self, size: int) -> list[Job]:
         """Grey crops at the served size."""
         crop = self.model.preprocessing.crop
         grey = Decoded(np.full((crop, crop, 3), 128, np.uint8), 0.0)
-        return [_Job(grey, Want(k=5))] * size
+        return [Job(grey, Want(k=5))] * size
+
+    def _tell_model(self, model: Model, facts: engine.Facts | engine.Engine) -> None:
+        self.metrics.model.info(
+            {
+                "model": model.name,
+                "weights": model.weights,
+                "device": facts.device,
+                "precision": facts.precision,
+                "digest": model.digest,
+            }
+        )
 
     def _observe_queue(self) -> None:
         """What is measured from here on is of use; the warm-up was not."""

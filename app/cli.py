@@ -91,7 +91,10 @@ def _root(
 @with_settings()
 def serve(*, settings: Settings) -> None:
     """Serve a model over HTTP. Every option is also an environment variable: --max-pixels is TOPK_MAX_PIXELS."""
-    from app.server import serve as run
+    if settings.workers:
+        from app.workers.supervisor import serve as run
+    else:
+        from app.server import serve as run
 
     raise typer.Exit(run(settings))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -27,8 +27,14 @@ log = structlog.get_logger("topk")
 _EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After"]
 
 
-def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None,
+    lifecycle: Lifecycle | None = None,
+    load: Callable[[Classifier, Lifecycle], None] | None = None,
+) -> FastAPI:
     """The ASGI app. It answers at once and loads its model in the background; ``/readyz`` tells when it is warm.
+
+    ``load`` makes the classifier ready, at start and on the event loop, where it is not to load the model itself.
 
     Raises ModelError where the API keys' file cannot be read.
     """
@@ -40,9 +46,12 @@ def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = N
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        _load_in_background(classifier, state)
+        (load or _load_in_background)(classifier, state)
         yield
         await asyncio.to_thread(classifier.close)
+
+    async def exposition() -> bytes:
+        return metrics.render()
 
     app = FastAPI(
         title="topk",
@@ -55,6 +64,7 @@ def create_app(settings: Settings | None = None, lifecycle: Lifecycle | None = N
     app.state.lifecycle = state
     app.state.classifier = classifier
     app.state.metrics = metrics
+    app.state.exposition = exposition
     app.state.uploads = uploads
     app.state.keys = Keys.of(settings)
     metrics.inflight_bytes.set_function(lambda: uploads.inflight)

@@ -46,7 +46,7 @@ def serve(settings: Settings) -> int:
     if delay is None:
         delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
     server = Server(config(app, settings), lifecycle, delay / 1000)
-    lifecycle.on_ready = lambda: _say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
+    lifecycle.on_ready = lambda: say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
     lifecycle.on_failure = server.stop
     server.run([listener])
     if lifecycle.failure:
@@ -146,7 +146,8 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
+def say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
+    """Where the service is and how to ask it: a log line, or a few lines on a terminal."""
     host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
     url = f"http://{host}:{port}{settings.root_path}"
     page = f"{url}/" if settings.root_path else url

@@ -58,6 +58,12 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("TOPK_PORT", "AIP_HTTP_PORT", "PORT"),
         description="Port to listen on; `AIP_HTTP_PORT` and `PORT` are read too.",
     )
+    workers: int = Field(
+        0,
+        ge=0,
+        description="HTTP processes that decode for one engine process; 0 is one process for all. Pays beside a GPU, or"
+        " on many cores, where one process cannot decode as fast as the device computes.",
+    )
     root_path: str = Field(
         "", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`."
     )

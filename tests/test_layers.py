@@ -16,6 +16,8 @@ MODULES = [
     "app.cli",
     "app.loadtest.run",
     "app.loadtest.report",
+    "app.workers.http",
+    "app.workers.supervisor",
 ]
 
 

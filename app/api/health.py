@@ -6,7 +6,6 @@ from starlette.responses import JSONResponse, Response
 from app.classifier import Classifier
 from app.errors import NotReady
 from app.lifecycle import Lifecycle
-from app.telemetry import Metrics
 
 router = APIRouter()
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,5 +44,4 @@ async def healthz(request: Request) -> Response:
 @router.get("/metrics", tags=["health"])
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
-    metrics: Metrics = request.app.state.metrics
-    return Response(metrics.render(), media_type=_METRICS_TYPE)
+    return Response(await request.app.state.exposition(), media_type=_METRICS_TYPE)

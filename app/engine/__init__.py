@@ -39,6 +39,19 @@ class Row:
     probabilities: Floats | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is told of a loaded engine where it is not: in a process that hands it work."""
+
+    name: str
+    device: str
+    precision: str
+    streams: int
+    spreads: bool
+    buckets: tuple[int, ...]
+    dim: int
+
+
 class Engine(Protocol):
     """What the classifier needs of an engine. ``load`` once, then ``forward`` from the threads of its streams."""
 

@@ -1,0 +1,65 @@
+"""What the supervisor's children have in common: how they begin, are told what to do, and end when it has ended."""
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from app.settings import Settings
+from app.telemetry import configure_logging
+from app.workers.wire import Messages
+
+_ORPHANED = 1
+Told = Callable[[dict[str, Any], int | None], object]
+
+
+def begin(arguments: list[str]) -> tuple[socket.socket, Settings]:
+    """The control socket, named by the first argument, and the settings, which come on standard input.
+
+    Signals are the supervisor's to act on: a terminal's Ctrl-C reaches all of its processes.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    settings: Settings = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent wrote it
+    configure_logging(settings.log_format, settings.log_level)
+    return socket.socket(fileno=int(arguments[1])), settings
+
+
+class Child:
+    """One child's end of its control socket. Told on a thread of its own; ``tell`` is for any thread."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._messages = Messages(control)
+        self._telling = threading.Lock()
+
+    def listen(self, told: Told) -> None:
+        """Say that we are there; from now on ``told(message, descriptor)`` is called for each message."""
+        self.tell({"do": "started"})
+        threading.Thread(target=self._listen, args=(told,), name="topk-control", daemon=True).start()
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send the supervisor a message; nothing where it has ended, since so do we."""
+        try:
+            with self._telling:
+                self._messages.send(message)
+        except OSError:
+            self.leave(_ORPHANED)
+
+    @staticmethod
+    def leave(code: int) -> None:
+        """End at once, whatever threads are doing."""
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _listen(self, told: Told) -> None:
+        try:
+            while True:
+                for message, descriptor in self._messages.read():
+                    told(message, descriptor)
+        except (EOFError, OSError):
+            self.leave(_ORPHANED)

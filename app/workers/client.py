@@ -1,0 +1,237 @@
+"""The queue of an HTTP process: it leads to the engine process, and looks to the classifier like a ``BatchQueue``.
+
+``put`` comes from decode threads, cancellations from the event loop; a thread of its own reads the answers. One
+``EngineQueue`` is one connection to one life of the engine: with the engine it ends, and all that wait on it are told.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from app.batching import Backlog, CostCurve, Done, Entry, settle
+from app.classifier import Answer, Job
+from app.decoding import Decoded
+from app.engine import Facts
+from app.errors import Internal, NotReady
+from app.workers import wire
+from app.workers.memory import Board, Slots, curve
+
+log = structlog.get_logger(__name__)
+
+_SEND_S = 5  # an engine that reads nothing for so long is taken for lost
+_READ = 1 << 18
+LOST = "the engine has ended; it is being started again"
+
+
+@dataclass(slots=True)
+class _Sent:
+    entry: Entry
+    slot: int
+    decode_s: float
+
+
+class EngineQueue:
+    """Hands decoded images over. ``ahead_s`` predicts how long this process's decode threads are busy.
+
+    What finds no free slot waits here until an answer frees one.
+    """
+
+    def __init__(
+        self, sock: socket.socket, slots: Slots, board: Board, facts: Facts, ahead_s: Callable[[], float]
+    ) -> None:
+        self.costs_alone = CostCurve((1,))
+        self._socket = sock
+        self._slots = slots
+        self._board = board
+        self._facts = facts
+        self._expected = _Expected(CostCurve(facts.buckets), facts.streams, ahead_s, self._unseen)
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._free = list(range(slots.count - 1, -1, -1))  # the lowest one first: fewer pages are touched
+        self._sent: dict[int, _Sent] = {}
+        self._numbers: dict[Entry, int] = {}
+        self._pending: deque[Entry] = deque()
+        self._count = 0
+        self._closed = False
+        self._seconds: tuple[float, ...] = ()
+        # struct timeval: sends on this socket end after a while, reads do not
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_S, 0))
+
+    @property
+    def costs(self) -> CostCurve:
+        """As the engine has measured them."""
+        self._look()
+        return self._expected.costs
+
+    def __len__(self) -> int:
+        """Images of this process that wait or are being computed."""
+        return len(self._sent) + len(self._pending)
+
+    def predicted_wait(self) -> float:
+        """Seconds until an image that came now would be taken."""
+        with self._lock:
+            self._look()
+            return self._expected.predicted_wait(time.monotonic())
+
+    def admit(self, n: int, deadline: float) -> None:
+        """Raise Overloaded unless n more images are likely to be answered by ``deadline``; asks nobody."""
+        with self._lock:
+            self._look()
+            self._expected.check(time.monotonic(), n, deadline)
+
+    def entry(self, item: Any, deadline: float) -> Entry:
+        """Wrap a job for ``put``, on the event loop that will wait for ``entry.future``; see ``BatchQueue.entry``."""
+        entry = Entry(item, deadline, asyncio.get_running_loop().create_future())
+        entry.future.add_done_callback(lambda _: self._left(entry))
+        return entry
+
+    def put(self, entry: Entry) -> None:
+        """Hand an entry over, its image decoded. From any thread. Raises NotReady once the engine has ended."""
+        if _pixels(entry).shape not in _shapes(self._slots.crop):
+            raise NotReady(LOST)  # decoded for the model that the engine served before it ended
+        entry.submitted = time.monotonic()
+        with self._lock:
+            if self._closed:
+                raise NotReady(LOST)
+            self._pending.append(entry)
+        self._hand_over()
+
+    def settle(self, entry: Entry, error: Exception) -> None:
+        """Answer an entry that was never put. From any thread."""
+        settle([entry], [error])
+
+    def close(self) -> None:
+        """Hang up: nothing is waited for any more."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def read(self) -> None:
+        """Read answers until the engine hangs up. The thread that calls this is the connection's own."""
+        frames = wire.Frames()
+        with contextlib.suppress(OSError):
+            while data := self._socket.recv(_READ):
+                settled = [self._settled(kind, payload) for kind, payload in frames.feed(data)]
+                answered = [pair for pair in settled if pair]
+                settle([entry for entry, _ in answered], [answer for _, answer in answered])
+                self._hand_over()
+
+    def fail(self) -> None:
+        """Tell all that wait that the engine has ended, and take no more."""
+        with self._lock:
+            self._closed = True
+            waiting = [sent.entry for sent in self._sent.values()] + list(self._pending)
+            self._sent.clear()
+            self._numbers.clear()
+            self._pending.clear()
+        settle(waiting, [NotReady(LOST) for _ in waiting])
+        with self._sending:
+            self._socket.close()
+
+    def _hand_over(self) -> None:
+        """Everything that finds a slot."""
+        while True:
+            with self._lock:
+                while self._pending and self._pending[0].gone:
+                    self._pending.popleft()
+                if not self._pending or not self._free or self._closed:
+                    return
+                entry, slot = self._pending.popleft(), self._free.pop()
+                self._count += 1
+                number = self._count
+                job: Job = entry.item
+                decode_s = job.image.seconds if isinstance(job.image, Decoded) else 0.0
+                self._sent[number] = _Sent(entry, slot, decode_s)
+                self._numbers[entry] = number
+            pixels = _pixels(entry)
+            tensor = pixels.dtype == np.float32
+            self._slots.view(slot, tensor)[:] = pixels
+            self._send(wire.task(wire.Task(number, slot, tensor, job.want, entry.deadline)))
+
+    def _left(self, entry: Entry) -> None:
+        """Its future is done: where no answer did that, its client has left."""
+        with self._lock:
+            number = self._numbers.get(entry)
+        if number is not None:
+            self._send(wire.cancel(number))
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            with self._sending:
+                self._socket.sendall(frame)
+        except OSError:
+            self.close()  # the reading thread finds the end, and tells all who wait
+
+    def _settled(self, kind: int, payload: bytes) -> tuple[Entry, Any] | None:
+        if kind == wire.ANSWER:
+            answer = wire.read_answer(payload)
+            sent = self._returned(answer.number)
+            queue_s = max(0.0, answer.started - sent.entry.submitted)
+            what: Any = Done(Answer(answer.row, sent.decode_s, answer.inference_s), queue_s, answer.batch_size)
+        elif kind == wire.FAILURE:
+            number, what = wire.read_failure(payload)
+            sent = self._returned(number)
+        else:
+            raise RuntimeError(f"a frame of kind {kind}")
+        return None if sent.entry.gone else (sent.entry, what)
+
+    def _returned(self, number: int) -> _Sent:
+        """The engine is done with a task, and with its slot."""
+        with self._lock:
+            sent = self._sent.pop(number)
+            self._numbers.pop(sent.entry, None)
+            self._free.append(sent.slot)
+        return sent
+
+    def _unseen(self) -> int:
+        """Images that the engine's outlook does not count yet."""
+        return max(0, self._count - self._slots.taken) + len(self._pending)
+
+    def _look(self) -> None:
+        self._expected.outlook, seconds = self._board.read()
+        if seconds != self._seconds:
+            self._seconds = seconds
+            self._expected.costs = curve(self._facts.buckets, seconds[:-1])
+            self.costs_alone = curve((1,), seconds[-1:])
+
+
+class _Expected(Backlog):
+    """The engine's backlog as it is known here: the rule of admission is the same, the wait is what it publishes."""
+
+    def __init__(self, costs: CostCurve, streams: int, ahead_s: Callable[[], float], unseen: Callable[[], int]) -> None:
+        super().__init__(costs, streams, ahead_s)
+        self.unseen = unseen
+        self.outlook = (0.0, 0.0, 0.0, 0)
+
+    def __len__(self) -> int:
+        return self.outlook[-1] + self.unseen()
+
+    def predicted_wait(self, now: float) -> float:
+        """What was published, less the time since, and what this process has sent that is not in it."""
+        then, wait, rest, _ = self.outlook
+        ceiling = self.costs.ceiling
+        unseen = self.unseen() * self.costs.seconds(ceiling) / ceiling / self.streams
+        return max(self.ahead_s(), max(rest, wait - (now - then)) + unseen)
+
+
+def _pixels(entry: Entry) -> npt.NDArray[Any]:
+    job: Job = entry.item
+    if isinstance(job.image, Decoded):
+        return job.image.crop
+    if isinstance(job.image, bytes):
+        raise Internal("the image was not decoded")
+    return job.image
+
+
+def _shapes(crop: int) -> tuple[tuple[int, ...], ...]:
+    return (crop, crop, 3), (3, crop, crop)

@@ -1,0 +1,173 @@
+"""An HTTP process: uvicorn and the app, whose classifier decodes here and hands over to the engine process.
+
+Neither torch nor OpenVINO is imported. Started by the supervisor, it ends with it.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, NoReturn
+
+import structlog
+
+from app.classifier import Classifier
+from app.engine import Facts
+from app.errors import Internal, ModelError, NotReady
+from app.images import Preprocessing
+from app.lifecycle import Lifecycle
+from app.main import create_app
+from app.models.labels import Label
+from app.models.model import Model
+from app.server import Server, config
+from app.settings import Settings
+from app.workers import child, metrics, wire
+from app.workers.client import EngineQueue
+from app.workers.memory import Board, Slots
+
+log = structlog.get_logger("topk")
+
+
+class QuietServer(Server):
+    """The server, drained by the supervisor's word instead of a signal."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._said = True  # once for all processes, by the supervisor
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpProcess(child.Child):
+    """What the supervisor asks of this process, done on the thread that is told; engines come and go."""
+
+    def __init__(self, control: socket.socket, settings: Settings, delay_s: float) -> None:
+        super().__init__(control)
+        self._lifecycle = Lifecycle()
+        # The limit on bytes in memory is one for all processes, but one body must always fit.
+        share = max(settings.max_inflight_bytes // settings.workers, settings.max_body_bytes)
+        settings = settings.model_copy(update={"max_inflight_bytes": min(settings.max_inflight_bytes, share)})
+        self._app = create_app(settings, self._lifecycle, self._start)
+        self._app.state.exposition = self._exposition
+        self._classifier: Classifier = self._app.state.classifier
+        self._server = QuietServer(config(self._app, settings), self._lifecycle, delay_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._numbers = count()
+
+    def run(self, listener: socket.socket) -> int:
+        """Serve until told to drain; the exit code."""
+        self._server.run([listener])
+        return 0
+
+    def _start(self, classifier: Classifier, lifecycle: Lifecycle) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.listen(self._told)
+
+    def _told(self, message: dict[str, Any], descriptor: int | None) -> None:
+        match message["do"]:
+            case "connect":
+                assert descriptor is not None
+                sock = socket.socket(fileno=descriptor)
+                threading.Thread(target=self._connect, args=(sock,), name="topk-engine", daemon=True).start()
+            case "samples":
+                snapshot = metrics.snapshot(self._app.state.metrics.registry)
+                self.tell({"do": "samples", "id": message["id"], "samples": snapshot})
+            case "metrics":
+                assert self._loop
+                self._loop.call_soon_threadsafe(self._answered, message["id"], message["text"].encode())
+            case "drain":
+                self._server.handle_exit(signal.SIGTERM, None)
+                self.tell({"do": "draining"})
+            case "stop":
+                self._server.stop()
+
+    def _connect(self, sock: socket.socket) -> None:
+        """The life of one engine, seen from here."""
+        queue = None
+        try:
+            model, facts, slots, board = _welcomed(sock)
+            queue = EngineQueue(sock, slots, board, facts, self._classifier.ahead_s)
+            self._classifier.attach(model, facts, queue)
+            self._lifecycle.ready = True
+            self.tell({"do": "ready", "info": self._classifier.info()})
+            queue.read()
+        except (EOFError, OSError, NotReady):
+            log.debug("the engine ended before it was ready")
+        except Exception:
+            log.exception("the connection to the engine failed")
+        finally:
+            if queue:
+                self._classifier.detach(queue)
+                queue.fail()
+            sock.close()
+
+    async def _exposition(self) -> bytes:
+        """The metrics of all processes, summed by the supervisor."""
+        number = next(self._numbers)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self.tell({"do": "metrics", "id": number})
+        try:
+            return await answer
+        finally:
+            del self._asked[number]
+
+    def _answered(self, number: int, text: bytes) -> None:
+        answer = self._asked.get(number)
+        if answer and not answer.done():
+            answer.set_result(text)
+
+
+def _welcomed(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
+    """What the engine says first, once it is warm. Raises EOFError where it ends before."""
+    messages = wire.Messages(sock)
+    told: dict[str, Any] = {}
+    descriptors: list[int] = []
+    while "facts" not in told:
+        for message, descriptor in messages.read():
+            told |= message
+            descriptors += [] if descriptor is None else [descriptor]
+    facts = Facts(**told["facts"] | {"buckets": tuple(told["facts"]["buckets"])})
+    preprocessing = told["model"]["preprocessing"]
+    for name in ("mean", "std"):
+        preprocessing[name] = tuple(preprocessing[name])
+    model = Model(
+        **told["model"]
+        | {
+            "preprocessing": Preprocessing(**preprocessing),
+            "labels": tuple(Label(*label) for label in told["model"]["labels"]),
+            "build": _elsewhere,
+        }
+    )
+    slots = Slots(descriptors[0], told["slots"], model.preprocessing.crop)
+    board = Board(descriptors[1], facts.buckets)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return model, facts, slots, board
+
+
+def _elsewhere() -> NoReturn:
+    raise Internal("the network is in the engine process")
+
+
+def main() -> int:
+    control, settings = child.begin(sys.argv)
+    listener = socket.socket(fileno=int(sys.argv[2]))
+    try:
+        process = HttpProcess(control, settings, float(sys.argv[3]))
+    except ModelError as error:
+        child.Child(control).tell({"do": "refused", "detail": error.detail})
+        return 1
+    return process.run(listener)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

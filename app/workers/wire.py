@@ -1,0 +1,169 @@
+"""What the processes say to each other, over Unix socket pairs: frames of a length, a kind and a payload.
+
+Messages between the supervisor and its children are JSON and may bring a file descriptor each; what goes with every
+image is packed. Nothing here is unpickled, so that a process which has decoded a hostile file cannot run code in
+another. Frames are read and written on whichever thread owns the socket.
+"""
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from app import errors
+from app.engine import Row, Want
+from app.errors import Internal, Overloaded, TopkError
+
+MESSAGE, TASK, CANCEL, ANSWER, FAILURE = range(5)
+
+_FRAME = struct.Struct("=IB")
+_TASK = struct.Struct("=QIBId")
+_CANCEL = struct.Struct("=Q")
+_ANSWER = struct.Struct("=QddIIIII")
+_READ = 1 << 16
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_DESCRIPTORS = 4  # at most, in one read
+_FLOATS = 4  # bytes of a float32
+
+
+class Task(NamedTuple):
+    """An image in ``slot``, and what is wanted of it by ``deadline`` (seconds of ``time.monotonic``)."""
+
+    number: int
+    slot: int
+    tensor: bool  # float32 [3, crop, crop] rather than uint8 [crop, crop, 3]
+    want: Want
+    deadline: float
+
+
+class Answer(NamedTuple):
+    """What the device said of a task. ``started`` is when its batch was, in seconds of ``time.monotonic``."""
+
+    number: int
+    started: float
+    inference_s: float
+    batch_size: int
+    row: Row
+
+
+class Frames:
+    """Bytes as they come, to frames."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """(kind, payload) of every frame that is complete now."""
+        self._data += data
+        start = 0
+        while len(self._data) - start >= _FRAME.size:
+            length, kind = _FRAME.unpack_from(self._data, start)
+            end = start + _FRAME.size + length
+            if len(self._data) < end:
+                break
+            yield kind, bytes(self._data[start + _FRAME.size : end])
+            start = end
+        del self._data[:start]
+
+
+class Messages:
+    """JSON messages over a socket that is ours; a descriptor comes with those that name one. Closed at its end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self._frames = Frames()
+        self._descriptors: deque[int] = deque()
+
+    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        """From one thread at a time. Raises OSError where nobody reads any more."""
+        send_message(self.socket, message, descriptor)
+
+    def read(self) -> list[tuple[dict[str, Any], int | None]]:
+        """What one read brings, each message with its descriptor: maybe none. Raises EOFError at the end, OSError."""
+        data, descriptors, _, _ = socket.recv_fds(self.socket, _READ, _DESCRIPTORS, _CLOSE_ON_EXEC)
+        self._descriptors += descriptors
+        if not data:
+            raise EOFError
+        messages = [orjson.loads(payload) for _, payload in self._frames.feed(data)]
+        return [(m, self._descriptors.popleft() if m.get("descriptor") else None) for m in messages]
+
+
+def send_message(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
+    """Send one message, whole; the socket blocks."""
+    if descriptor is None:
+        sock.sendall(frame(MESSAGE, orjson.dumps(message)))
+        return
+    data = frame(MESSAGE, orjson.dumps(message | {"descriptor": True}))
+    sent = socket.send_fds(sock, [data], [descriptor])
+    sock.sendall(data[sent:])
+
+
+def frame(kind: int, payload: bytes) -> bytes:
+    return _FRAME.pack(len(payload), kind) + payload
+
+
+def task(task: Task) -> bytes:
+    want = task.want
+    flags = want.features | want.logits << 1 | want.probabilities << 2 | task.tensor << 3
+    return frame(TASK, _TASK.pack(task.number, task.slot, flags, want.k, task.deadline))
+
+
+def read_task(payload: bytes) -> Task:
+    number, slot, flags, k, deadline = _TASK.unpack(payload)
+    return Task(number, slot, bool(flags & 8), Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4)), deadline)
+
+
+def cancel(number: int) -> bytes:
+    return frame(CANCEL, _CANCEL.pack(number))
+
+
+def read_cancel(payload: bytes) -> int:
+    number: int = _CANCEL.unpack(payload)[0]
+    return number
+
+
+def answer(answer: Answer) -> bytes:
+    row = answer.row
+    parts = [np.asarray(part, np.float32) for part in (row.features, row.logits, row.probabilities) if part is not None]
+    sizes = [0 if part is None else len(part) for part in (row.features, row.logits, row.probabilities)]
+    head = _ANSWER.pack(
+        answer.number, answer.started, answer.inference_s, answer.batch_size, len(row.class_ids), *sizes
+    )
+    ids, scores = np.asarray(row.class_ids, np.int64), np.asarray(row.scores, np.float32)
+    return frame(ANSWER, b"".join([head, ids.tobytes(), scores.tobytes(), *(part.tobytes() for part in parts)]))
+
+
+def read_answer(payload: bytes) -> Answer:
+    number, started, inference_s, batch_size, k, *sizes = _ANSWER.unpack_from(payload)
+    ids = np.frombuffer(payload, np.int64, k, _ANSWER.size)
+    at = _ANSWER.size + ids.nbytes
+    scores = np.frombuffer(payload, np.float32, k, at)
+    at += scores.nbytes
+    parts = []
+    for size in sizes:
+        parts.append(np.frombuffer(payload, np.float32, size, at) if size else None)
+        at += size * _FLOATS
+    return Answer(number, started, inference_s, batch_size, Row(ids, scores, *parts))
+
+
+def failure(number: int, error: Exception | None) -> bytes:
+    """Why a task has no answer; None where nobody waited for it any more."""
+    told: dict[str, Any] = {"number": number}
+    if isinstance(error, TopkError):
+        told |= {"error": type(error).__name__, "detail": error.detail}
+        if isinstance(error, Overloaded):
+            told["retry_after_s"] = error.retry_after_s
+    return frame(FAILURE, orjson.dumps(told))
+
+
+def read_failure(payload: bytes) -> tuple[int, TopkError]:
+    told = orjson.loads(payload)
+    kind = getattr(errors, told.get("error", ""), Internal)
+    detail = told.get("detail", "the image could not be classified")
+    if kind is Overloaded:
+        return told["number"], Overloaded(detail, told["retry_after_s"])
+    return told["number"], kind(detail)

@@ -1,0 +1,210 @@
+"""The queue that leads to the engine, with an engine played by the test."""
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from app.batching import CostCurve, Done, Entry
+from app.classifier import Job
+from app.decoding import Decoded
+from app.engine import Facts, Row, Want
+from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.workers import memory, wire
+from app.workers.client import EngineQueue
+from app.workers.memory import Board, Slots
+
+CROP = 8
+BUCKETS = (1, 2)
+FACTS = Facts("none", "cpu", "float32", 1, False, BUCKETS, 3)
+
+
+class Engine:
+    """The other end: what has come, and answers by the test's word."""
+
+    def __init__(self, slots: int = 2) -> None:
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(10)
+        self._frames = wire.Frames()
+        self._came: list[tuple[int, bytes]] = []
+        memories = [memory.create(Slots.size(slots, CROP)), memory.create(Board.size(BUCKETS))]
+        self.slots, self.board = Slots(memories[0], slots, CROP), Board(memories[1], BUCKETS)
+        theirs = Slots(memories[0], slots, CROP), Board(memories[1], BUCKETS)
+        for descriptor in memories:
+            os.close(descriptor)
+        self.queue = EngineQueue(ours, *theirs, FACTS, lambda: 0.0)
+        self.costs = CostCurve(BUCKETS)
+        self.costs.observe(1, 0.1)
+        self.costs.observe(2, 0.2)
+        self.expect(0.0)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self.queue.read()
+        self.queue.fail()
+
+    def expect(self, wait: float) -> None:
+        self.board.write((time.monotonic(), wait, wait, 0), self.costs, CostCurve((1,)))
+
+    def frame(self) -> tuple[int, bytes]:
+        while not self._came:
+            self._came += self._frames.feed(self.socket.recv(4096))
+        return self._came.pop(0)
+
+    def task(self) -> wire.Task:
+        kind, payload = self.frame()
+        assert kind == wire.TASK
+        return wire.read_task(payload)
+
+    def answer(self, task: wire.Task) -> None:
+        row = Row(np.array([int(self.slots.view(task.slot, False)[0, 0, 0])]), np.array([1], np.float32))
+        self.socket.sendall(wire.answer(wire.Answer(task.number, time.monotonic(), 0.5, 2, row)))
+
+    def end(self) -> None:
+        self.socket.close()
+        self._reader.join(10)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.end()
+
+
+def put(engine: Engine, grey: int, crop: int = CROP) -> Entry:
+    job = Job(Decoded(np.full((crop, crop, 3), grey, np.uint8), 0.25), Want(k=1))
+    entry = engine.queue.entry(job, time.monotonic() + 60)
+    engine.queue.put(entry)
+    return entry
+
+
+def test_an_image_goes_over_and_its_answer_comes_back(engine: Engine) -> None:
+    async def run() -> Done:
+        entry = put(engine, 42)
+        engine.answer(engine.task())
+        return await entry.future
+
+    done = asyncio.run(run())
+    assert (done.batch_size, done.answer.decode_s, done.answer.inference_s) == (2, 0.25, 0.5)
+    assert done.answer.row.class_ids.tolist() == [42]
+
+
+def test_what_finds_no_slot_waits_until_one_is_given_back(engine: Engine) -> None:
+    async def run() -> list[int]:
+        entries = [put(engine, grey) for grey in (1, 2, 3)]
+        first, second = engine.task(), engine.task()
+        assert len(engine.queue) == 3
+        assert {first.slot, second.slot} == {0, 1}
+        engine.answer(second)
+        third = engine.task()
+        assert third.slot == second.slot
+        engine.answer(first)
+        engine.answer(third)
+        return [(await entry.future).answer.row.class_ids.tolist()[0] for entry in entries]
+
+    assert asyncio.run(run()) == [1, 2, 3]
+    assert len(engine.queue) == 0
+
+
+def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done(engine: Engine) -> None:
+    async def run() -> None:
+        left, other = put(engine, 1), put(engine, 2)
+        first = engine.task()
+        engine.task()
+        left.future.cancel()
+        await asyncio.gather(left.future, return_exceptions=True)  # a turn of the loop, in which the engine is told
+        kind, payload = engine.frame()
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, first.number)
+        waiting = put(engine, 3)
+        assert len(engine.queue) == 3
+        engine.socket.sendall(wire.failure(first.number, None))
+        third = engine.task()
+        assert third.slot == first.slot
+        engine.answer(third)
+        assert (await waiting.future).answer.row.class_ids.tolist() == [3]
+        other.future.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_before_there_was_a_slot_is_never_handed_over(engine: Engine) -> None:
+    async def run() -> None:
+        entries = [put(engine, grey) for grey in (1, 2, 3, 4)]
+        first, second = engine.task(), engine.task()
+        entries[2].future.cancel()
+        engine.answer(first)
+        fourth = engine.task()
+        engine.answer(second)
+        engine.answer(fourth)
+        assert (await entries[3].future).answer.row.class_ids.tolist() == [4]
+
+    asyncio.run(run())
+
+
+def test_errors_come_back_as_themselves(engine: Engine) -> None:
+    async def run() -> None:
+        entry = put(engine, 1)
+        engine.socket.sendall(wire.failure(engine.task().number, DeadlineExceeded("late")))
+        with pytest.raises(DeadlineExceeded, match="late"):
+            await entry.future
+
+    asyncio.run(run())
+
+
+def test_when_the_engine_ends_all_that_wait_are_told_and_no_more_is_taken(engine: Engine) -> None:
+    async def run() -> None:
+        entries = [put(engine, grey) for grey in (1, 2, 3)]
+        engine.socket.shutdown(socket.SHUT_RDWR)
+        for entry in entries:
+            with pytest.raises(NotReady):
+                await entry.future
+        with pytest.raises(NotReady):
+            put(engine, 4)
+
+    asyncio.run(run())
+
+
+def test_an_image_decoded_for_another_model_is_not_handed_over(engine: Engine) -> None:
+    async def run() -> None:
+        with pytest.raises(NotReady):
+            put(engine, 1, CROP + 1)
+
+    asyncio.run(run())
+
+
+def test_admission_knows_what_the_engine_expects(engine: Engine) -> None:
+    engine.queue.admit(1, time.monotonic() + 5)
+    engine.expect(20.0)
+    assert engine.queue.predicted_wait() == pytest.approx(20, abs=1)
+    with pytest.raises(Overloaded):
+        engine.queue.admit(1, time.monotonic() + 5)
+    engine.expect(0.0)
+    engine.queue.admit(1, time.monotonic() + 5)
+
+
+def test_admission_counts_what_was_sent_and_not_seen_yet(engine: Engine) -> None:
+    async def run() -> None:
+        entries = [put(engine, 1) for _ in range(50)]
+        assert engine.queue.predicted_wait() == pytest.approx(5)
+        with pytest.raises(Overloaded):
+            engine.queue.admit(1, time.monotonic() + 4)
+        engine.slots.taken += 2
+        assert engine.queue.predicted_wait() == pytest.approx(4.8)
+        for entry in entries:
+            entry.future.cancel()
+
+    asyncio.run(run())
+
+
+def test_costs_are_those_the_engine_measured(engine: Engine) -> None:
+    assert engine.queue.costs.as_dict() == {1: 0.1, 2: 0.2}
+    engine.costs.observe(2, 0.1)
+    engine.expect(0.0)
+    assert engine.queue.costs.as_dict() == engine.costs.as_dict()

@@ -1,0 +1,49 @@
+"""Memory that two processes map: here the same one twice."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+
+from app.batching import CostCurve
+from app.workers import memory
+from app.workers.memory import Board, Slots
+
+
+def test_what_one_writes_the_other_reads_without_a_copy() -> None:
+    descriptor = memory.create(Slots.size(4, 10))
+    ours, theirs = (Slots(descriptor, 4, 10) for _ in range(2))
+    os.close(descriptor)
+    ours.view(1, False)[:] = 7
+    ours.view(2, True)[:] = 0.5
+    assert theirs.view(1, False).shape == (10, 10, 3)
+    assert (theirs.view(1, False) == 7).all()
+    assert (theirs.view(2, True) == np.float32(0.5)).all()
+    assert not theirs.view(3, True).any()
+    ours.taken += 3
+    assert theirs.taken == 3
+
+
+@pytest.mark.parametrize("slot", [-1, 4])
+def test_there_are_no_other_slots(slot: int) -> None:
+    descriptor = memory.create(Slots.size(4, 10))
+    slots = Slots(descriptor, 4, 10)
+    os.close(descriptor)
+    with pytest.raises(IndexError):
+        slots.view(slot, False)
+
+
+def test_the_board_tells_outlook_and_costs() -> None:
+    buckets = (1, 2, 4)
+    descriptor = memory.create(Board.size(buckets))
+    ours, theirs = (Board(descriptor, buckets) for _ in range(2))
+    os.close(descriptor)
+    costs = CostCurve(buckets)
+    costs.observe(2, 0.02)
+    costs.observe(4, 0.03)
+    ours.write((5.0, 0.25, 0.125, 9), costs, CostCurve((1,)))
+    outlook, seconds = theirs.read()
+    assert outlook == (5.0, 0.25, 0.125, 9)
+    assert memory.curve(buckets, seconds[:-1]).as_dict() == costs.as_dict() == {2: 0.02, 4: 0.03}
+    assert math.isnan(seconds[-1])

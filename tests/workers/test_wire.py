@@ -1,0 +1,87 @@
+"""What crosses from process to process comes out as it went in."""
+
+import os
+import socket
+import struct
+
+import numpy as np
+import pytest
+
+from app.engine import Row, Want
+from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded, TopkError
+from app.workers import wire
+
+
+def payload(frame: bytes) -> bytes:
+    [(_, content)] = wire.Frames().feed(frame)
+    return content
+
+
+@pytest.mark.parametrize(
+    "want", [Want(k=5), Want(features=True), Want(k=1000, logits=True, probabilities=True), Want(3, True, True, True)]
+)
+def test_a_task(want: Want) -> None:
+    task = wire.Task(2**40, 17, want.logits, want, 12345.678)
+    assert wire.read_task(payload(wire.task(task))) == task
+
+
+@pytest.mark.parametrize("parts", [(), ("features",), ("logits", "probabilities"), ("features", "logits")])
+def test_an_answer(parts: tuple[str, ...]) -> None:
+    rows = {part: np.arange(7, dtype=np.float32) + i for i, part in enumerate(parts)}
+    row = Row(np.array([3, 1], np.int64), np.array([0.5, 0.25], np.float32), **rows)
+    got = wire.read_answer(payload(wire.answer(wire.Answer(9, 1.5, 0.25, 4, row))))
+    assert got[:4] == (9, 1.5, 0.25, 4)
+    for name in ("class_ids", "scores", "features", "logits", "probabilities"):
+        np.testing.assert_equal(getattr(got.row, name), getattr(row, name))
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded("late"), NotReady("closing"), Internal("a defect")])
+def test_an_error_keeps_its_class_and_words(error: TopkError) -> None:
+    number, got = wire.read_failure(payload(wire.failure(3, error)))
+    assert (number, type(got), got.detail) == (3, type(error), error.detail)
+
+
+def test_overload_keeps_when_to_try_again() -> None:
+    _, got = wire.read_failure(payload(wire.failure(3, Overloaded("full", retry_after_s=2.5))))
+    assert got.headers == {"Retry-After": "3"}
+
+
+def test_a_foreign_exception_is_internal_and_says_nothing() -> None:
+    _, got = wire.read_failure(payload(wire.failure(3, RuntimeError("a secret"))))
+    assert (type(got), "secret" in got.detail) == (Internal, False)
+
+
+def test_frames_come_whole_however_they_are_cut() -> None:
+    data = wire.cancel(1) + wire.frame(wire.MESSAGE, b"x" * 300) + wire.cancel(2)
+    frames = wire.Frames()
+    got = [frame for i in range(len(data)) for frame in frames.feed(data[i : i + 1])]
+    assert got == list(wire.Frames().feed(data))
+    assert [kind for kind, _ in got] == [wire.CANCEL, wire.MESSAGE, wire.CANCEL]
+
+
+def test_descriptors_come_with_their_messages() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reading, writing = os.pipe()
+        sender, receiver = wire.Messages(ours), wire.Messages(theirs)
+        sender.send({"do": "first"})
+        sender.send({"do": "second"}, writing)
+        os.close(writing)
+        got: list[tuple[dict[str, str], int | None]] = []
+        while len(got) < 2:
+            got += receiver.read()
+        assert [message["do"] for message, _ in got] == ["first", "second"]
+        assert got[0][1] is None
+        assert got[1][1] is not None
+        os.write(got[1][1], b"through")
+        os.close(got[1][1])
+        assert os.read(reading, 100) == b"through"
+        os.close(reading)
+        ours.close()
+        with pytest.raises(EOFError):
+            receiver.read()
+
+
+def test_a_broken_task_raises() -> None:
+    with pytest.raises(struct.error):
+        wire.read_task(b"short")
