@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,19 @@ PHOTOGRAPHS = sorted((SHARED / "images" / "imagenet").glob("*/*.JPEG"))
 RESNET50 = SHARED / "weights" / "resnet50.safetensors"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CAT = REPOSITORY / "docs" / "cat.jpg"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache of this run's own, for this process and all that it starts: each model is converted once."""
+    cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["TOPK_CACHE_DIR"] = cache.name
+
+
+def environment() -> dict[str, str]:
+    """What a process that a test starts gets: no settings of the user's, but this run's cache."""
+    mine = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")}
+    return mine | {"TOPK_CACHE_DIR": os.environ["TOPK_CACHE_DIR"]}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,9 +61,6 @@ class Server:
     def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
         self.log: list[dict[str, object]] = []
         self._seen = threading.Condition()
-        clean = {
-            k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")
-        }
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -65,7 +76,7 @@ class Server:
                 *options,
             ],
             cwd=REPOSITORY,
-            env=clean | {"TOPK_DRAIN_DELAY_MS": "0"} | (env or {}),
+            env=environment() | {"TOPK_DRAIN_DELAY_MS": "0"} | (env or {}),
             stderr=subprocess.PIPE,
             text=True,
         )

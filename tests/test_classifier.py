@@ -67,6 +67,7 @@ class Held:
     """The real engine, on one stream. ``forward`` reports its batch, then waits until the gate is open."""
 
     streams = 1
+    spreads = False
     buckets = (4,)  # batches do not depend on what a busy machine measures
 
     def __init__(self, engine: Any) -> None:
@@ -83,7 +84,7 @@ class Held:
     def load(self) -> None:
         """It is."""
 
-    def forward(self, images: Sequence[Any], wants: Sequence[Want]) -> list[Row]:
+    def forward(self, images: Sequence[Any], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         self.batches.append(len(images))
         self._entered.release()
         assert self.gate.wait(60)
@@ -263,7 +264,7 @@ def test_info_tells_what_is_served(classifier: Classifier) -> None:
         *("preprocessing", "decode", "batching", "limits", "warning"),
     ]
     assert (info["model"], info["classes"], info["dim"]) == ("efficientnet_lite0", 1000, 1280)
-    assert (info["engine"], info["device"], info["precision"]) == ("torch", "cpu", "float32")
+    assert (info["engine"], info["device"], info["precision"]) == ("openvino", "cpu", "float32")
     assert info["preprocessing"]["crop"] == 224
     assert list(info["batching"]["cost_ms"]) == ["1", "2", "4", "8"]
     assert info["batching"]["ceiling"] in classifier.engine.buckets

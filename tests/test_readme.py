@@ -19,7 +19,7 @@ import torchvision
 from app import errors
 from app.main import create_app
 from app.settings import Settings
-from tests.conftest import REPOSITORY, Server
+from tests.conftest import REPOSITORY, Server, environment
 
 README = (REPOSITORY / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -39,8 +39,7 @@ def rows(first_header: str) -> dict[str, list[str]]:
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    env = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_")} | {"PATH": path}
+    env = environment() | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.run(["bash", "-c", command], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -145,8 +144,7 @@ class Serving:
     """A command that serves, until the block ends; entered when it is ready."""
 
     def __init__(self, command: str, folder: Path) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_")}
-        env |= {
+        env = environment() | {
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "TOPK_PORT": "0",
             "TOPK_HOST": "127.0.0.1",

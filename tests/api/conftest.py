@@ -29,11 +29,11 @@ class HeldEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def forward(self, images: Sequence[Any], wants: Sequence[Want]) -> list[Row]:
+    def forward(self, images: Sequence[Any], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         self.images += len(images)
         self.entered.release()
         assert self.gate.wait(60)
-        return self._engine.forward(images, wants)
+        return self._engine.forward(images, wants, alone)
 
 
 class InProcess:

@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.transforms import functional
 
-from app.engine import Row, Want, create
+from app.engine import Row, Want
 from app.engine.torch import TorchEngine
 from app.errors import ModelError
 from app.models import zoo
@@ -177,7 +177,7 @@ def test_auto_is_bfloat16_only_where_the_processor_computes_it(
     model: Model, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert create(model, "auto", "cpu", "auto").precision == precision
+    assert TorchEngine(model, "cpu", "auto").precision == precision
 
 
 def test_a_precision_that_was_asked_for_is_kept(engine: TorchEngine) -> None:
@@ -194,7 +194,7 @@ def test_a_device_that_is_absent_is_refused(model: Model, device: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is an accelerator")
 def test_auto_is_the_cpu_where_there_is_nothing_else(model: Model) -> None:
-    assert create(model, "auto", "auto", "float32").device == "cpu"
+    assert TorchEngine(model, "auto", "float32").device == "cpu"
 
 
 def test_weights_that_do_not_fit_are_refused(network: torch.nn.Module, tmp_path: Path) -> None:

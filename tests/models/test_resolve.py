@@ -42,7 +42,7 @@ def test_auto_takes_the_newest_resnet50_from_the_cache(checkpoints: Path) -> Non
     model = resolve(settings())
     assert (model.name, model.weights, model.preprocessing.resize) == ("resnet50", "IMAGENET1K_V2", 232)
     assert model.warning is None
-    assert torch.equal(model.build().head.weight, state["fc.weight"])
+    assert torch.equal(model.build().fc.weight, state["fc.weight"])
 
 
 def test_auto_falls_back_to_the_embedded_model_and_says_so(checkpoints: Path) -> None:

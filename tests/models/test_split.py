@@ -37,15 +37,15 @@ class MetaParameters(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | meta)
 
 
-def on_meta(architecture: str, entry: str | None = None) -> FeaturesAndLogits:
+def on_meta(architecture: str, crop: int = 224) -> FeaturesAndLogits:
     with MetaParameters():
-        return split(zoo.network(architecture, entry).to("meta").eval())
+        return split(zoo.network(architecture, crop).to("meta").eval())
 
 
 @pytest.mark.parametrize("entry", zoo.entries(), ids=lambda entry: f"{entry.architecture}:{entry.name}")
 def test_every_architecture_gives_features_and_logits(entry: zoo.Entry) -> None:
-    module = on_meta(entry.architecture, entry.name)
     crop = zoo.preprocessing(entry.architecture, entry.name).crop
+    module = on_meta(entry.architecture, crop)
     features, logits = module(torch.empty(2, 3, crop, crop, device="meta"))
     assert features.shape == (2, module.dim)
     assert logits.shape == (2, 1000)
@@ -79,7 +79,7 @@ def test_features_are_the_input_of_the_last_layer(architecture: str) -> None:
 )
 @torch.inference_mode()
 def test_cutting_changes_no_logit(architecture: str) -> None:
-    network = seeded(lambda: zoo.network(architecture, None))
+    network = seeded(lambda: zoo.network(architecture, 224))
     expected = network(images())
     _, logits = split(network)(images())
     assert torch.equal(logits, expected)
@@ -97,7 +97,7 @@ def test_a_timm_network_is_cut_the_same_way() -> None:
 
 @torch.inference_mode()
 def test_features_are_what_the_last_layer_turns_into_logits() -> None:
-    network = seeded(lambda: zoo.network("resnet18", None))
+    network = seeded(lambda: zoo.network("resnet18", 224))
     features, logits = split(network)(images())
     stem = nn.Sequential(*list(network.children())[:9])  # all but fc
     assert torch.equal(features, stem(images()).flatten(1))
@@ -106,7 +106,7 @@ def test_features_are_what_the_last_layer_turns_into_logits() -> None:
 
 @torch.inference_mode()
 def test_features_of_a_convolutional_head_are_the_mean_over_the_positions() -> None:
-    network = seeded(lambda: zoo.network("squeezenet1_1", None))
+    network = seeded(lambda: zoo.network("squeezenet1_1", 224))
     expected = network.features(images()).mean((2, 3))
     features, _ = split(network)(images())
     assert torch.equal(features, expected)

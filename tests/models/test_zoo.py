@@ -71,7 +71,7 @@ def put(folder: Path, architecture: str, entry: str, state: dict[str, Any]) -> P
 
 @torch.inference_mode()
 def logits(model: Model) -> torch.Tensor:
-    result: torch.Tensor = model.build().eval()(images(model.preprocessing.crop, 1))[1]
+    result: torch.Tensor = model.build().eval()(images(model.preprocessing.crop, 1))
     return result
 
 
