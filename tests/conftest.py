@@ -151,3 +151,26 @@ def resnet_server() -> Iterator[Server]:
     server = Server("--model", "resnet50", "--weights", str(RESNET50))
     yield server
     assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 whose weights are random but always the same ones, as safetensors."""
+    import torchvision
+    from safetensors.torch import save_file
+
+    from tests.models.seeded import seeded
+
+    path = tmp_path_factory.mktemp("weights") / "seeded.safetensors"
+    save_file(seeded(torchvision.models.resnet18).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def resnet18_folder(resnet18_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a model folder named ``resnet18``. Not to be changed: copy it."""
+    from app.models import folder, zoo
+
+    path = tmp_path_factory.mktemp("folders") / "resnet18"
+    folder.write(zoo.from_file("resnet18", None, resnet18_weights), path)
+    return path

@@ -298,6 +298,20 @@ def test_three_are_padded_to_four_only_where_that_beats_two(entry: MakeEntry, fo
     assert taken(backlog) == list(range(size))
 
 
+def test_one_batch_runs_while_nothing_waits_and_no_other_runs(entry: MakeEntry) -> None:
+    backlog = Backlog(measured(SECOND_A_BATCH), streams=2)
+    fill(backlog, [entry()])
+    assert not backlog.one_running
+    taken(backlog, 0.0, 0)
+    assert backlog.one_running
+    fill(backlog, [entry()])
+    assert not backlog.one_running
+    taken(backlog, 0.0, 1)
+    assert not backlog.one_running
+    backlog.finished(0)
+    assert backlog.one_running
+
+
 def test_free_streams_share_what_waits(entry: MakeEntry) -> None:
     backlog = Backlog(measured(SECOND_A_BATCH), streams=3)
     fill(backlog, [entry(i) for i in range(6)])
@@ -493,6 +507,19 @@ class Fussy(Held):
         return answers
 
 
+class Timed(Held):
+    """Takes so many seconds of the clock."""
+
+    def __init__(self, clock: Fake, seconds: float) -> None:
+        super().__init__()
+        self._clock, self._seconds = clock, seconds
+        self.gate.set()
+
+    def __call__(self, items: Sequence[Any]) -> list[Any]:
+        self._clock.now += self._seconds
+        return super().__call__(items)
+
+
 @pytest.mark.parametrize("error", [ValueError("secret"), SystemExit(1)], ids=type)
 def test_a_failed_batch_is_run_one_by_one_and_only_the_guilty_item_fails(error: BaseException) -> None:
     fussy = Fussy(error)
@@ -620,6 +647,79 @@ def test_a_warm_up_that_fails_fails_the_start() -> None:
     queue = BatchQueue([run, run], CostCurve(BUCKETS))
     with pytest.raises(MemoryError, match="too little"):
         queue.start(lambda size: [0] * size)
+
+
+def test_the_warm_up_measures_an_item_alone_apart_from_the_batches() -> None:
+    clock = Fake()
+    alone = Timed(clock, 5.0)
+    queue = BatchQueue([doubled], CostCurve((1, 2)), run_alone=alone, clock=clock)
+    queue.start(lambda size: [0] * size)
+    assert alone.batches == [[0], [0]]
+    assert queue.costs_alone.as_dict() == {1: 5.0}
+    assert queue.costs.as_dict() == {1: 0.0, 2: 0.0}
+    queue.close()
+
+
+def test_a_warm_up_of_an_item_alone_that_fails_fails_the_start() -> None:
+    alone = Fussy(MemoryError("too little memory"))
+    alone.gate.set()
+    queue = BatchQueue([doubled], CostCurve(BUCKETS), run_alone=alone)
+    with pytest.raises(MemoryError, match="too little"):
+        queue.start(lambda size: [13] * size)
+
+
+def test_an_item_that_has_the_device_to_itself_is_run_alone() -> None:
+    clock = Fake()
+    alone = Timed(clock, 5.0)
+    with served(doubled, doubled, run_alone=alone, clock=clock) as queue:
+        assert ask(queue, 4) == [8]
+        assert queue.costs_alone.as_dict() == {1: 5.0}
+        assert queue.costs.as_dict() == {}
+    assert alone.batches == [[4]]
+
+
+def test_items_that_wait_together_are_not_run_alone() -> None:
+    held, alone = Held(), Held()
+
+    async def go() -> list[Any]:
+        first = put(queue, 0)
+        alone.wait_for_batch()
+        pair = put(queue, 1, 2)
+        alone.gate.set()
+        held.gate.set()
+        return await ended(first + pair)
+
+    with served(held, run_alone=alone) as queue:
+        assert asyncio.run(go()) == [0, 2, 4]
+        assert list(queue.costs.as_dict()) == [2]
+    assert (alone.batches, held.batches) == ([[0]], [[1, 2]])
+
+
+def test_an_item_beside_a_running_batch_is_not_run_alone() -> None:
+    held, alone = Held(), Held()
+
+    async def go() -> list[Any]:
+        first = put(queue, 0)
+        alone.wait_for_batch()
+        second = put(queue, 1)
+        held.wait_for_batch()
+        held.gate.set()
+        alone.gate.set()
+        return await ended(first + second)
+
+    with served(held, held, run_alone=alone) as queue:
+        assert asyncio.run(go()) == [0, 2]
+    assert (alone.batches, held.batches) == ([[0]], [[1]])
+
+
+def test_an_item_alone_that_fails_is_a_defect_and_the_stream_survives() -> None:
+    alone = Fussy(ValueError("secret"))
+    alone.gate.set()
+    with served(doubled, run_alone=alone) as queue:
+        [error] = ask(queue, 13)
+        assert isinstance(error, Internal)
+        assert ask(queue, 4) == [8]
+    assert alone.batches == [[13], [4]]
 
 
 def test_admission_and_wait_follow_the_queue() -> None:

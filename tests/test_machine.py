@@ -1,9 +1,11 @@
 """What the process may use: container limits win over the hardware."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from app import machine
 
@@ -46,6 +48,23 @@ def test_the_affinity_mask_cuts_the_cores(cgroup: Path) -> None:
         assert machine.cores() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="an Apple chip is one")
+@pytest.mark.parametrize("there", [True, False])
+def test_an_accelerator_is_looked_for_by_its_driver_s_device(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = tmp_path / "nvidiactl"
+    if there:
+        device.touch()
+    monkeypatch.setattr(machine, "_ACCELERATORS", (str(tmp_path / "kfd"), str(device)))
+    assert machine.may_have_accelerator() is there
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or sys.platform == "darwin", reason="there is one")
+def test_where_torch_finds_no_accelerator_none_is_looked_for() -> None:
+    assert not machine.may_have_accelerator()
 
 
 def test_a_memory_limit_cuts_the_memory(cgroup: Path) -> None:
