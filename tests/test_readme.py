@@ -116,10 +116,23 @@ def test_every_bench_command_works_as_typed(embedded_server: Server, command: st
     assert (tmp_path / "bench.html").exists() == ("--report" in command)
 
 
+def test_an_exported_model_is_served_as_the_readme_says(tmp_path: Path) -> None:
+    [export] = commands("topk export")
+    [serve] = [command for command in commands("topk serve") if "my-resnet50" in command]
+    weights = str(seeded_weights("resnet50", tmp_path / "resnet50.pth"))
+    folder = tmp_path / "my-resnet50"
+    export = re.sub(r"--weights \S+", f"--weights {weights}", export)
+    ran = shell(export.replace("my-resnet50", str(folder)))
+    assert ran.returncode == 0, ran.stderr
+    with Serving(serve.replace("my-resnet50", str(folder)), tmp_path) as address:
+        assert httpx2.get(f"{address}/v1/info").json()["model"] == "my-resnet50"
+
+
+SERVED = [command for command in commands("topk serve") if "my-" not in command]
 PLAIN = re.findall(r"^    (make serve)\b", README, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [*PLAIN, *commands("make serve"), *commands("topk serve")])
+@pytest.mark.parametrize("command", [*PLAIN, *commands("make serve"), *SERVED])
 def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
     """With a port of its own, and seeded weights where the command's own are not to be had."""
     command = re.sub(r"PORT=\d+|--port \d+", "", command)

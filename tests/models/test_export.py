@@ -1,0 +1,106 @@
+"""``topk export`` as a command, int8 with real photographs among it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, RESNET50, Server, environment
+from tests.models.seeded import seeded
+
+
+def topk(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=environment() | {"COLUMNS": "400"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
+    save_file(seeded(torchvision.models.resnet18).state_dict(), path)
+    return path
+
+
+def predictions(*options: object) -> list[dict[str, object]]:
+    ran = topk("predict", CAT, "--json", *options)
+    assert ran.returncode == 0, ran.stderr
+    answer: list[dict[str, object]] = json.loads(ran.stdout)["predictions"]
+    return answer
+
+
+def test_an_exported_folder_answers_as_the_model_does(weights: Path, tmp_path: Path) -> None:
+    ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine")
+    assert ran.returncode == 0, ran.stderr
+    assert f"topk serve --model {tmp_path / 'mine'}" in ran.stdout
+    assert predictions("--model", tmp_path / "mine") == predictions("--model", "resnet18", "--weights", weights)
+
+
+@pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibrate", "docs"]])
+def test_int8_and_photographs_go_together(weights: Path, tmp_path: Path, options: list[str]) -> None:
+    ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", *options)
+    assert ran.returncode == 1
+    assert "go together" in ran.stderr
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_few_photographs_are_too_few(weights: Path, tmp_path: Path) -> None:
+    command = ["export", "resnet18", "--weights", weights, "--out", tmp_path / "mine"]
+    ran = topk(*command, "--precision", "int8", "--calibrate", CAT.parent)
+    assert ran.returncode == 1
+    assert "calibration needs 20 or more" in ran.stderr
+
+
+def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, tmp_path: Path) -> None:
+    """Classes that hardly differ, so that int8 orders them anew."""
+    state = load_file(weights)
+    spread = torch.randn(state["fc.weight"].shape, generator=torch.Generator().manual_seed(0))
+    state["fc.weight"] = state["fc.weight"][:1] + 1e-4 * spread
+    state["fc.bias"] = torch.zeros(1000)
+    save_file(state, tmp_path / "close.safetensors")
+    weights = tmp_path / "close.safetensors"
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for seed in range(30):
+        pixels = np.random.default_rng(seed).integers(seed * 4, seed * 4 + 130, (240, 240, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(noise / f"{seed}.png")
+    command = ["export", "resnet18", "--weights", weights, "--precision", "int8", "--calibrate", noise]
+    refused = topk(*command, "--out", tmp_path / "mine")
+    assert refused.returncode == 1, refused.stdout
+    assert "int8 changes too many answers" in refused.stderr
+    assert not (tmp_path / "mine").exists()
+    forced = topk(*command, "--out", tmp_path / "mine", "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert json.loads((tmp_path / "mine" / "model.json").read_text())["precision"] == "int8"
+
+
+@pytest.mark.shared
+def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
+    folder = PHOTOGRAPHS[0].parents[1]
+    command = ["export", "resnet50", "--weights", RESNET50, "--precision", "int8", "--calibrate", folder]
+    ran = topk(*command, "--out", tmp_path / "int8")
+    assert ran.returncode == 0, ran.stderr
+    assert "same answer as float32 for 9" in ran.stdout
+    server = Server("--model", str(tmp_path / "int8"))
+    try:
+        import httpx2
+
+        with httpx2.Client(base_url=server.url, timeout=60) as client:
+            assert client.get("/v1/info").json()["precision"] == "int8"
+            first = [client.post("/v1/predict", content=path.read_bytes()).json() for path in PHOTOGRAPHS]
+        right = np.mean([a["predictions"][0]["wnid"] == p.parent.name for a, p in zip(first, PHOTOGRAPHS, strict=True)])
+        assert right >= 0.83
+    finally:
+        assert server.stop() == 0
