@@ -58,7 +58,7 @@ class OpenVinoEngine:
             for _ in range(self.streams):
                 self._requests[True].put(self._wide.create_infer_request())
                 self._requests[False].put(self._narrow.create_infer_request())
-            # Once before the streams: threads whose first arrays come to OpenVINO's bindings at once lock each other out
+            # Once before the streams: threads whose first arrays come to its bindings at once lock each other out
             # for ever, one with the interpreter and one with what it initialises.
             self.forward([np.zeros(self._shape, np.uint8)], [Want(k=1)])
         except RuntimeError as error:
