@@ -56,6 +56,9 @@ def serve(settings: Settings) -> int:
         log.warning("stopped before all was answered")
         return 130
     log.info("stopped")
+    if not lifecycle.ready:  # the thread that loads may be in native code, which aborts when its interpreter goes away
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

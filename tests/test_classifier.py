@@ -261,7 +261,7 @@ def test_info_tells_what_is_served(classifier: Classifier) -> None:
     info = classifier.info()
     assert list(info) == [
         *("model", "architecture", "weights", "digest", "classes", "dim", "engine", "device", "precision"),
-        *("preprocessing", "decode", "batching", "limits", "warning"),
+        *("compilation", "preprocessing", "decode", "batching", "limits", "warning"),
     ]
     assert (info["model"], info["classes"], info["dim"]) == ("efficientnet_lite0", 1000, 1280)
     assert (info["engine"], info["device"], info["precision"]) == ("openvino", "cpu", "float32")
