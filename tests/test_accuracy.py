@@ -106,10 +106,12 @@ def test_the_default_settings_keep_the_accuracy_rule(resnet_server: Server, refe
 def test_64_clients_at_once_get_the_answers_each_would_get_alone(reference_server: Server) -> None:
     paths = PHOTOGRAPHS[:64]
     alone = classify(reference_server, paths, 1, top_k=1000)
-    batches = reference_server.metric("topk_batch_size_count"), reference_server.metric("topk_batch_size_sum")
+    batches, images = (reference_server.metric(f"topk_batch_size_{what}") for what in ("count", "sum"))
+    ceiling = httpx2.get(f"{reference_server.url}/v1/info").json()["batching"]["ceiling"]
     together = classify_at_once(reference_server, paths)
-    count = reference_server.metric("topk_batch_size_count") - batches[0]
-    assert (reference_server.metric("topk_batch_size_sum") - batches[1]) / count > 1.5
+    assert reference_server.metric("topk_batch_size_sum") - images == 64
+    if ceiling > 1:  # a busy machine may have measured that batches do not pay
+        assert reference_server.metric("topk_batch_size_count") - batches < 64
     for one, other in zip(alone, together, strict=True):
         assert one[0]["class_id"] == other[0]["class_id"]
         scores = {p["class_id"]: p["score"] for p in other}

@@ -1,16 +1,25 @@
-"""What importing the layers costs: neither torch nor torchvision before a model is loaded."""
+"""What importing the layers costs: no framework before a model is loaded, and on a CPU no torch then."""
 
 import subprocess
 import sys
+from pathlib import Path
 
+import httpx2
 import pytest
 
+from app import machine
+from tests.conftest import CAT, Server
+
+FRAMEWORKS = {"torch", "torchvision", "timm", "openvino", "nncf"}
 MODULES = [
     "app.main",
     "app.classifier",
     "app.images",
     "app.batching",
+    "app.engine",
     "app.models",
+    "app.models.cache",
+    "app.models.folder",
     "app.api.routes",
     "app.server",
     "app.cli",
@@ -22,8 +31,8 @@ MODULES = [
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_importing_a_layer_leaves_torch_alone(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'torch', 'torchvision'}} & sys.modules.keys()))"
+def test_importing_a_layer_leaves_frameworks_alone(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({FRAMEWORKS} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -38,3 +47,12 @@ def test_a_load_test_without_a_report_draws_nothing() -> None:
     code = "import sys, app.loadtest.run, app.loadtest.report; print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is loaded")
+@pytest.mark.skipif(machine.may_have_accelerator(), reason="torch serves the accelerator")
+def test_a_server_on_a_cpu_never_loads_torch(embedded_server: Server) -> None:
+    assert httpx2.post(f"{embedded_server.url}/v1/predict", content=CAT.read_bytes()).status_code == 200
+    loaded = Path(f"/proc/{embedded_server.process.pid}/maps").read_text()
+    assert "libopenvino" in loaded
+    assert "libtorch" not in loaded

@@ -80,11 +80,19 @@ def test_ctrl_c_ends_with_zero_and_no_trace() -> None:
     assert not [entry for entry in server.log if "Traceback" in str(entry) or "KeyboardInterrupt" in str(entry)]
 
 
-def test_ctrl_c_while_loading_ends_at_once() -> None:
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     server = Server(*MODEL)
-    with pytest.raises(AssertionError):
-        server.wait_for("ready", seconds=0.5)
-    assert server.stop(signal.SIGINT) in (0, -signal.SIGINT)
+    server.wait_for("loading")
+    assert server.stop(sig) == 0
+    assert server.log[-1]["event"] == "stopped"
+
+
+def test_ctrl_c_while_converting_ends_at_once(tmp_path: Path) -> None:
+    server = Server(*MODEL, env={"TOPK_CACHE_DIR": str(tmp_path)})
+    server.wait_for("converting the model, once on this machine")
+    assert server.stop(signal.SIGINT) == 0
+    assert not list(tmp_path.rglob("model.json"))
 
 
 def test_until_the_model_is_warm_the_service_says_so() -> None:

@@ -67,6 +67,8 @@ def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocessing.mean, model.preprocessing.std))
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     expected = module(images)[1].numpy()
+    if not np.isfinite(expected).all():
+        raise NotConvertible(f"{model.architecture} with weights {model.weights} computes no finite scores")
     span = max(float(np.ptp(expected)), 1e-6)
     if not np.allclose(found, expected, rtol=0, atol=_TOLERANCE * span):
         raise NotConvertible(f"{model.architecture} computes other logits in OpenVINO than in torch")

@@ -1,207 +1,223 @@
-"""A model folder: what is written is served with the same answers, and damage is told in plain words."""
+"""Model folders: what is written is what is read, and how plainly a damaged one is refused."""
 
-import json
+import importlib.metadata
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import openvino
+import orjson
 import pytest
+import safetensors.torch
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
 
-from app import models
-from app.engine import Want
-from app.engine.openvino import OpenVinoEngine
-from app.engine.torch import TorchEngine
 from app.errors import ModelError
-from app.models import cache, folder, zoo
+from app.models import embedded, folder, resolve, zoo
 from app.models.model import Model
 from app.settings import Settings
-from tests.models.seeded import seeded
-
-CROPS = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(3)]
-WANTS = [Want(k=5, features=True, logits=True)] * 3
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "mine.safetensors"
-    save_file(seeded(torchvision.models.resnet18).state_dict(), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(weights: Path) -> Model:
-    return zoo.from_file("resnet18", None, weights)
-
-
-@pytest.fixture(scope="module")
-def written(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("folders") / "my resnet"
-    folder.write(model, path)
-    return path
+from tests.models.seeded import images
 
 
 @pytest.fixture
-def copy(written: Path, tmp_path: Path) -> Iterator[Path]:
-    target = tmp_path / "copy"
-    shutil.copytree(written, target)
-    yield target
-    shutil.rmtree(target)
+def copy(resnet18_folder: Path, tmp_path: Path) -> Path:
+    """A folder to be changed."""
+    return Path(shutil.copytree(resnet18_folder, tmp_path / "resnet18"))
 
 
-def test_what_is_read_is_what_was_written(model: Model, written: Path) -> None:
-    read = folder.load(written)
-    assert read.name == "my-resnet"
-    for field in ("architecture", "weights", "digest", "preprocessing", "labels", "precision"):
-        assert getattr(read, field) == getattr(model, field)
+@pytest.fixture(scope="module")
+def written(resnet18_weights: Path) -> Model:
+    """The model that was written."""
+    return zoo.from_file("resnet18", None, resnet18_weights)
 
 
-def test_openvino_and_torch_answer_the_same_from_a_folder(model: Model, written: Path) -> None:
-    read = folder.load(written)
-    engines = [OpenVinoEngine(read, "float32"), TorchEngine(read, "cpu", "float32"), TorchEngine(model, "cpu", "auto")]
-    rows = []
-    for engine in engines[:2]:
-        engine.load()
-        rows.append(engine.forward(CROPS, WANTS))
-    for ours, reference in zip(*rows, strict=True):
-        assert np.allclose(ours.logits, reference.logits, atol=1e-3)
-        assert np.allclose(ours.features, reference.features, atol=1e-3)
-        assert ours.class_ids.tolist() == reference.class_ids.tolist()
+def change(path: Path, **values: Any) -> None:
+    """Other members in ``model.json``."""
+    description = path / folder.DESCRIPTION
+    description.write_bytes(orjson.dumps(orjson.loads(description.read_bytes()) | values))
 
 
-def test_the_safetensors_are_torchvision_s_own_names(written: Path) -> None:
-    torchvision.models.resnet18().load_state_dict(load_file(written / "model.safetensors"))
+def test_what_is_written_is_what_is_read(resnet18_folder: Path, written: Model) -> None:
+    model = folder.load(resnet18_folder)
+    for member in ("name", "architecture", "weights", "digest", "preprocessing", "labels", "precision", "warning"):
+        assert getattr(model, member) == getattr(written, member), member
+    assert (model.weights, model.precision) == ("seeded", "auto")
+    assert model.openvino == resnet18_folder / "openvino.xml"
 
 
-def test_a_folder_is_served_without_torch(written: Path) -> None:
-    code = (
-        "import sys, numpy as np\nfrom pathlib import Path\n"
-        "from app.models import folder\nfrom app.engine import Want\n"
-        "from app.engine.openvino import OpenVinoEngine\n"
-        f"engine = OpenVinoEngine(folder.load(Path({str(written)!r})), 'float32'); engine.load()\n"
-        "engine.forward([np.zeros((224, 224, 3), np.uint8)], [Want(k=1)])\n"
-        "print(sorted({'torch', 'torchvision'} & sys.modules.keys()))"
+def test_the_description_tells_what_made_it(resnet18_folder: Path) -> None:
+    document = orjson.loads((resnet18_folder / "model.json").read_bytes())
+    assert document["format"] == folder.FORMAT
+    assert document["versions"].keys() == {"topk", "torch", "torchvision", "timm", "openvino"}
+    assert document["versions"]["torch"] == importlib.metadata.version("torch")
+    assert document["files"].keys() == {"model.safetensors", "openvino.xml", "openvino.bin"}
+    assert sorted(path.name for path in resnet18_folder.iterdir()) == sorted([*document["files"], "model.json"])
+
+
+def test_everyone_may_read_a_folder_s_files(resnet18_folder: Path) -> None:
+    assert {oct(path.stat().st_mode & 0o444) for path in resnet18_folder.iterdir()} == {"0o444"}
+
+
+@torch.inference_mode()
+def test_its_weights_are_torchvision_s_own_network_s(resnet18_folder: Path, written: Model) -> None:
+    network = torchvision.models.resnet18()
+    network.load_state_dict(safetensors.torch.load_file(resnet18_folder / "model.safetensors"))
+    expected = written.build().eval()(images())
+    assert torch.equal(network.eval()(images()), expected)
+    assert torch.equal(folder.load(resnet18_folder).build().eval()(images()), expected)
+
+
+@torch.inference_mode()
+def test_its_network_takes_grey_levels_to_the_logits_of_torch(resnet18_folder: Path, written: Model) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.float32)
+    found = openvino.Core().compile_model(
+        folder.load(resnet18_folder).openvino, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (written.preprocessing.mean, written.preprocessing.std))
+    expected = written.build().eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+    assert np.allclose(found([pixels])["logits"], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["openvino.bin", "openvino.xml"])
-def test_a_damaged_network_is_told(copy: Path, name: str) -> None:
-    (copy / name).write_bytes((copy / name).read_bytes()[:-1])
-    with pytest.raises(ModelError, match=rf"{name} is damaged"):
-        folder.load(copy)
+def test_the_precision_it_was_exported_for_is_kept(copy: Path) -> None:
+    change(copy, precision="float32")
+    assert folder.load(copy).precision == "float32"
 
 
-def test_damaged_weights_are_told_when_they_are_built(copy: Path) -> None:
-    (copy / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match=r"model.safetensors is damaged"):
-        folder.load(copy).build()
-
-
-def test_a_missing_network_is_told(copy: Path) -> None:
-    (copy / "openvino.bin").unlink()
-    with pytest.raises(ModelError, match="cannot be read"):
-        folder.load(copy)
+def test_labels_may_have_no_wnid(copy: Path) -> None:
+    change(copy, labels=[["good", None], ["bad", None]])
+    assert [(label.label, label.wnid) for label in folder.load(copy).labels] == [("good", None), ("bad", None)]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [({"format": 99}, "has format 99"), ({"architecture": None}, "is no description"), ({"odd": 1}, "is no desc")],
+    ("name", "expected"),
+    [
+        ("cats-2026_v1.0", "cats-2026_v1.0"),
+        ("mine & yours", "mine---yours"),
+        ("größe", "gr--e"),
+        ("x" * 200, "x" * 128),
+    ],
 )
-def test_a_description_of_another_kind_is_told(copy: Path, change: dict[str, object], message: str) -> None:
-    document = json.loads((copy / "model.json").read_text()) | change
-    (copy / "model.json").write_text(json.dumps(document))
-    with pytest.raises(ModelError, match=message):
+def test_its_name_is_the_folder_s_in_characters_that_a_setting_allows(copy: Path, name: str, expected: str) -> None:
+    model = folder.load(copy.rename(copy.parent / name))
+    assert model.name == expected
+    assert Settings(model_name=model.name, _env_file=None).model_name == expected
+
+
+def test_its_name_is_the_folder_s_wherever_one_stands(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    assert folder.load(Path(".")).name == "resnet18"
+
+
+def flip(path: Path) -> None:
+    """Another last byte."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["openvino.bin", "openvino.xml"])
+@pytest.mark.parametrize(("damage", "words"), [(flip, "is damaged"), (Path.unlink, "cannot be read")])
+def test_a_damaged_network_is_refused(copy: Path, name: str, damage: Callable[[Path], None], words: str) -> None:
+    damage(copy / name)
+    with pytest.raises(ModelError, match=rf"{name} {words}"):
         folder.load(copy)
 
 
-def test_a_folder_with_something_in_it_is_not_written_over(model: Model, copy: Path) -> None:
-    with pytest.raises(ModelError, match="is not empty"):
-        folder.write(model, copy)
+@pytest.mark.parametrize(("damage", "words"), [(flip, "is damaged"), (Path.unlink, "cannot be read")])
+def test_damaged_weights_are_refused_where_they_are_needed(
+    copy: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    damage(copy / "model.safetensors")
+    model = folder.load(copy)
+    with pytest.raises(ModelError, match=rf"model\.safetensors {words}"):
+        model.build()
 
 
-def test_without_its_weights_a_folder_cannot_be_built(model: Model, tmp_path: Path) -> None:
-    folder.write(model, tmp_path / "lean", weights=False)
-    read = folder.load(tmp_path / "lean")
-    assert not (tmp_path / "lean" / "model.safetensors").exists()
-    with pytest.raises(ModelError, match="served by OpenVINO alone"):
-        read.build()
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe", b"null"],
+    ids=["empty", "cut", "list", "bare", "utf", "null"],
+)
+def test_a_description_that_is_none_is_refused(copy: Path, content: bytes) -> None:
+    (copy / "model.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.json is no description of a model"):
+        folder.load(copy)
 
 
-def test_an_int8_folder_is_served_in_int8_alone(written: Path) -> None:
-    read = replace(folder.load(written), precision="int8")
-    assert OpenVinoEngine(read, "auto").precision == "int8"
-    with pytest.raises(ModelError, match="cannot be served in float32"):
-        OpenVinoEngine(read, "float32")
-    with pytest.raises(ModelError, match="on a CPU"):
-        TorchEngine(read, "cpu", "auto")
+def test_members_that_this_version_does_not_know_are_refused(copy: Path) -> None:
+    change(copy, surprise=1)
+    with pytest.raises(ModelError, match=r"is no description of a model: .*\n?surprise"):
+        folder.load(copy)
 
 
-# --- the cache of converted models ---
+def test_another_format_is_refused(copy: Path) -> None:
+    change(copy, format=folder.FORMAT + 1)
+    with pytest.raises(ModelError, match=f"has format {folder.FORMAT + 1}; this topk reads {folder.FORMAT}"):
+        folder.load(copy)
 
 
-def test_a_model_is_converted_once(weights: Path, tmp_path: Path) -> None:
-    first = cache.converted("resnet18", weights, tmp_path)
-    assert first.openvino
-    written_at = first.openvino.stat().st_mtime_ns
-    second = cache.converted("resnet18", weights, tmp_path)
-    assert (second.openvino, second.name, second.weights) == (first.openvino, "resnet18", "mine")
-    assert first.openvino.stat().st_mtime_ns == written_at
-    assert [path.name for path in tmp_path.iterdir()] == [first.openvino.parent.name]
+def test_a_folder_without_a_description_is_none(copy: Path) -> None:
+    assert folder.is_folder(copy)
+    (copy / "model.json").unlink()
+    assert not folder.is_folder(copy)
+    with pytest.raises(ModelError, match=r"model\.json cannot be read"):
+        folder.load(copy)
 
 
-def test_a_damaged_entry_is_converted_again(weights: Path, tmp_path: Path) -> None:
-    first = cache.converted("resnet18", weights, tmp_path)
-    assert first.openvino
-    first.openvino.with_suffix(".bin").write_bytes(b"damaged")
-    again = cache.converted("resnet18", weights, tmp_path)
-    engine = OpenVinoEngine(again, "float32")
-    engine.load()
-    assert len(engine.forward(CROPS, WANTS)) == 3
-
-
-def test_what_the_conversion_says_is_what_the_caller_is_told(weights: Path, tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused(copy: Path) -> None:
+    change(copy, architecture="resnet34")
     with pytest.raises(ModelError, match="does not fit resnet34"):
-        cache.converted("resnet34", weights, tmp_path)
-    with pytest.raises(ModelError, match="cannot be read"):
-        cache.converted("resnet18", tmp_path / "none.pth", tmp_path)
-    with pytest.raises(ModelError, match="no model 'resnet19'"):
-        cache.converted("resnet19", weights, tmp_path)
+        folder.load(copy).build()
 
 
-def test_a_cache_that_cannot_be_written_is_told(weights: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be kept"):
-        cache.converted("resnet18", weights, weights / "below")
+def test_without_weights_it_is_served_by_openvino_alone(written: Model, tmp_path: Path) -> None:
+    folder.write(written, tmp_path / "slim", weights=False)
+    assert not (tmp_path / "slim" / "model.safetensors").exists()
+    model = folder.load(tmp_path / "slim")
+    assert model.openvino is not None
+    with pytest.raises(ModelError, match=r"slim holds no model\.safetensors: it is served by OpenVINO alone"):
+        model.build()
 
 
-def test_a_folder_brings_its_own_weights(written: Path, weights: Path) -> None:
-    with pytest.raises(ModelError, match="brings its own weights"):
-        models.resolve(Settings(_env_file=None, model=str(written), weights=weights))
-    with pytest.raises(ModelError, match="is no model folder"):
-        models.resolve(Settings(_env_file=None, model=str(written.parent)))
+@torch.inference_mode()
+def test_the_embedded_model_goes_into_a_folder_and_comes_back(tmp_path: Path) -> None:
+    expected = embedded.embedded()
+    folder.write(expected, tmp_path / "lite")
+    model = folder.load(tmp_path / "lite")
+    assert (model.architecture, model.preprocessing) == ("efficientnet_lite0", expected.preprocessing)
+    assert torch.equal(model.build().eval()(images()), expected.build().eval()(images()))
 
 
-def test_a_loop_that_depends_on_the_data_does_not_convert(model: Model) -> None:
-    class Endless(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = torch.nn.Linear(3, 1000)
+def test_a_folder_that_is_not_empty_is_left_alone(written: Model, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ModelError, match="is not empty"):
+        folder.write(written, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            features = images.mean((2, 3))
-            while features.sum() < 100:
-                features = features + 1
-            return self.head(features)
 
-    from app.errors import NotConvertible
-    from app.models.convert import to_openvino
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_place_where_no_folder_can_be_is_refused(written: Model, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ModelError, match="cannot be written"):
+        folder.write(written, tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
 
-    with pytest.raises(NotConvertible, match="does not convert"):
-        to_openvino(replace(model, build=Endless))
+
+def test_a_folder_is_a_model_by_its_path(resnet18_folder: Path) -> None:
+    for converted in (False, True):
+        model = resolve(Settings(model=str(resnet18_folder), _env_file=None), converted=converted)
+        assert (model.name, model.weights) == ("resnet18", "seeded")
+    assert resolve(Settings(model=str(resnet18_folder), model_name="mine", _env_file=None)).name == "mine"
+
+
+def test_a_folder_takes_no_other_weights(resnet18_folder: Path, resnet18_weights: Path) -> None:
+    with pytest.raises(ModelError, match="is a model folder: it brings its own weights"):
+        resolve(Settings(model=str(resnet18_folder), weights=resnet18_weights, _env_file=None))
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_path_that_is_no_model_folder_is_a_clear_error(tmp_path: Path, converted: bool) -> None:
+    with pytest.raises(ModelError, match=r"is no model folder: it has no model\.json"):
+        resolve(Settings(model=str(tmp_path), _env_file=None), converted=converted)

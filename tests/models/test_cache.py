@@ -1,0 +1,191 @@
+"""Converted models: once on a machine, in a process of its own, and never half."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torchvision
+from structlog.testing import capture_logs
+from torch import nn
+
+from app.errors import ModelError, NotConvertible
+from app.models import cache
+from tests.conftest import REPOSITORY
+from tests.models.seeded import seeded
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network's: SqueezeNet converts fast."""
+    path = tmp_path_factory.mktemp("weights") / "mine.pth"
+    torch.save(seeded(torchvision.models.squeezenet1_1).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def kept(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds it. Not to be changed: copy it."""
+    folder = tmp_path_factory.mktemp("cache")
+    cache.converted("squeezenet1_1", weights, folder)
+    return folder
+
+
+@pytest.fixture
+def copy(kept: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(kept, tmp_path / "cache"))
+
+
+def events(resolution: Callable[[], object]) -> list[str]:
+    """What is logged meanwhile."""
+    with capture_logs() as logs:
+        resolution()
+    return [line["event"] for line in logs]
+
+
+CONVERTING = "converting the model, once on this machine"
+
+
+def test_a_model_is_converted_once(weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    assert events(lambda: cache.converted("squeezenet1_1", weights, folder)) == [CONVERTING]
+    [entry] = folder.iterdir()
+    assert entry.name.startswith("squeezenet1-1-")
+    assert sorted(path.name for path in entry.iterdir()) == ["model.json", "openvino.bin", "openvino.xml"]
+    assert events(lambda: cache.converted("squeezenet1_1", weights, folder)) == []
+
+
+def test_a_converted_model_is_known_by_its_architecture_and_its_weights(kept: Path, weights: Path) -> None:
+    model = cache.converted("squeezenet1_1", weights, kept)
+    assert (model.name, model.architecture, model.weights) == ("squeezenet1_1", "squeezenet1_1", "mine")
+    assert (model.precision, model.preprocessing.crop, len(model.labels)) == ("auto", 224, 1000)
+    assert model.openvino
+    assert model.openvino.is_relative_to(kept)
+
+
+def test_a_cache_may_lie_in_the_user_s_home(kept: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(kept.parent))
+    assert events(lambda: cache.converted("squeezenet1_1", weights, Path("~") / kept.name)) == []
+
+
+@pytest.mark.parametrize("name", ["openvino.bin", "model.json"])
+def test_a_damaged_entry_is_converted_again(copy: Path, weights: Path, name: str) -> None:
+    [entry] = copy.iterdir()
+    sound = (entry / name).read_bytes()
+    (entry / name).write_bytes(sound[:-10])
+    said = events(lambda: cache.converted("squeezenet1_1", weights, copy))
+    assert said == ["the converted model is converted again", CONVERTING]
+    assert (entry / name).stat().st_size == len(sound)
+    assert list(copy.iterdir()) == [entry]
+
+
+def test_other_weights_and_names_are_other_entries(kept: Path, weights: Path, tmp_path: Path) -> None:
+    renamed, other = tmp_path / "yours.pth", tmp_path / "mine.pth"
+    shutil.copy(weights, renamed)
+    other.write_bytes(b"other weights")
+    keys = {cache._key("squeezenet1_1", path) for path in (weights, renamed, other, None)}
+    assert len(keys | {cache._key("squeezenet1_1:IMAGENET1K_V1", weights)}) == 5
+    assert cache._key("squeezenet1_1", weights) in os.listdir(kept)
+
+
+def test_other_versions_are_other_entries(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache._key("squeezenet1_1", weights)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
+    assert cache._key("squeezenet1_1", weights) != before
+
+
+def test_two_at_once_both_have_it_and_leave_one_entry(weights: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        models = list(pool.map(lambda _: cache.converted("squeezenet1_1", weights, tmp_path), range(2)))
+    assert models[0].openvino == models[1].openvino
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_that_are_missing_are_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere\.pth cannot be read"):
+        cache.converted("squeezenet1_1", tmp_path / "nowhere.pth", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("alexnet", r"mine\.pth does not fit alexnet: features\.0\.weight is"),
+        ("resnet51", "no model 'resnet51'; `topk models` lists"),
+        ("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; it has IMAGENET1K_V1"),
+    ],
+)
+def test_what_the_child_refuses_is_refused_in_its_words(spec: str, words: str, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=words) as refused:
+        cache.converted(spec, weights, tmp_path)
+    assert not isinstance(refused.value, NotConvertible)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_does_not_convert_is_said_to_be_one(tmp_path: Path) -> None:
+    network = seeded(torchvision.models.squeezenet1_1)
+    nn.init.constant_(next(network.parameters()), float("nan"))
+    torch.save(network.state_dict(), tmp_path / "nan.pth")
+    with pytest.raises(NotConvertible, match="squeezenet1_1 with weights nan computes no finite scores"):
+        cache.converted("squeezenet1_1", tmp_path / "nan.pth", tmp_path / "cache")
+
+
+def test_a_child_that_dies_is_a_clear_error(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(ModelError, match=r"squeezenet1_1 could not be converted for OpenVINO \(exit code 1\)"):
+        cache.converted("squeezenet1_1", weights, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_clear_error(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"the converted model cannot be kept in \S*file/cache: Not a directory"):
+        cache.converted("squeezenet1_1", weights, tmp_path / "file" / "cache")
+
+
+RESOLVE = """
+import sys
+from pathlib import Path
+from app.models import cache
+model = cache.converted("squeezenet1_1", Path(sys.argv[1]), Path(sys.argv[2]))
+print(model.name, sorted({"torch", "torchvision", "timm"} & sys.modules.keys()))
+"""
+
+
+def resolving(weights: Path, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RESOLVE, str(weights), str(folder)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+
+
+def test_converting_imports_no_torch_into_the_process_that_serves(weights: Path, tmp_path: Path) -> None:
+    with resolving(weights, tmp_path) as process:
+        said, _ = process.communicate(timeout=120)
+    assert said.splitlines()[-1] == "squeezenet1_1 []"
+
+
+@pytest.fixture
+def converting(weights: Path, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", psutil.Process]]:
+    """A process that waits for its child to convert, and that child."""
+    with resolving(weights, tmp_path) as process:
+        assert process.stdout
+        assert CONVERTING in process.stdout.readline()
+        children: list[psutil.Process] = []
+        while not children:
+            children = psutil.Process(process.pid).children()
+        yield process, children[0]
+        process.kill()
+
+
+def test_the_child_ends_unfinished_when_its_parent_is_gone(
+    converting: tuple["subprocess.Popen[str]", psutil.Process], tmp_path: Path
+) -> None:
+    process, child = converting
+    process.kill()
+    process.wait(30)
+    child.wait(30)
+    assert not list(tmp_path.rglob("model.json"))
