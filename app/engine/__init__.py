@@ -48,6 +48,7 @@ class Facts:
     precision: str
     streams: int
     spreads: bool
+    compilation: str  # when it was loaded
     buckets: tuple[int, ...]
     dim: int
 

@@ -231,7 +231,7 @@ class EngineProcess(child.Child):
 
     def _facts(self) -> dict[str, Any]:
         engine = self.device.engine
-        names = ("name", "device", "precision", "streams", "spreads", "buckets", "dim")
+        names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim")
         return {name: getattr(engine, name) for name in names}
 
 

@@ -21,7 +21,7 @@ from app.workers.memory import Board, Slots
 
 CROP = 8
 BUCKETS = (1, 2)
-FACTS = Facts("none", "cpu", "float32", 1, False, BUCKETS, 3)
+FACTS = Facts("none", "cpu", "float32", 1, False, "compiled", BUCKETS, 3)
 
 
 class Engine:

@@ -23,6 +23,41 @@ def shared_maps(process: psutil.Process) -> int:
     return sum("memfd:topk" in mapped.path for mapped in process.memory_maps(grouped=False))
 
 
+def test_an_http_process_that_is_killed_takes_only_its_own_requests_along(start: Start) -> None:
+    service = start()
+    service.wait_for("ready")
+    doomed, other = service.children("http")
+    [engine] = service.children("engine")
+    assert service.predict().status_code == 200
+    counted = service.metric("topk_images_total", outcome="accepted")
+    maps = shared_maps(engine)
+    with contextlib.ExitStack() as stack:
+        wires: list[Wire] = []
+
+        def of(process: psutil.Process) -> list[Wire]:
+            ports = {c.raddr.port for c in process.net_connections() if c.raddr and c.status == "ESTABLISHED"}
+            return [wire for wire in wires if wire.socket.getsockname()[1] in ports]
+
+        def both_have_some() -> bool:
+            wires.append(stack.enter_context(Wire(service.port)))
+            return len(of(doomed)) >= 4 and len(of(other)) >= 4
+
+        wait_until(both_have_some, 300)
+        kept = of(other)
+        for wire in wires:
+            ask(wire)
+        doomed.kill()
+        assert [wire.status() for wire in kept] == [200] * len(kept)
+    service.wait_for("ready again")
+    assert len(service.children("http")) == 2
+    assert other in service.children("http")
+    assert service.children("engine") == [engine]
+    assert shared_maps(engine) == maps
+    assert service.metric("topk_images_total", outcome="accepted") >= counted + len(kept)
+    assert {service.predict().status_code for _ in range(10)} == {200}
+    assert service.stop() == 0
+
+
 def test_an_engine_that_is_killed_is_told_to_who_waits_and_comes_back(start: Start) -> None:
     service = start()
     service.wait_for("ready")
