@@ -115,7 +115,9 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     result = json.loads(out)
-    assert (process.returncode, err) == (130, "")
+    assert process.returncode == 130
+    # A server that answers at once keeps the client busy, which it says; nothing else is said, and no trace is shown.
+    assert all(line.startswith("warning: 16 clients: the client used") for line in err.splitlines())
     assert result["interrupted"]
     assert result["points"][0]["requests"] > 0
     assert result["points"][0]["seconds"] < 60
