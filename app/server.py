@@ -54,12 +54,13 @@ def serve(settings: Settings) -> int:
         return 1
     if server.force_exit:
         log.warning("stopped before all was answered")
-        return 130
-    log.info("stopped")
+    else:
+        log.info("stopped")
+    code = 130 if server.force_exit else 0
     if not lifecycle.ready:  # the thread that loads may be in native code, which aborts when its interpreter goes away
         sys.stderr.flush()
-        os._exit(0)
-    return 0
+        os._exit(code)
+    return code
 
 
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:

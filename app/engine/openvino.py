@@ -55,8 +55,8 @@ class OpenVinoEngine:
             self._narrow = self._compile(network, self.streams, threads=self.streams)
             self._wide = self._compile(network, 1, threads=machine.cores()) if self.spreads else self._narrow
             self._requests = {alone: SimpleQueue[ov.InferRequest]() for alone in (True, False)}
+            self._requests[True].put(self._wide.create_infer_request())  # whoever is alone is the only one
             for _ in range(self.streams):
-                self._requests[True].put(self._wide.create_infer_request())
                 self._requests[False].put(self._narrow.create_infer_request())
             # Once before the streams: threads whose first arrays come to its bindings at once lock each other out
             # for ever, one with the interpreter and one with what it initialises.

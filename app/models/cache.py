@@ -21,8 +21,7 @@ from app.models.model import Model
 
 log = structlog.get_logger(__name__)
 
-_NOT_CONVERTIBLE = 4  # exit code of ``convert``
-_REFUSED = 3
+REFUSED, NOT_CONVERTIBLE = 3, 4  # exit codes of ``convert``; the reason stands on its stdout
 
 
 def converted(spec: str, weights: Path | None, cache: Path) -> Model:
@@ -77,9 +76,9 @@ def _run_child(spec: str, weights: Path | None, target: Path) -> None:
         assert child.stdout
         said = child.stdout.read().strip()
         code = child.wait()
-    if code == _NOT_CONVERTIBLE:
+    if code == NOT_CONVERTIBLE:
         raise NotConvertible(said)
-    if code == _REFUSED:
+    if code == REFUSED:
         raise ModelError(said)
     if code:
         raise ModelError(f"{spec} could not be converted for OpenVINO (exit code {code})")

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from app.errors import ModelError, NotConvertible
+from app.models.cache import NOT_CONVERTIBLE, REFUSED
 from app.models.model import Model
 from app.models.split import FeaturesAndLogits, split
 
-REFUSED, NOT_CONVERTIBLE = 3, 4  # exit codes; the reason stands on stdout
 _TOLERANCE = 1e-3  # of the logits' range; float32 on both sides, summed in another order
 
 

@@ -8,7 +8,7 @@ from app.errors import ModelError
 from app.models import folder
 from app.models.convert import to_openvino
 from app.models.model import Model
-from app.models.quantize import Judgement, judge, quantize, read
+from app.models.quantize import Judgement, Photographs, judge, quantize, read
 from app.settings import Settings
 
 Step = Callable[[str], None]
@@ -33,11 +33,11 @@ def export(settings: Settings, out: Path, calibrate: Path | None, force: bool, s
         step("converting")
         folder.write(model, out, precision=settings.precision)
         return None
-    return _export_int8(model, out, calibrate, force, step)
+    photographs = read(calibrate, model.preprocessing, model.labels, settings.max_pixels, step)
+    return _export_int8(model, out, photographs, force, step)
 
 
-def _export_int8(model: Model, out: Path, calibrate: Path, force: bool, step: Step) -> Judgement:
-    photographs = read(calibrate, model.preprocessing, model.labels, step)
+def _export_int8(model: Model, out: Path, photographs: Photographs, force: bool, step: Step) -> Judgement:
     step("converting")
     network = to_openvino(model)
     judgement = judge(network, photographs, step)

@@ -25,7 +25,6 @@ Step = Callable[[str], None]
 MOST, LEAST = 300, 20  # photographs
 MIN_AGREEMENT = 0.97
 MAX_POINTS_LOST = 0.02
-_MAX_PIXELS = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,9 @@ class Judgement:
         return ", ".join(parts)
 
 
-def read(folder: Path, preprocessing: Preprocessing, labels: Sequence[Label], step: Step) -> Photographs:
+def read(
+    folder: Path, preprocessing: Preprocessing, labels: Sequence[Label], max_pixels: int, step: Step
+) -> Photographs:
     """Decode up to ``MOST`` photographs, spread evenly over the folder's. Raises ModelError where there are too few."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST).astype(int))] if paths else []
@@ -72,7 +73,7 @@ def read(folder: Path, preprocessing: Preprocessing, labels: Sequence[Label], st
     for path in paths:
         step(f"reading {path.name}")
         try:
-            header = images.read_header(path.read_bytes(), _MAX_PIXELS)
+            header = images.read_header(path.read_bytes(), max_pixels)
             crops = [images.decode(header, preprocessing, fast) for fast in (True, False)]
         except (TopkError, OSError):
             continue

@@ -106,8 +106,10 @@ def test_a_server_that_takes_no_images_is_one_plain_line(answer: int | str, word
 
 
 def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
+    """At a rate that leaves the client idle: busy as 16 clients would keep it, it would have to say so."""
     with Known() as server:
-        options = ("--seconds", "60", "--warmup", "0", "--json", "--report", str(tmp_path / "report.html"))
+        options = ("--rate", "20", "--seconds", "60", "--warmup", "0", "--json")
+        options += ("--report", str(tmp_path / "report.html"))
         process = subprocess.Popen(
             [*COMMAND, server.url, *options], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -115,13 +117,11 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     result = json.loads(out)
-    assert process.returncode == 130
-    # A server that answers at once keeps the client busy, which it says; nothing else is said, and no trace is shown.
-    assert all(line.startswith("warning: 16 clients: the client used") for line in err.splitlines())
+    assert (process.returncode, err) == (130, "")
     assert result["interrupted"]
     assert result["points"][0]["requests"] > 0
     assert result["points"][0]["seconds"] < 60
-    assert "16 clients" in (tmp_path / "report.html").read_text()
+    assert "20/s" in (tmp_path / "report.html").read_text()
 
 
 def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> None:
