@@ -1,4 +1,4 @@
-# make serve | make test | make lint. Both install what they need once; nothing is reinstalled when nothing changed.
+# make serve | make test | make test-production | make lint. They install what they need once; nothing is reinstalled when nothing changed.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -8,7 +8,7 @@ option = $(if $(filter command,$(firstword $(origin $(1)))),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
-.PHONY: serve test lint clean
+.PHONY: serve test test-production lint clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve
@@ -16,6 +16,10 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
+
+# What needs nginx, prometheus and the like, or minutes: `make test-production`.
+test-production: $(VENV)/.production
+	$(BIN)/python -m pytest -m production $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -29,6 +33,10 @@ $(VENV)/.serve: pyproject.toml $(VENV)/.python
 $(VENV)/.test: pyproject.toml $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.serve
+
+$(VENV)/.production: pyproject.toml $(VENV)/.python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[production]'
+	@touch $@ $(VENV)/.test $(VENV)/.serve
 
 # The first Python of 3.11 or newer, tried by running it: a name on the PATH may be a shim of nothing.
 $(VENV)/.python:
