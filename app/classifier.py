@@ -151,7 +151,7 @@ class Classifier:
         )
         ahead = ahead_of_queue(device.device) if self._decode_ahead is None else self._decode_ahead
         if ahead:
-            self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
+            self._ahead = self._decode_threads()
         self.queue = queue = BatchQueue(
             [self._run] * device.streams,
             CostCurve(device.buckets),
@@ -177,7 +177,7 @@ class Classifier:
         decoder = Decoder(model.preprocessing, most, pixels, self.settings.fast_decode)
         if self._ahead is None:
             self._ahead_threads = max(1, machine.cores() // workers)
-            self._ahead = ThreadPoolExecutor(self._ahead_threads, "topk-decode")
+            self._ahead = self._decode_threads()
         self._tell_model(model, facts)
         with self._settled:
             self.model, self.engine, self.decoder = model, cast(engine.Engine, facts), decoder
@@ -337,6 +337,9 @@ class Classifier:
         else:
             self.queue.put(entry)
         return await entry.future
+
+    def _decode_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._ahead_threads, "topk-decode", machine.yield_cores, (machine.COMPUTING,))
 
     def _count_ahead(self, change: int) -> None:
         with self._counting:

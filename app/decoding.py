@@ -6,8 +6,6 @@ costly decode goes to a lane of its own, at low priority, so that it never holds
 one whose header is no promise.
 """
 
-import contextlib
-import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +17,7 @@ from app.images import Crop, Header, Preprocessing
 
 COSTLY_S = 0.06  # twice what a 12-megapixel photograph takes with scaled decoding
 _BYTES_PER_PIXEL = 20  # peak while a WebP with alpha is decoded and converted: the worst format measured
-_NICENESS = 10
+_NICENESS = 2 * machine.COMPUTING
 _MEMORY = 0.9  # what each further picture leaves of the measurements before it
 
 
@@ -62,7 +60,7 @@ class Decoder:
         self.max_pixels = min(max_pixels, self.decode_pixels)
         self.fast = fast
         self._lanes = max(1, machine.cores() // 4)
-        self._lane = ThreadPoolExecutor(self._lanes, "topk-costly", initializer=_be_nice)
+        self._lane = ThreadPoolExecutor(self._lanes, "topk-costly", machine.yield_cores, (_NICENESS,))
         self._free = threading.Condition()
         self._pixels_left = self.decode_pixels
         self._backlog_s = 0.0
@@ -129,9 +127,3 @@ class Decoder:
             with self._free:
                 self._pixels_left += pixels
                 self._free.notify_all()
-
-
-def _be_nice() -> None:
-    """Linux schedules threads one by one: this one yields to those that serve cheap pictures."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__
+from app import __version__, machine
 from app.api import health, pages, problems, routes
 from app.api.auth import Keys
 from app.api.middleware import CloseRefused, Observe, Prefix
@@ -106,6 +106,7 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
 
     def load() -> None:
         log.info("loading", model=classifier.settings.model)
+        machine.yield_cores(machine.COMPUTING)  # all the threads that load starts as well
         try:
             classifier.load()
         except ModelError as error:

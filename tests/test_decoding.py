@@ -69,7 +69,7 @@ class Lanes(Decoder):
         super().__init__(PRESET, 50_000_000, decode_pixels, fast=True)
         self._lane.shutdown()
         self._lanes = lanes
-        self._lane = ThreadPoolExecutor(lanes, initializer=decoding._be_nice)
+        self._lane = ThreadPoolExecutor(lanes, initializer=machine.yield_cores, initargs=(10,))
 
 
 def soon(seconds: float = PATIENCE_S) -> float:

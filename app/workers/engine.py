@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from app import machine
 from app.batching import BatchQueue, Done, Entry
 from app.classifier import Answer, Classifier, Job
 from app.decoding import Decoded
@@ -164,6 +165,7 @@ class EngineProcess(child.Child):
         return self._code
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
+        machine.yield_cores(machine.COMPUTING)
         try:
             self.device.load()
         except ModelError as error:
