@@ -54,6 +54,12 @@ class CostCurve:
         self._forgive(bucket)
         self.ceiling = self._pays()
 
+    def keep_below(self, size: int) -> None:
+        """Batches of this size or larger cannot be run here."""
+        self.buckets = tuple(b for b in self.buckets if b < size)
+        self._seconds = {b: seconds for b, seconds in self._seconds.items() if b < size}
+        self.ceiling = self._pays()
+
     def seconds(self, n: int) -> float:
         """Predicted seconds of one batch of n items; proportional to the nearest bucket where none is measured."""
         bucket = self.bucket(n)
@@ -126,6 +132,7 @@ class Backlog:
         self.ahead_s = ahead_s
         self._waiting: deque[Entry] = deque()
         self._running: dict[int, float] = {}  # stream -> predicted end
+        self._started: dict[int, float] = {}
         self._idle_at = -math.inf
         self._refused_at = -math.inf
 
@@ -182,6 +189,7 @@ class Backlog:
         self._waiting = deque(entry for entry in waiting if id(entry) not in chosen)
         if batch:
             self._running[stream] = now + self.costs.seconds(len(batch))
+            self._started[stream] = now
         return batch, expired
 
     @property
@@ -189,8 +197,18 @@ class Backlog:
         """Whether one batch is running, and nothing waits."""
         return len(self._running) == 1 and not self._waiting
 
+    def clear(self) -> list[Entry]:
+        """Take out all that waits."""
+        waiting, self._waiting = list(self._waiting), deque()
+        return waiting
+
     def finished(self, stream: int) -> None:
         self._running.pop(stream, None)
+        self._started.pop(stream, None)
+
+    def running_s(self, now: float) -> float:
+        """Seconds that the longest running batch has taken so far; 0 where none runs."""
+        return max((now - started for started in self._started.values()), default=0.0)
 
     def _start(self, now: float, place: int) -> float:
         """Seconds until a stream takes the item at this place of the queue, all batches being full ones."""
@@ -235,6 +253,8 @@ class BatchQueue:
     _wakeup: threading.Condition = field(init=False, default_factory=threading.Condition)
     _threads: list[threading.Thread] = field(init=False, default_factory=list)
     _closed: bool = field(init=False, default=False)
+    _running: dict[int, list[Entry]] = field(init=False, default_factory=dict)
+    _abandoned: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.costs, len(self.runs), self.ahead_s)
@@ -268,7 +288,24 @@ class BatchQueue:
             self._closed = True
             self._wakeup.notify_all()
         for thread in self._threads:
-            thread.join()
+            if not self._abandoned:
+                thread.join()
+
+    def running_s(self) -> float:
+        """Seconds that the longest running batch has taken so far; 0 where none runs."""
+        with self._wakeup:
+            return self.backlog.running_s(self.clock())
+
+    def abandon(self, error: Exception) -> None:
+        """Answer all that waits or runs with ``error``, refuse what comes, leave the threads behind. From any thread.
+
+        For a device that does not answer any more.
+        """
+        with self._wakeup:
+            self._closed = self._abandoned = True
+            entries = [*self.backlog.clear(), *(entry for batch in self._running.values() for entry in batch)]
+            self._wakeup.notify_all()
+        settle(entries, [error] * len(entries))
 
     def __len__(self) -> int:
         return len(self.backlog)
@@ -332,34 +369,42 @@ class BatchQueue:
                 return False
             batch, expired = self.backlog.take(self.clock(), stream)
             alone = self.run_alone if len(batch) == 1 and self.backlog.one_running else None
+            if batch:
+                self._running[stream] = batch
         settle(expired, [DeadlineExceeded("the deadline passed while the image waited") for _ in expired])
         if batch:
             answers = self._run_batch(alone or run, batch, self.costs_alone if alone else self.costs)
             with self._wakeup:
                 self.backlog.finished(stream)
+                del self._running[stream]
             settle(batch, answers)
         return True
 
     def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]], costs: CostCurve) -> None:
         for size in costs.buckets:
             batch = warm_batch(size)
-            _checked(run, batch)  # the first pass compiles and allocates
-            started = self.clock()
-            answers = _checked(run, batch)
-            seconds = self.clock() - started
+            try:
+                _checked(run, batch)  # the first pass compiles and allocates
+                started = self.clock()
+                answers = _checked(run, batch)
+                seconds = self.clock() - started
+            except MemoryError:
+                if size == costs.buckets[0]:
+                    raise
+                log.warning("out of memory; batches are kept smaller", size=size)
+                with self._wakeup:
+                    costs.keep_below(size)
+                return
             if failed := next((answer for answer in answers if isinstance(answer, Exception)), None):
                 raise failed
             with self._wakeup:
-                costs.observe(size, seconds)
+                if size in costs.buckets:  # another stream may have had no memory for it
+                    costs.observe(size, seconds)
 
     def _run_batch(self, run: Run, batch: list[Entry], costs: CostCurve) -> list[Any]:
         started = self.clock()
-        try:
-            answers = _checked(run, [entry.item for entry in batch])
-        except BaseException:  # whatever it is, a stream that ends leaves its callers waiting
-            log.exception("batch failed", size=len(batch))
-            answers = _one_by_one(run, batch)
-        else:
+        answers, measured = _answers(run, batch)
+        if measured:
             self._observe(costs, answers, self.clock() - started)
         return [
             answer if isinstance(answer, Exception) else Done(answer, started - entry.submitted, len(batch))
@@ -375,6 +420,25 @@ class BatchQueue:
         if size in costs.buckets:
             with self._wakeup:
                 costs.observe(size, seconds)
+
+
+def _answers(run: Run, batch: list[Entry]) -> tuple[list[Any], bool]:
+    """A batch's results, and whether the time they took is what such a batch costs here.
+
+    What the device has no memory for is run again in halves, and takes so long that it seldom pays any more.
+    """
+    try:
+        return _checked(run, [entry.item for entry in batch]), True
+    except MemoryError:
+        log.warning("out of memory; the batch is halved", size=len(batch))
+    except BaseException:  # whatever it is, a stream that ends leaves its callers waiting
+        log.exception("batch failed", size=len(batch))
+        return _one_by_one(run, batch), False
+    # Not within the handler, where the error's trace holds on to the memory.
+    if len(batch) == 1:
+        return [Overloaded("the device is out of memory", retry_after_s=1)], False
+    middle = len(batch) // 2
+    return _answers(run, batch[:middle])[0] + _answers(run, batch[middle:])[0], True
 
 
 def _one_by_one(run: Run, batch: list[Entry]) -> list[Any]:

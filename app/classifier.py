@@ -144,6 +144,7 @@ class Classifier:
 
     def load_model(self, model: Model, device: engine.Engine) -> None:
         """``load`` for a model and an engine already chosen."""
+        machine.yield_cores(machine.COMPUTING)  # and all the threads that the engine and the queue start
         device.load()
         self.model, self.engine = model, device
         self.decoder = Decoder(
@@ -162,6 +163,8 @@ class Classifier:
             queue.start(self._warm_batch)
         except Internal as error:
             raise ModelError(f"{model.name} with weights {model.weights}: {error.detail}") from error
+        except MemoryError as error:
+            raise ModelError(f"{model.name} has no memory to run in on {device.device}") from error
         self._observe_queue()
         self._tell_model(model, device)
         self.ready = True
@@ -223,6 +226,17 @@ class Classifier:
         except Overloaded:
             self.metrics.images.labels("shed").inc(count)
             raise
+
+    def running_s(self) -> float:
+        """Seconds that the longest running batch has taken so far."""
+        return self.queue.running_s() if isinstance(self.queue, BatchQueue) else 0.0
+
+    def abandon(self, error: TopkError) -> None:
+        """Answer all images with ``error``, take no more, and leave the device to itself. From any thread."""
+        self.ready = False
+        assert isinstance(self.queue, BatchQueue)
+        self.queue.abandon(error)
+        self.queue.close()
 
     def predicted_wait(self) -> float:
         """Seconds an image that came now would wait for the device; 0 before ``load``."""

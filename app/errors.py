@@ -22,25 +22,29 @@ from typing import ClassVar
 
 
 class TopkError(Exception):
-    """Root of the tree. ``detail`` is shown to the caller: it never holds internals."""
+    """Root of the tree. ``detail`` is shown to the caller: it never holds internals.
+
+    ``retry_after_s``: seconds until a like request may be answered, where that is known.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, retry_after_s: float | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
     @property
     def headers(self) -> dict[str, str]:
         """Response headers that belong to this error."""
-        return {}
+        return {} if self.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
     @property
     def members(self) -> dict[str, int]:
         """Members beside those of RFC 9457."""
-        return {}
+        return {} if self.retry_after_s is None else {"retry_after_ms": max(1, math.ceil(self.retry_after_s * 1000))}
 
 
 class BadRequest(TopkError):
@@ -108,24 +112,12 @@ class Unavailable(TopkError):
 
 
 class Overloaded(Unavailable):
-    """Refused at admission: the answer would come too late.
-
-    ``retry_after_s``: seconds until a like request would be admitted, as predicted from measured costs.
-    """
+    """Refused at admission: the answer would come too late. When to come again is predicted from measured costs."""
 
     status, code, title = 503, "overloaded", "Overloaded"
 
     def __init__(self, detail: str, retry_after_s: float) -> None:
-        super().__init__(detail)
-        self.retry_after_s = retry_after_s
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
-
-    @property
-    def members(self) -> dict[str, int]:
-        return {"retry_after_ms": max(1, math.ceil(self.retry_after_s * 1000))}
+        super().__init__(detail, retry_after_s)
 
 
 class DeadlineExceeded(Unavailable):

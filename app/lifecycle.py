@@ -1,5 +1,6 @@
 """Where the process stands: starting, ready, draining or failed. Set by the server, read by the HTTP layer."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,3 +16,4 @@ class Lifecycle:
     failure: TopkError | None = None
     on_ready: Callable[[], None] = lambda: None
     on_failure: Callable[[], None] = lambda: None
+    watch: "asyncio.Task[None] | None" = None  # kept, since the event loop alone would lose it

@@ -49,8 +49,10 @@ def memory_bytes() -> int:
 def yield_cores(by: int) -> None:
     """Make this thread, and those it starts from now on, nicer than the process's main thread by so many steps.
 
-    Linux schedules threads one by one; elsewhere nothing happens.
+    Linux schedules threads one by one; elsewhere, and on the main thread itself, nothing happens.
     """
+    if threading.get_native_id() == os.getpid():
+        return
     with contextlib.suppress(OSError, AttributeError):
         niceness = min(19, os.getpriority(os.PRIO_PROCESS, os.getpid()) + by)
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

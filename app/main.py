@@ -11,19 +11,22 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__, machine
+from app import __version__
 from app.api import health, pages, problems, routes
 from app.api.auth import Keys
 from app.api.middleware import CloseRefused, Observe, Prefix
+from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
 from app.errors import ModelError, TopkError
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry import Metrics
+from app.watchdog import hang, hung
 
 log = structlog.get_logger("topk")
 
+_STARTING_S = 0.05
 _EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After"]
 
 
@@ -47,7 +50,11 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         (load or _load_in_background)(classifier, state)
+        while not (settings.listen_early or state.ready or state.draining or state.failure):  # noqa: ASYNC110
+            await asyncio.sleep(_STARTING_S)  # a signal's handler wakes no event loop
         yield
+        if state.watch:
+            state.watch.cancel()
         await asyncio.to_thread(classifier.close)
 
     async def exposition() -> bytes:
@@ -66,7 +73,8 @@ def create_app(
     app.state.metrics = metrics
     app.state.exposition = exposition
     app.state.uploads = uploads
-    app.state.keys = Keys.of(settings)
+    app.state.keys = Keys(settings)
+    app.state.rate_limit = RateLimit(settings)
     metrics.inflight_bytes.set_function(lambda: uploads.inflight)
     metrics.ready.set_function(lambda: classifier.ready and not state.draining)
 
@@ -93,6 +101,16 @@ def create_app(
     return app
 
 
+async def _watch(classifier: Classifier, lifecycle: Lifecycle) -> None:
+    """Where the device hangs, answer all who wait and end: a new process brings it back."""
+    limit_s = classifier.settings.watchdog_ms / 1000
+    await hang(classifier.running_s, limit_s)
+    error = hung(limit_s)
+    lifecycle.failure = ModelError(error.detail)
+    classifier.abandon(error)
+    lifecycle.on_failure()
+
+
 def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
     """Load on a thread that the process does not wait for, should it be stopped meanwhile."""
     loop = asyncio.get_running_loop()
@@ -103,10 +121,10 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
         elif not lifecycle.draining:
             lifecycle.ready = True
             lifecycle.on_ready()
+            lifecycle.watch = asyncio.create_task(_watch(classifier, lifecycle))
 
     def load() -> None:
         log.info("loading", model=classifier.settings.model)
-        machine.yield_cores(machine.COMPUTING)  # all the threads that load starts as well
         try:
             classifier.load()
         except ModelError as error:

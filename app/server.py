@@ -51,13 +51,13 @@ def serve(settings: Settings) -> int:
     server.run([listener])
     if lifecycle.failure:
         log.error(lifecycle.failure.detail)
-        return 1
-    if server.force_exit:
+    elif server.force_exit:
         log.warning("stopped before all was answered")
     else:
         log.info("stopped")
-    code = 130 if server.force_exit else 0
-    if not lifecycle.ready:  # the thread that loads may be in native code, which aborts when its interpreter goes away
+    code = 1 if lifecycle.failure else 130 if server.force_exit else 0
+    # A thread that loads, or hangs, may be in native code, which aborts when its interpreter goes away.
+    if lifecycle.failure or not lifecycle.ready:
         sys.stderr.flush()
         os._exit(code)
     return code
@@ -71,6 +71,8 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # headers of any size
         http="h11",
         h11_max_incomplete_event_size=HEADER_BYTES,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",
         access_log=False,
         log_config=None,

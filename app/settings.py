@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,6 +65,11 @@ class Settings(BaseSettings):
         description="HTTP processes that decode for one engine process; 0 is one process for all. Pays beside a GPU, or"
         " on many cores, where one process cannot decode as fast as the device computes.",
     )
+    listen_early: bool = Field(
+        True,
+        description="Listen while the model is loading, and answer `not_ready`; `false` lets a load balancer that asks"
+        " no `/readyz` go elsewhere until then.",
+    )
     root_path: str = Field(
         "", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`."
     )
@@ -74,6 +80,16 @@ class Settings(BaseSettings):
         (), description="Accepted API keys, comma-separated; none means no key is asked for."
     )
     api_keys_file: Path | None = Field(None, description="File with one accepted API key a line.")
+
+    rate_limit: str | None = Field(
+        None,
+        description="Most images of one API key, or of one address where there are no keys: `10/second`, `600/minute`."
+        " More is answered 429.",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Addresses or networks, comma-separated, whose `X-Forwarded-For` tells the client's address.",
+    )
 
     max_upload_bytes: int = Field(20 * MIB, ge=1, description="Largest image, in bytes (after base64).")
     max_body_bytes: int = Field(64 * MIB, ge=1, description="Largest request body, in bytes.")
@@ -92,6 +108,11 @@ class Settings(BaseSettings):
         ge=1,
         description="Deadline of a request, from its body's last byte; `X-Request-Timeout-Ms` shortens it.",
     )
+    watchdog_ms: int = Field(
+        30_000,
+        ge=1,
+        description="A batch that takes longer than this shows that the device hangs: not ready, and the process ends.",
+    )
     drain_delay_ms: int | None = Field(
         None, ge=0, description="How long the socket stays open after SIGTERM; by default 5000, on a terminal 0."
     )
@@ -102,7 +123,7 @@ class Settings(BaseSettings):
         "info", description="Least severe level that is logged."
     )
 
-    @field_validator("cors_origins", "api_keys", mode="before")
+    @field_validator("cors_origins", "api_keys", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -111,6 +132,25 @@ class Settings(BaseSettings):
         if value and not parts:
             raise ValueError("nothing but separators")  # an open server, were this taken for no keys
         return parts
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)
+        return value
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _rate(cls, value: str | None) -> str | None:
+        if value:
+            import limits
+
+            try:
+                limits.parse(value)
+            except ValueError:
+                raise ValueError(f"{value!r} is no rate, such as 10/second or 600/minute") from None
+        return value
 
     @field_validator("cors_origins")
     @classmethod

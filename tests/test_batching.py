@@ -588,6 +588,117 @@ def test_items_refused_before_the_device_do_not_make_batches_look_cheap() -> Non
         assert queue.costs.as_dict() == {1: 1.0}
 
 
+class Small(Held):
+    """Has no memory for more than so many items, and none for a 13; its clock moves a little a pass."""
+
+    def __init__(self, most: int, clock: "Fake") -> None:
+        super().__init__()
+        self._most, self._clock = most, clock
+
+    def __call__(self, items: Sequence[Any]) -> list[Any]:
+        answers = super().__call__(items)
+        self._clock.now += 0.001
+        if len(items) > self._most or 13 in items:
+            raise MemoryError
+        return answers
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits() -> None:
+    clock = Fake()
+    small = Small(2, clock)
+
+    async def go() -> list[Any]:
+        put(queue, 0)
+        small.wait_for_batch()
+        waiting = put(queue, 1, 2, 3, 4, 5, 6, 7, 8)
+        small.gate.set()
+        return await ended(waiting)
+
+    with served(small, buckets=(1, 2, 4, 8), clock=clock) as queue:
+        assert asyncio.run(go()) == [2, 4, 6, 8, 10, 12, 14, 16]
+        assert queue.costs.as_dict() == pytest.approx({1: 0.001, 8: 0.007})
+    assert list(map(len, small.batches)) == [1, 8, 4, 2, 2, 4, 2, 2]
+
+
+def test_an_item_without_memory_may_come_again_and_the_others_are_answered() -> None:
+    clock = Fake()
+    small = Small(8, clock)
+
+    async def go() -> list[Any]:
+        put(queue, 0)
+        small.wait_for_batch()
+        waiting = put(queue, 1, 13, 3, 4)
+        small.gate.set()
+        return await ended(waiting)
+
+    with served(small, clock=clock) as queue:
+        one, without, three, four = asyncio.run(go())
+    assert [one, three, four] == [2, 6, 8]
+    assert isinstance(without, Overloaded)
+    assert without.retry_after_s == 1
+
+
+def test_buckets_without_memory_are_found_by_the_warm_up_and_left_out() -> None:
+    clock = Fake()
+    small = Small(2, clock)
+    small.gate.set()
+    queue = BatchQueue([small, small], CostCurve((1, 2, 4, 8)), clock=clock)
+    queue.start(lambda size: [1] * size)
+    try:
+        assert queue.costs.buckets == (1, 2)
+        assert queue.costs.ceiling == 2
+        assert ask(queue, 1, 2, 3) == [2, 4, 6]
+        assert list(map(len, small.batches[-2:])) == [2, 1]
+    finally:
+        queue.close()
+
+
+def test_no_memory_for_one_item_fails_the_start() -> None:
+    small = Small(0, Fake())
+    small.gate.set()
+    with pytest.raises(MemoryError):
+        BatchQueue([small], CostCurve(BUCKETS)).start(lambda size: [13] * size)
+
+
+def test_what_is_abandoned_is_answered_and_close_waits_for_no_stream_that_hangs() -> None:
+    held = Held()
+    queue = BatchQueue([held], CostCurve(BUCKETS), clock=Fake())
+    queue.start()
+
+    async def go() -> list[Any]:
+        entries = put(queue, 0)
+        await asyncio.to_thread(held.wait_for_batch)
+        entries += put(queue, 1, 2)
+        queue.abandon(NotReady("hangs"))
+        answers = await ended(entries)
+        with pytest.raises(NotReady):
+            put(queue, 3)
+        return answers
+
+    assert [str(answer) for answer in asyncio.run(go())] == ["hangs"] * 3
+    queue.close()
+    assert streams()
+    held.gate.set()
+    for thread in streams():
+        thread.join(30)
+
+
+def test_the_longest_running_batch_is_told() -> None:
+    held, clock = Held(), Fake()
+
+    async def go() -> None:
+        entries = put(queue, 0)
+        await asyncio.to_thread(held.wait_for_batch)
+        clock.now = 3.0
+        assert queue.running_s() == 3.0
+        held.gate.set()
+        await ended(entries)
+
+    with served(held, clock=clock) as queue:
+        assert queue.running_s() == 0.0
+        asyncio.run(go())
+
+
 def test_close_finishes_what_waits_and_refuses_what_comes() -> None:
     held = Held()
 

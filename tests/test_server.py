@@ -114,6 +114,27 @@ def test_until_the_model_is_warm_the_service_says_so() -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = Server("--port", str(port), "--workers", workers, "--no-listen-early", *MODEL)
+    answer = None
+    while answer is None:
+        try:
+            answer = httpx2.get(f"http://127.0.0.1:{port}/readyz")
+        except httpx2.ConnectError:
+            assert server.process.poll() is None
+    assert answer.status_code == 200
+    assert server.stop() == 0
+
+
+def test_a_signal_before_it_listens_ends_at_once() -> None:
+    server = Server("--no-listen-early", *MODEL)
+    server.wait_for("loading")
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

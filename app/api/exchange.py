@@ -20,6 +20,7 @@ class Exchange:
     """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers."""
 
     request_id: str
+    caller: str = ""
     started: float = field(default_factory=time.perf_counter)
     code: str | None = None
     images: int = 0

@@ -22,6 +22,11 @@ log = structlog.get_logger("topk.access")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
 _QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}
 _LOGGED_PATH = 512
+_DEFENCES = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # pages have their own
+}
 CLIENT_GONE = 499  # nginx's status for a client that closed its connection; nothing is sent
 
 DISCARD_BYTES = 4 * 2**20
@@ -53,6 +58,8 @@ class Observe:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = exchange.request_id
                 headers["Server-Timing"] = exchange.server_timing()
+                for name, value in _DEFENCES.items():
+                    headers.setdefault(name, value)
                 if self.timing_origins:
                     headers["Timing-Allow-Origin"] = self.timing_origins
                 if self.lifecycle.draining:

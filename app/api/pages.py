@@ -1,5 +1,8 @@
 """The page at ``/`` and the documentation at ``/docs``: all assets served from here, all URLs relative."""
 
+import base64
+import hashlib
+import re
 from importlib import resources
 from typing import Any
 
@@ -11,6 +14,8 @@ from starlette.staticfiles import StaticFiles
 router = APIRouter(include_in_schema=False)
 
 
+_OURS = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+_PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; {_OURS}"
 _ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
 
 
@@ -18,13 +23,14 @@ _ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the scr
 async def index() -> Response:
     """The page: drop a photograph, see its classes."""
     page = (resources.files("app") / "web" / "index.html").read_bytes()
-    return Response(page, headers=_ASK_AGAIN, media_type="text/html; charset=utf-8")
+    headers = _ASK_AGAIN | {"Content-Security-Policy": _PAGE_POLICY}
+    return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs(request: Request) -> Response:
     """Swagger UI from the package ``fastapi-offline``, without its CDN."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="topk",
         swagger_js_url="docs-assets/swagger-ui-bundle.js",
@@ -32,6 +38,13 @@ async def docs(request: Request) -> Response:
         swagger_favicon_url="web/icon.svg",
         swagger_ui_parameters={"tryItOutEnabled": True, "docExpansion": "list"},
     )
+    [script] = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline';"
+        f" script-src 'self' 'sha256-{digest}'; {_OURS}"
+    )
+    return page
 
 
 class _Fresh(StaticFiles):

@@ -113,6 +113,7 @@ async def _classify(request: Request, want: Any, several: bool) -> list[tuple[Up
     async with uploads.read(request, several) as images:
         deadline = time.monotonic() + patience
         exchange.images = len(images)
+        await request.app.state.rate_limit.charge(exchange.caller, len(images) - 1)  # one was before its body came
         sound = [image.content for image in images if not isinstance(image.content, TopkError)]
         classifier.admit(len(sound), deadline)
         work = asyncio.gather(

@@ -1,6 +1,8 @@
 """Runs batches on a device. This module is the seam: numpy in, numpy out, and no torch until an engine is loaded."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +12,10 @@ import numpy.typing as npt
 from app import machine
 from app.errors import ModelError
 from app.models.model import Model
+
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate|bad.?alloc", re.IGNORECASE
+)
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,8 +81,20 @@ class Engine(Protocol):
         """Classify one batch; where it is ``alone`` on the device, an engine that spreads uses all cores for it.
 
         An image is a uint8 RGB crop of shape [crop, crop, 3], normalised on the device, or an already preprocessed
-        float32 tensor of shape [3, crop, crop]. Returns a row an image, in order.
+        float32 tensor of shape [3, crop, crop]. Returns a row an image, in order. Raises MemoryError where the device
+        has no memory for a batch of this size.
         """
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """A framework's complaint that there is no memory, as MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def choose(engine: str, device: str) -> str:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from app import machine
-from app.engine import Floats, Row, Want
+from app.engine import Floats, Row, Want, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 
@@ -67,7 +67,8 @@ class OpenVinoEngine:
 
     def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         with self._request(alone) as request:
-            outputs = request.infer([self._pixels(images)], share_inputs=True)
+            with memory_errors():
+                outputs = request.infer([self._pixels(images)], share_inputs=True)
             features, logits = outputs["features"], outputs["logits"]
         probabilities = _softmax(logits)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(want.k for want in wants)]

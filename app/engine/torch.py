@@ -15,7 +15,7 @@ import structlog
 import torch
 
 from app import machine
-from app.engine import Row, Want
+from app.engine import Row, Want, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.split import split
@@ -105,7 +105,13 @@ class TorchEngine:
     @torch.inference_mode()
     def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         with self._on_own_stream():
-            return self._forward(images, wants)
+            try:
+                with memory_errors():
+                    return self._forward(images, wants)
+            except MemoryError:
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()  # what torch keeps for batches of other sizes
+                raise
 
     def _forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want]) -> list[Row]:
         features, logits = self._network(self._padded(self._batch(images)).to(self._dtype))

@@ -16,13 +16,13 @@ from typing import Any
 
 import structlog
 
-from app import machine
 from app.batching import BatchQueue, Done, Entry
 from app.classifier import Answer, Classifier, Job
 from app.decoding import Decoded
 from app.errors import DeadlineExceeded, Internal, ModelError, NotReady, TopkError
 from app.settings import Settings
 from app.telemetry import Metrics
+from app.watchdog import hang, hung
 from app.workers import child, memory, metrics, wire
 from app.workers.memory import Board, Slots
 
@@ -165,7 +165,6 @@ class EngineProcess(child.Child):
         return self._code
 
     def _load(self, loop: asyncio.AbstractEventLoop) -> None:
-        machine.yield_cores(machine.COMPUTING)
         try:
             self.device.load()
         except ModelError as error:
@@ -180,8 +179,16 @@ class EngineProcess(child.Child):
         self._code = 1
         loop.call_soon_threadsafe(self._ended.set)
 
+    async def _watch(self) -> None:
+        """Where the device hangs, end: callers are answered at once, and the supervisor starts another process."""
+        limit_s = self.device.settings.watchdog_ms / 1000
+        await hang(self.device.running_s, limit_s)
+        log.error(hung(limit_s).detail)
+        self.leave(1)
+
     def _on_loaded(self) -> None:
         self._loaded = True
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
         self.metrics.ready.set(1)
         buckets = self.device.engine.buckets
         self._board = memory.create(Board.size(buckets))

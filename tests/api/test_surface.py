@@ -59,6 +59,15 @@ def test_a_configured_origin_may_call_and_read_timings(small_limits: InProcess) 
     )
 
 
+def test_every_answer_defends_its_reader(app_server: InProcess) -> None:
+    for path in ("/", "/docs", "/livez", "/nothing", "/web/app.js", "/v1/info"):
+        headers = httpx2.get(app_server.url + path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert ("unsafe" in headers["content-security-policy"]) == (path == "/docs")  # Swagger UI's own styles
+
+
 def test_probes_may_use_head(app_server: InProcess) -> None:
     for path in ("/", "/docs", "/livez", "/readyz", "/healthz"):
         answer = httpx2.head(app_server.url + path)

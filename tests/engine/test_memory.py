@@ -1,0 +1,56 @@
+"""A device out of memory, for real: the address space of a child process is limited once its model is loaded."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import environment
+
+SCRIPT = """
+import asyncio, math, resource, sys
+import numpy as np
+from app import engine, models
+from app.batching import BatchQueue, CostCurve
+from app.engine import Want
+from app.settings import Settings
+
+name = sys.argv[1]
+settings = Settings(_env_file=None, model="efficientnet_lite0", engine=name, device="cpu", precision="float32")
+model = models.resolve(settings, converted=name == "openvino")
+device = engine.create(model, name, "cpu", "float32")
+device.load()
+crop = np.zeros((224, 224, 3), np.uint8)
+device.forward([crop] * 8, [Want(k=1)] * 8)
+
+def run(items):
+    try:
+        return device.forward([crop] * len(items), [Want(k=1)] * len(items))
+    except MemoryError:
+        print("no memory for", len(items))
+        raise
+
+queue = BatchQueue([run], CostCurve((256,)))
+queue.start(lambda size: range(8))  # its thread has the memory that threads take
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+
+async def ask(queue):
+    entries = [queue.entry(i, math.inf) for i in range(256)]
+    for entry in entries:
+        queue.put(entry)
+    return await asyncio.gather(*(entry.future for entry in entries))
+
+print("answers", len(asyncio.run(ask(queue))))
+queue.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_a_batch_that_does_not_fit_is_answered_in_parts(engine: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, engine], env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert "no memory for 256" in ran.stdout, ran.stderr[-2000:]
+    assert "answers 256" in ran.stdout, ran.stderr[-2000:]
