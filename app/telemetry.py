@@ -18,6 +18,8 @@ from prometheus_client import (
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from app import machine
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
@@ -54,6 +56,9 @@ class Metrics:
             "topk_batch_cost_seconds", "Measured cost of a batch, by bucket", ["bucket"], registry=registry
         )
         self.inflight_bytes = Gauge("topk_inflight_bytes", "Bytes of uploads held in memory", registry=registry)
+        Gauge(
+            "topk_memory_limit_bytes", "Bytes of memory that all processes together may use", registry=registry
+        ).set(machine.memory_bytes())
         self.ready = Gauge("topk_ready", "1 when the service is ready", registry=registry)
         self.model = Info("topk_model", "The served model", registry=registry)
 

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 Snapshot = list[Any]
 """[family, type, help, [[sample, {label: value}, number], ...]] of every family: plain JSON."""
 
-_LEAST = {"topk_ready", "process_start_time_seconds", "process_max_fds"}
+_LEAST = {"topk_ready", "topk_memory_limit_bytes", "process_start_time_seconds", "process_max_fds"}
 _SAME = {"topk_model", "python_info"}
 _SUMMED_FOREVER = {"counter", "histogram"}
 

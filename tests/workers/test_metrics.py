@@ -1,5 +1,6 @@
 """The sum of several processes' metrics."""
 
+from app import machine
 from app.telemetry import Metrics
 from app.workers.metrics import Totals, snapshot
 
@@ -32,6 +33,12 @@ def test_it_is_ready_when_all_are_and_says_once_what_is_served() -> None:
     got = lines(Totals().render([snapshot(counted(1, ready).registry) for ready in (1, 0)]))
     assert got["topk_ready"] == 0
     assert got['topk_model_info{model="one"}'] == 1
+
+
+def test_the_limit_on_memory_is_one_for_all() -> None:
+    alone = lines(Metrics().render())["topk_memory_limit_bytes"]
+    assert alone == machine.memory_bytes()
+    assert lines(Totals().render([snapshot(Metrics().registry)] * 2))["topk_memory_limit_bytes"] == alone
 
 
 def test_what_the_dead_have_counted_stays_and_what_they_held_does_not() -> None:
