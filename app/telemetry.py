@@ -56,9 +56,9 @@ class Metrics:
             "topk_batch_cost_seconds", "Measured cost of a batch, by bucket", ["bucket"], registry=registry
         )
         self.inflight_bytes = Gauge("topk_inflight_bytes", "Bytes of uploads held in memory", registry=registry)
-        Gauge(
-            "topk_memory_limit_bytes", "Bytes of memory that all processes together may use", registry=registry
-        ).set(machine.memory_bytes())
+        Gauge("topk_memory_limit_bytes", "Bytes of memory that all processes together may use", registry=registry).set(
+            machine.memory_bytes()
+        )
         self.ready = Gauge("topk_ready", "1 when the service is ready", registry=registry)
         self.model = Info("topk_model", "The served model", registry=registry)
 
