@@ -1,6 +1,7 @@
 """The alert rules against what the service exports and against the runbook."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -28,10 +29,19 @@ def queries() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def exported(embedded_server: Server) -> list[tuple[str, dict[str, str]]]:
+def several_processes() -> Iterator[Server]:
+    """As the GPU overlay runs it: their metrics are summed."""
+    server = Server("--model", "efficientnet_lite0", "--workers", "2")
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="module", params=["embedded_server", "several_processes"])
+def exported(request: pytest.FixtureRequest) -> list[tuple[str, dict[str, str]]]:
     """Name and labels of every sample, once an image has been classified."""
-    httpx2.post(f"{embedded_server.url}/v1/predict", content=CAT.read_bytes()).raise_for_status()
-    families = text_string_to_metric_families(httpx2.get(f"{embedded_server.url}/metrics").text)
+    server: Server = request.getfixturevalue(request.param)
+    httpx2.post(f"{server.url}/v1/predict", content=CAT.read_bytes()).raise_for_status()
+    families = text_string_to_metric_families(httpx2.get(f"{server.url}/metrics").text)
     return [(sample.name, sample.labels) for family in families for sample in family.samples]
 
 
