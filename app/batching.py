@@ -113,9 +113,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An item's answer, the seconds it waited and the size of its batch."""
+    """An item's answer, when its batch began by the queue's clock, the seconds it waited and the size of its batch."""
 
     answer: Any
+    started: float
     queue_s: float
     batch_size: int
 
@@ -407,7 +408,7 @@ class BatchQueue:
         if measured:
             self._observe(costs, answers, self.clock() - started)
         return [
-            answer if isinstance(answer, Exception) else Done(answer, started - entry.submitted, len(batch))
+            answer if isinstance(answer, Exception) else Done(answer, started, started - entry.submitted, len(batch))
             for entry, answer in zip(batch, answers, strict=True)
         ]
 

@@ -46,12 +46,18 @@ Image = bytes | npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds an image spent in each stage, and the size of its batch."""
+    """Seconds an image spent in each stage, and the size of its batch.
+
+    ``*_at`` is when a stage was over, in seconds of ``time.monotonic``.
+    """
 
     decode: float
     queue: float
     inference: float
     batch_size: int
+    decoded_at: float
+    taken_at: float
+    computed_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +88,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What ``run`` answers for one job. Durations in seconds."""
+    """What ``run`` answers for one job. Durations in seconds, ``*_at`` in seconds of ``time.monotonic``."""
 
     row: Row
     decode_s: float
     inference_s: float
+    decoded_at: float
+    computed_at: float
 
 
 class Queue(Protocol):
@@ -260,7 +268,9 @@ class Classifier:
         self._count("accepted")
         self.metrics.decode_seconds.observe(answer.decode_s)
         self.metrics.queue_seconds.observe(done.queue_s)
-        return Result(answer.row, Timing(answer.decode_s, done.queue_s, answer.inference_s, done.batch_size))
+        stages = (answer.decode_s, done.queue_s, answer.inference_s)
+        ends = (answer.decoded_at, done.started, answer.computed_at)
+        return Result(answer.row, Timing(*stages, done.batch_size, *ends))
 
     def predictions(self, row: Row, min_score: float = 0.0) -> list[Prediction]:
         """Labels put to a row's top-k, highest first, without the scores below ``min_score``."""
@@ -384,12 +394,14 @@ class Classifier:
         if crops:
             started = time.perf_counter()
             rows = self.engine.forward([answers[i].crop for i in crops], [jobs[i].want for i in crops], alone)
-            seconds = time.perf_counter() - started
+            seconds, ended = time.perf_counter() - started, time.monotonic()
             if self._warm:
                 self.metrics.inference_seconds.observe(seconds)
                 self.metrics.batch_size.observe(len(crops))
             for i, row in zip(crops, rows, strict=True):
-                answers[i] = Answer(row, answers[i].seconds, seconds) if _finite(row) else _not_finite()
+                decoded = answers[i]
+                answer = Answer(row, decoded.seconds, seconds, decoded.at, ended)
+                answers[i] = answer if _finite(row) else _not_finite()
         return answers
 
     def _decode(self, job: Job) -> Decoded | Exception:

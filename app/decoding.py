@@ -23,10 +23,11 @@ _MEMORY = 0.9  # what each further picture leaves of the measurements before it
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A crop (uint8 RGB, [crop, crop, 3]) and the seconds it took."""
+    """A crop (uint8 RGB, [crop, crop, 3]), the seconds it took, and when it was done by ``time.monotonic``."""
 
     crop: Crop
     seconds: float
+    at: float = 0.0
 
 
 class Costly(Exception):
@@ -74,7 +75,7 @@ class Decoder:
         if seconds > COSTLY_S or images.pixels_at_most(header) > header.pixels:
             raise Costly(header, seconds)
         crop = images.decode(header, self.preprocessing, self.fast)
-        return Decoded(crop, time.perf_counter() - started)
+        return Decoded(crop, time.perf_counter() - started, time.monotonic())
 
     def decode_costly(self, costly: Costly, deadline: float) -> "Future[Decoded]":
         """Decode in the costly lane. ``deadline`` in seconds of ``time.monotonic``.
@@ -122,7 +123,7 @@ class Decoder:
             with self._free:
                 self._predicted_s = _MEMORY * self._predicted_s + costly.seconds
                 self._measured_s = _MEMORY * self._measured_s + seconds
-            return Decoded(crop, seconds)
+            return Decoded(crop, seconds, time.monotonic())
         finally:
             with self._free:
                 self._pixels_left += pixels

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 from fastapi import FastAPI
@@ -14,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import health, pages, problems, routes
 from app.api.auth import Keys
-from app.api.middleware import CloseRefused, Observe, Prefix
+from app.api.middleware import QUIET, CloseRefused, Observe, Prefix
 from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
@@ -24,10 +25,16 @@ from app.settings import Settings
 from app.telemetry import Metrics
 from app.watchdog import hang, hung
 
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+
+    from app.tracing import Traces
+
 log = structlog.get_logger("topk")
 
 _STARTING_S = 0.05
 _EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After"]
+_UNTRACED: "TelemetryConfig" = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def create_app(
@@ -39,13 +46,14 @@ def create_app(
 
     ``load`` makes the classifier ready, at start and on the event loop, where it is not to load the model itself.
 
-    Raises ModelError where the API keys' file cannot be read.
+    Raises ModelError where the API keys' file cannot be read, or traces cannot be exported.
     """
     settings = settings or Settings()
     metrics = Metrics()
     state = lifecycle or Lifecycle()
     classifier = Classifier(settings, metrics)
     uploads = Uploads(settings, classifier.predicted_wait)
+    traces = _traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -56,6 +64,8 @@ def create_app(
         if state.watch:
             state.watch.cancel()
         await asyncio.to_thread(classifier.close)
+        if traces:
+            await asyncio.to_thread(traces.close)
 
     async def exposition() -> bytes:
         return metrics.render()
@@ -67,6 +77,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=traces.of_requests if traces else _UNTRACED,
     )
     app.state.lifecycle = state
     app.state.classifier = classifier
@@ -97,8 +108,18 @@ def create_app(
     app.add_middleware(CloseRefused)
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
-    app.add_middleware(Observe, metrics=metrics, lifecycle=state, timing_origins=settings.cors_origins)
+    app.add_middleware(Observe, metrics=metrics, lifecycle=state, timing_origins=settings.cors_origins, traces=traces)
     return app
+
+
+def _traces(settings: Settings) -> "Traces | None":
+    if not settings.traces:
+        return None
+    try:
+        from app.tracing import Traces
+    except ImportError as error:
+        raise ModelError("traces need the extra otel: pip install 'topk[otel]'") from error
+    return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET)
 
 
 async def _watch(classifier: Classifier, lifecycle: Lifecycle) -> None:

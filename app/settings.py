@@ -122,6 +122,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
     )
+    traces: bool = Field(
+        False,
+        description="Export OpenTelemetry traces (`pip install 'topk[otel]'`); where to is said by its own variables,"
+        " `OTEL_EXPORTER_OTLP_ENDPOINT` and the like.",
+    )
 
     @field_validator("cors_origins", "api_keys", "trusted_proxies", mode="before")
     @classmethod

@@ -437,7 +437,7 @@ def test_an_answer_tells_its_wait_and_its_batch() -> None:
         return await second.future
 
     with served(held, clock=clock) as queue:
-        assert asyncio.run(go()) == Done(2, queue_s=0.1, batch_size=2)
+        assert asyncio.run(go()) == Done(2, started=0.1, queue_s=0.1, batch_size=2)
 
 
 def test_a_cancelled_item_is_never_run() -> None:

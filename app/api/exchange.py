@@ -17,9 +17,13 @@ class ClientGone(Exception):
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers."""
+    """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers.
+
+    ``uploaded_at`` is when its body was there, in seconds of ``time.monotonic``; ``timings`` are its images'.
+    """
 
     request_id: str
+    trace_id: str | None = None
     caller: str = ""
     started: float = field(default_factory=time.perf_counter)
     code: str | None = None
@@ -27,6 +31,8 @@ class Exchange:
     bytes: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
+    uploaded_at: float | None = None
+    timings: list[Timing] = field(default_factory=list)
 
     @classmethod
     def of(cls, scope: Scope) -> "Exchange":
@@ -37,13 +43,18 @@ class Exchange:
     def attach(self, scope: Scope) -> None:
         scope[_KEY] = self
 
+    def ids(self) -> dict[str, str]:
+        """What names it in a log line."""
+        ids = {"request_id": self.request_id}
+        return ids | {"trace_id": self.trace_id} if self.trace_id else ids
+
     def took(self, timings: Iterable[Timing]) -> None:
         """Note the slowest image's stages, and the largest batch one of them was in."""
-        timings = list(timings)
-        if timings:
+        self.timings = list(timings)
+        if self.timings:
             for stage in ("decode", "queue", "inference"):
-                self.stages[stage] = max(getattr(timing, stage) for timing in timings)
-            self.batch_size = max(timing.batch_size for timing in timings)
+                self.stages[stage] = max(getattr(timing, stage) for timing in self.timings)
+            self.batch_size = max(timing.batch_size for timing in self.timings)
 
     def server_timing(self) -> str:
         """The ``Server-Timing`` header: milliseconds a stage, and the batch."""

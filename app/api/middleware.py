@@ -5,6 +5,7 @@ import contextlib
 import re
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,10 +18,13 @@ from app.errors import Internal
 from app.lifecycle import Lifecycle
 from app.telemetry import Metrics
 
+if TYPE_CHECKING:
+    from app.tracing import Traces
+
 log = structlog.get_logger("topk.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
-_QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}
+QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}
 _LOGGED_PATH = 512
 _DEFENCES = {
     "X-Content-Type-Options": "nosniff",
@@ -34,12 +38,20 @@ DISCARD_S = 1.0
 
 
 class Observe:
-    """Request id, ``Server-Timing``, one log line and the request metrics; a defect becomes a 500 without a trace."""
+    """Request id, ``Server-Timing``, one log line, metrics, spans; a defect becomes a 500 that shows nothing."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, lifecycle: Lifecycle, timing_origins: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        timing_origins: tuple[str, ...],
+        traces: "Traces | None",
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.lifecycle = lifecycle
+        self.traces = traces
         self.timing_origins = ", ".join(timing_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,12 +61,16 @@ class Observe:
         given = Headers(scope=scope).get("x-request-id", "")
         exchange = Exchange(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
         exchange.attach(scope)
+        if self.traces:
+            exchange.trace_id = self.traces.trace_id()
         status = 0
 
         async def observed_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self.traces:
+                    self.traces.tell(exchange)
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = exchange.request_id
                 headers["Server-Timing"] = exchange.server_timing()
@@ -70,8 +86,10 @@ class Observe:
             await self.app(scope, receive, observed_send)
         except ClientGone:
             status = CLIENT_GONE
+            if self.traces:
+                self.traces.tell(exchange)
         except Exception:
-            log.exception("defect", request_id=exchange.request_id, path=scope["path"])
+            log.exception("defect", path=scope["path"], **exchange.ids())
             exchange.code = Internal.code
             if not status:
                 answer = problems.respond(Internal("the server failed; its log says how"), exchange.request_id)
@@ -84,10 +102,10 @@ class Observe:
         route = getattr(scope.get("route"), "path", "assets" if "endpoint" in scope else "unmatched")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
-        write = log.debug if route in _QUIET and status < 400 else log.info
+        write = log.debug if route in QUIET and status < 400 else log.info
         write(
             "request",
-            request_id=exchange.request_id,
+            **exchange.ids(),
             method=scope["method"],
             path=scope["raw_path"][:_LOGGED_PATH].decode("ascii", "replace"),  # as it came: no control characters
             status=status,

@@ -100,6 +100,7 @@ class Uploads:
                     raise PayloadTooLarge(f"more than {limit} bytes came; that is the most that is taken")
                 body.feed(chunk)
             exchange.stages["upload"] = time.perf_counter() - started
+            exchange.uploaded_at = time.monotonic()
             yield await self._images(form, body, several)
         finally:
             self.inflight -= held

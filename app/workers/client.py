@@ -39,6 +39,7 @@ class _Sent:
     entry: Entry
     slot: int
     decode_s: float
+    decoded_at: float
 
 
 class EngineQueue:
@@ -150,8 +151,9 @@ class EngineQueue:
                 self._count += 1
                 number = self._count
                 job: Job = entry.item
-                decode_s = job.image.seconds if isinstance(job.image, Decoded) else 0.0
-                self._sent[number] = _Sent(entry, slot, decode_s)
+                decoded = job.image
+                decode = (decoded.seconds, decoded.at) if isinstance(decoded, Decoded) else (0.0, 0.0)
+                self._sent[number] = _Sent(entry, slot, *decode)
                 self._numbers[entry] = number
             pixels = _pixels(entry)
             tensor = pixels.dtype == np.float32
@@ -177,7 +179,9 @@ class EngineQueue:
             answer = wire.read_answer(payload)
             sent = self._returned(answer.number)
             queue_s = max(0.0, answer.started - sent.entry.submitted)
-            what: Any = Done(Answer(answer.row, sent.decode_s, answer.inference_s), queue_s, answer.batch_size)
+            ends = (sent.decoded_at, answer.started + answer.inference_s)
+            classified = Answer(answer.row, sent.decode_s, answer.inference_s, *ends)
+            what: Any = Done(classified, answer.started, queue_s, answer.batch_size)
         elif kind == wire.FAILURE:
             number, what = wire.read_failure(payload)
             sent = self._returned(number)

@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
             entry.future.cancel()
 
     def _answer(self, number: int, future: "asyncio.Future[Done]") -> None:
-        entry = self._entries.pop(number)
+        del self._entries[number]
         if future.cancelled():
             frame = wire.failure(number, None)
         elif error := future.exception():
@@ -131,8 +131,7 @@ class Connection(asyncio.Protocol):
         else:
             done = future.result()
             answer: Answer = done.answer
-            started = entry.submitted + done.queue_s
-            frame = wire.answer(wire.Answer(number, started, answer.inference_s, done.batch_size, answer.row))
+            frame = wire.answer(wire.Answer(number, done.started, answer.inference_s, done.batch_size, answer.row))
         self._write(frame)
 
     def _write(self, frame: bytes) -> None:
