@@ -425,6 +425,7 @@ class Classifier:
             {
                 "model": model.name,
                 "weights": model.weights,
+                "engine": facts.name,
                 "device": facts.device,
                 "precision": facts.precision,
                 "digest": model.digest,
@@ -438,6 +439,11 @@ class Classifier:
         self.metrics.predicted_wait.set_function(self.predicted_wait)
         for bucket in self.engine.buckets:
             self.metrics.batch_cost.labels(bucket).set_function(partial(self.queue.costs.seconds, bucket))
+        for kind in self.engine.memory():
+            self.metrics.device_memory.labels(kind).set_function(partial(self._device_memory, kind))
+
+    def _device_memory(self, kind: str) -> float:
+        return self.engine.memory()[kind]
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

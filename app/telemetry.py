@@ -44,6 +44,7 @@ class Metrics:
         self.images = Counter("topk_images", "Images by outcome", ["outcome"], registry=registry)
         for outcome in OUTCOMES:
             self.images.labels(outcome)
+        self.upload_seconds = self._stage(registry, "upload", "Reading a body, a request")
         self.decode_seconds = self._stage(registry, "decode", "Bytes to crop, an image")
         self.queue_seconds = self._stage(registry, "queue", "Wait for a stream, an image")
         self.inference_seconds = self._stage(registry, "inference", "Forward pass, a batch")
@@ -54,6 +55,9 @@ class Metrics:
         )
         self.batch_cost = Gauge(
             "topk_batch_cost_seconds", "Measured cost of a batch, by bucket", ["bucket"], registry=registry
+        )
+        self.device_memory = Gauge(
+            "topk_device_memory_bytes", "Memory of a device that has its own", ["kind"], registry=registry
         )
         self.inflight_bytes = Gauge("topk_inflight_bytes", "Bytes of uploads held in memory", registry=registry)
         Gauge("topk_memory_limit_bytes", "Bytes of memory that all processes together may use", registry=registry).set(
@@ -98,6 +102,7 @@ def configure_logging(format: str, level: str) -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of hostile files is ours to answer
     for noisy in ("httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)  # each retry is a warning
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -537,6 +537,19 @@ def test_the_warm_up_measures_every_bucket_and_counts_as_no_batch(serve: Serve) 
         assert value("topk_batch_cost_seconds", {"bucket": str(bucket)}) == classifier.queue.costs.seconds(bucket) > 0
 
 
+def test_only_a_device_with_memory_of_its_own_tells_of_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def value(classifier: Classifier, kind: str) -> float | None:
+        return classifier.metrics.registry.get_sample_value("topk_device_memory_bytes", {"kind": kind})
+
+    classifier, _ = serve()
+    assert value(classifier, "held") is None
+    memory = {"held": 1, "total": 2}
+    monkeypatch.setattr(Held, "memory", lambda _: memory, raising=False)
+    classifier, _ = serve()
+    memory["held"] = 2
+    assert (value(classifier, "held"), value(classifier, "total")) == (2, 2)
+
+
 def test_a_warm_up_that_fails_fails_the_load(classifier: Classifier) -> None:
     held = Held(classifier.engine)
     held.error = RuntimeError("out of memory")

@@ -102,6 +102,8 @@ class Observe:
         route = getattr(scope.get("route"), "path", "assets" if "endpoint" in scope else "unmatched")
         self.metrics.requests.labels(route, status).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
+        if (upload := exchange.stages.get("upload")) is not None:
+            self.metrics.upload_seconds.observe(upload)
         write = log.debug if route in QUIET and status < 400 else log.info
         write(
             "request",

@@ -74,6 +74,9 @@ class Engine(Protocol):
     def dim(self) -> int:
         """Length of a features row."""
 
+    def memory(self) -> dict[str, int]:
+        """Bytes of the device's own memory, ``held`` by this process and in ``total``; empty where it has none."""
+
     def load(self) -> None:
         """Bring the model onto the device. Blocks. Raises ModelError."""
 

@@ -49,6 +49,9 @@ class OpenVinoEngine:
         dim: int = self._narrow.output("features").partial_shape[1].get_length()
         return dim
 
+    def memory(self) -> dict[str, int]:
+        return {}
+
     def load(self) -> None:
         try:
             network = self._network()

@@ -56,6 +56,12 @@ class TorchEngine:
         dim: int = self._module.dim
         return dim
 
+    def memory(self) -> dict[str, int]:
+        if self._device.type != "cuda":
+            return {}
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        return {"held": torch.cuda.memory_reserved(self._device), "total": total}
+
     def load(self) -> None:
         try:
             module = split(self._model.build()).eval().requires_grad_(False)

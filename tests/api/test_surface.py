@@ -109,6 +109,7 @@ def test_metrics_are_named_as_documented(app_server: InProcess) -> None:
     for name in (
         'topk_requests_total{route="/v1/predict",status="200"}',
         'topk_images_total{outcome="accepted"}',
+        "topk_upload_seconds_bucket",
         "topk_decode_seconds_bucket",
         "topk_queue_seconds_bucket",
         "topk_inference_seconds_bucket",

@@ -214,6 +214,15 @@ def test_a_gpu_scores_as_a_plain_torch_loop(model: Model, logits: torch.Tensor) 
         assert np.allclose(row.scores, expected.softmax(0)[row.class_ids], atol=1e-3)
 
 
+@pytest.mark.gpu
+def test_a_gpu_tells_how_much_of_its_memory_is_held(model: Model) -> None:
+    engine = TorchEngine(model, "cuda", "float32")
+    engine.load()
+    weights = sum(parameter.nbytes for parameter in engine._module.parameters())
+    memory = engine.memory()
+    assert weights <= memory["held"] < memory["total"]
+
+
 # --- compiling while serving ---
 
 

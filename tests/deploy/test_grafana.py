@@ -1,0 +1,104 @@
+"""What Grafana and Prometheus are given: the dashboard is sound and asks only for what the service exports."""
+
+import json
+import re
+from itertools import combinations
+from typing import Any
+
+import pytest
+import yaml
+
+from app.telemetry import OUTCOMES, Metrics
+from tests.conftest import REPOSITORY
+
+GRAFANA = REPOSITORY / "deploy" / "grafana"
+DASHBOARD = json.loads((GRAFANA / "dashboards" / "topk.json").read_text())
+PANELS = DASHBOARD["panels"]
+DRAWN = [panel for panel in PANELS if panel["type"] != "row"]
+QUERIES = [target["expr"] for panel in DRAWN for target in panel["targets"]]
+PROMETHEUS = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "prometheus.yml").read_text())
+PROMETHEUS_OWN = {"up", "ALERTS"}
+
+
+def exported() -> set[str]:
+    """The names of every sample that the service's metrics may have."""
+    kinds = re.findall(r"^# TYPE (\w+) (\w+)$", Metrics().render().decode(), re.MULTILINE)
+    parts = ("_bucket", "_sum", "_count")
+    return {name for name, _ in kinds} | {f"{name}{p}" for name, kind in kinds if kind == "histogram" for p in parts}
+
+
+def test_every_metric_of_a_query_is_exported() -> None:
+    asked = {name for query in QUERIES for name in re.findall(r"([a-zA-Z_]\w*)\s*\{", query)}
+    assert asked - PROMETHEUS_OWN <= exported()
+
+
+def test_the_dashboard_shows_every_metric_of_ours() -> None:
+    ours = set(re.findall(r"^# TYPE (topk_\w+)", Metrics().render().decode(), re.MULTILINE))
+    queries = " ".join(QUERIES)
+    assert {name for name in ours if name not in queries} == set()
+
+
+def test_outcomes_are_those_that_are_counted() -> None:
+    named = {n for query in QUERIES for value in re.findall(r'outcome!?=~?"([^"]+)"', query) for n in value.split("|")}
+    assert named
+    assert named <= set(OUTCOMES)
+
+
+def test_every_query_is_of_the_replicas_that_are_chosen() -> None:
+    for query in QUERIES:
+        for selector in re.findall(r"\{([^}]*)\}", query):
+            assert 'instance=~"$instance"' in selector or "alertname" in selector
+
+
+def test_ids_are_unique() -> None:
+    ids = [panel["id"] for panel in PANELS]
+    assert len(ids) == len(set(ids))
+    for panel in DRAWN:
+        refs = [target["refId"] for target in panel["targets"]]
+        assert len(refs) == len(set(refs))
+
+
+def test_panels_lie_on_the_grid_and_do_not_overlap() -> None:
+    def area(panel: dict[str, Any]) -> tuple[int, int, int, int]:
+        at = panel["gridPos"]
+        return at["x"], at["y"], at["x"] + at["w"], at["y"] + at["h"]
+
+    assert all(0 <= left < right <= 24 for left, _, right, _ in map(area, PANELS))
+    for one, other in combinations(map(area, PANELS), 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
+
+
+def test_no_row_of_the_grid_is_left_empty() -> None:
+    bottoms = {panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in PANELS}
+    assert {panel["gridPos"]["y"] for panel in PANELS} - {0} <= bottoms
+
+
+@pytest.mark.parametrize("panel", DRAWN, ids=[panel["title"] for panel in DRAWN])
+def test_a_panel_explains_itself(panel: dict[str, Any]) -> None:
+    assert panel["description"]
+    assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+    unit = panel["fieldConfig"]["defaults"].get("unit") or panel["options"].get("yAxis", {}).get("unit")
+    assert unit or panel["type"] in ("table", "state-timeline")
+
+
+def test_variables_are_declared() -> None:
+    declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(PANELS)))
+    assert used == declared
+
+
+def test_what_is_provisioned_fits_together() -> None:
+    source = yaml.safe_load((GRAFANA / "provisioning" / "datasources" / "prometheus.yml").read_text())["datasources"][0]
+    assert source["type"] == "prometheus"
+    assert source["jsonData"]["timeInterval"] == PROMETHEUS["global"]["scrape_interval"]
+    [provider] = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "topk.yml").read_text())["providers"]
+    assert provider["type"] == "file"
+    assert DASHBOARD["uid"] == "topk"
+
+
+def test_prometheus_scrapes_both_replicas_under_the_name_that_alerts_ask_for() -> None:
+    [job] = PROMETHEUS["scrape_configs"]
+    assert job["job_name"] == "topk"
+    assert job["static_configs"] == [{"targets": ["topk-1:8080", "topk-2:8080"]}]
+    assert PROMETHEUS["rule_files"] == ["alerts.yml"]
