@@ -17,6 +17,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from app.errors import ModelError
 from app.main import create_app
 from app.settings import Settings
+from app.tracing import Traces
 from tests.api.wire import Wire, multipart
 from tests.conftest import CAT, REPOSITORY, Server, environment
 
@@ -296,8 +297,25 @@ def test_a_collector_that_takes_nothing_disturbs_nobody(how: str) -> None:
             assert collector.asked.wait(30)
         answers = [traced(server) for _ in range(20)]
         assert {answer.status_code for answer in answers} == {200}
-        assert server.stop() == 0  # within what ``stop`` waits, which is less than what the exporter would
+        assert server.stop() == 0
         assert "Traceback" not in str(server.log)
+
+
+def test_the_end_does_not_wait_for_a_collector_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collecting() as collector:
+        collector.silent.set()
+        for name, value in (collector.variables | {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}).items():
+            monkeypatch.setenv(name, value)
+        traces = Traces(exclude=lambda _: False)
+        provider = traces.of_requests["tracer_provider"]
+        assert provider
+        provider.get_tracer("test").start_span("held").end()
+        assert collector.asked.wait(30)
+        traces.close()
+        [flushing] = [thread for thread in threading.enumerate() if thread.name == "topk-traces"]
+        assert flushing.is_alive()  # it is left behind
+        collector.over.set()
+        flushing.join(60)
 
 
 def test_without_the_extra_it_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,18 +333,21 @@ def test_a_senseless_variable_is_said_at_start_with_exit_code_1() -> None:
     assert "Traceback" not in str(server.log)
 
 
-def test_where_traces_are_not_asked_for_nothing_is_imported_and_nothing_sent() -> None:
-    code = """
-import sys
-from app.main import create_app
-from app.settings import Settings
-app = create_app(Settings(_env_file=None))
-print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter", "app.tracing"))])
-print(app._native_telemetry.enabled())
-"""
-    variables = environment() | {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
-        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
-    }
-    ran = subprocess.run([sys.executable, "-c", code], env=variables, cwd=REPOSITORY, capture_output=True, text=True)
-    assert ran.stdout.splitlines() == ["[]", "False"], ran.stderr
+def test_where_traces_are_not_asked_for_nothing_is_imported() -> None:
+    code = "import sys, app.server; from app.main import create_app; create_app(); print(sorted(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert "app.main" in ran.stdout, ran.stderr
+    for module in ("opentelemetry.sdk", "opentelemetry.exporter", "app.tracing"):
+        assert f"'{module}" not in ran.stdout
+
+
+def test_where_traces_are_not_asked_for_nothing_is_sent_whatever_else_is_set() -> None:
+    with collecting() as collector:
+        variables = collector.variables | {"TOPK_TRACES": "false", "FASTAPI_OTEL_AUTO_CONFIGURE": "true"}
+        server = Server(*MODEL, env=variables)
+        answer = traced(server, traceparent=f"00-{TRACE}-{PARENT}-01")
+        assert "trace_id" not in server.wait_for("request", request_id=answer.headers["x-request-id"])
+        assert server.stop() == 0
+        assert not collector.asked.is_set()
