@@ -100,7 +100,7 @@ def _card(figure: Figure, panel: dict[str, Any], lines: int) -> Axes:
 
 def _timeseries(axes: Axes, panel: dict[str, Any], answers: Answers) -> None:
     defaults = panel["fieldConfig"]["defaults"]
-    lines = [(_name(target, one), one) for target, series in answers for one in sorted(series, key=_bucket)]
+    lines = [(_name(target, one), one) for target, series in answers for one in sorted(series, key=_order)]
     times, rows = _grid([one for _, one in lines])
     stacked = "stacking" in defaults["custom"]
     tops = np.cumsum(np.nan_to_num(rows), axis=0) if stacked else rows
@@ -117,6 +117,7 @@ def _timeseries(axes: Axes, panel: dict[str, Any], answers: Answers) -> None:
     _clothe(axes, defaults["unit"])
     if not lines:
         nothing = defaults.get("noValue", "no data")
+        axes.axis("off")
         axes.text(0.5, 0.5, nothing, color=_FAINT, size=11, ha="center", transform=axes.transAxes)
         return
     columns = max(1, int(axes.get_position().width * 24 / 1.9))
@@ -216,9 +217,9 @@ def _name(target: dict[str, Any], series: dict[str, Any]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: series["metric"].get(match[1], ""), target["legendFormat"])
 
 
-def _bucket(series: dict[str, Any]) -> float:
-    """What buckets are sorted by, since their names are numbers; others stay as they come."""
-    return float(series["metric"].get("bucket", 0))
+def _order(series: dict[str, Any]) -> tuple[float, list[str]]:
+    """By name, so that a replica has one colour in all panels; buckets by their size."""
+    return float(series["metric"].get("bucket", 0)), sorted(series["metric"].values())
 
 
 def _overrides(panel: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -267,6 +268,8 @@ def _formatter(unit: str, decimals: int | None = None) -> Callable[[float], str]
     """How Grafana writes a number of this unit."""
 
     def plain(value: float) -> str:
+        if value >= 1000:
+            return f"{value:,.0f}"
         return f"{value:.{decimals}f}" if decimals is not None else f"{value:.3g}"
 
     def say(value: float) -> str:
@@ -285,7 +288,7 @@ def _formatter(unit: str, decimals: int | None = None) -> Callable[[float], str]
             case "reqps":
                 return f"{plain(value)} req/s"
             case "none":
-                return plain(value) if value < 1e4 else f"{value:,.0f}"
+                return plain(value)
         return f"{plain(value)}{unit.removeprefix('suffix:')}"
 
     return say

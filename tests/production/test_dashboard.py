@@ -39,7 +39,7 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "topk.json").read_te
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ON_GPUS_ONLY = "topk_device_memory_bytes"
 PHOTO = CAT.read_bytes()
-CALM_S, CROWDED_S = 8.0, 10.0
+CALM_S, CROWDED_S = 8.0, 12.0
 STEP_S = 1
 WINDOW = "5s"  # what Grafana makes of $__rate_interval with a scrape a second, and one more
 
@@ -149,7 +149,7 @@ def mixed(pool: ThreadPoolExecutor, server: Server, until: float, crowd: int) ->
         (lambda c: c.get("/no/such/path"), 0.5),
     ]
     impatient = {"X-Request-Timeout-Ms": "150"}
-    asked += [(lambda c: c.post("/v1/predict", content=PHOTO, headers=impatient), 0.0)] * crowd
+    asked += [(lambda c: c.post("/v1/predict", content=PHOTO, headers=impatient), 0.1)] * crowd
     return [pool.submit(answers, server, until, *one) for one in asked] + [pool.submit(abandon, server, until)]
 
 
