@@ -82,6 +82,14 @@ def test_a_panel_explains_itself(panel: dict[str, Any]) -> None:
     assert unit or panel["type"] in ("table", "state-timeline")
 
 
+def test_alerts_that_a_panel_names_are_in_the_runbook() -> None:
+    named = {name for panel in DRAWN for name in re.findall(r"Topk\w+", panel["description"])}
+    alerts = set(re.findall(r"alert: (\w+)", (REPOSITORY / "deploy" / "prometheus" / "alerts.yml").read_text()))
+    sections = set(re.findall(r"^#+ (\w+)$", (REPOSITORY / "docs" / "runbook.md").read_text(), re.MULTILINE))
+    assert named
+    assert named <= alerts & sections
+
+
 def test_variables_are_declared() -> None:
     declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
     used = set(re.findall(r"\$\{?([a-z]\w*)", json.dumps(PANELS)))

@@ -109,6 +109,9 @@ def _timeseries(axes: Axes, panel: dict[str, Any], answers: Answers) -> None:
     say = _formatter(defaults["unit"], defaults.get("decimals"))
     for row, bottom, top, colour, (name, _) in zip(rows, bottoms, tops, colours, lines, strict=True):
         mean = np.nanmean(row) if np.isfinite(row).any() else math.nan
+        if any(prop["id"] == "custom.hideFrom" for prop in _overrides(panel, name)):  # told, not drawn
+            axes.plot([], [], color=colour, label=f"{name}  {say(mean)}")
+            continue
         label, alpha = f"{name}  {say(mean)}", defaults["custom"]["fillOpacity"] / 100
         axes.fill_between(times, bottom, top, color=colour, alpha=alpha, linewidth=0, label=label if stacked else None)
         if not stacked:

@@ -39,7 +39,7 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "topk.json").read_te
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ON_GPUS_ONLY = "topk_device_memory_bytes"
 PHOTO = CAT.read_bytes()
-CALM_S, CROWDED_S = 8.0, 12.0
+CALM_S, CROWDED_S = 6.0, 10.0
 STEP_S = 1
 WINDOW = "5s"  # what Grafana makes of $__rate_interval with a scrape a second, and one more
 
@@ -229,7 +229,6 @@ def test_the_answers_can_be_drawn(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_shipped_configuration_is_valid(tmp_path: Path) -> None:
-    (tmp_path / "alerts.yml").write_text("groups: []\n")
     for file in SHIPPED.parent.glob("*.yml"):
         shutil.copy(file, tmp_path)
     checked = subprocess.run(["promtool", "check", "config", tmp_path / SHIPPED.name], capture_output=True, text=True)
