@@ -1,4 +1,5 @@
-# make serve | make test | make test-production | make lint. They install what they need once; nothing is reinstalled when nothing changed.
+# make serve | test | test-production | lint | image | constraints | audit. They install what they need once; nothing is
+# reinstalled when nothing changed.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -8,7 +9,7 @@ option = $(if $(filter command,$(firstword $(origin $(1)))),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
-.PHONY: serve test test-production lint clean
+.PHONY: serve test test-production lint image constraints clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve
@@ -25,6 +26,28 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim`: built by docker where its daemon answers, else by buildah, as root.
+# MODEL may also be a model folder; BUILD_FLAGS go to either, as in BUILD_FLAGS='--secret id=pip,src=pip.conf'.
+VARIANT ?= cpu
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+IMAGE ?= topk:$(VERSION)-$(VARIANT)
+asked = $(if $(filter command,$(firstword $(origin $(1)))),--build-arg $(1)=$($(1)))
+folder = $(if $(MODEL),$(wildcard $(MODEL)/model.json))
+IMAGE_FLAGS = --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
+  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(foreach name,BASE_IMAGE TORCH_INDEX,$(call asked,$(name))) \
+  $(if $(folder),--build-context given=$(MODEL) --build-arg MODEL=$(notdir $(abspath $(MODEL))),$(call asked,MODEL)) \
+  $(if $(WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) $(BUILD_FLAGS)
+
+BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
+
+image:
+	$(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot) \
+	  --tag $(IMAGE) $(IMAGE_FLAGS) .
+
+# Which releases the image has: the newest that fit together.
+constraints: $(VENV)/.python
+	$(BIN)/python deploy/resolve.py
 
 $(VENV)/.serve: pyproject.toml $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
