@@ -1,4 +1,4 @@
-# make serve | test | test-production | lint | image | constraints | audit. They install what they need once; nothing is
+# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need once; nothing is
 # reinstalled when nothing changed.
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ option = $(if $(filter command,$(firstword $(origin $(1)))),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
-.PHONY: serve test test-production lint image constraints clean
+.PHONY: serve test test-production lint image test-image constraints audit clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve
@@ -44,6 +44,14 @@ BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 image:
 	$(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot) \
 	  --tag $(IMAGE) $(IMAGE_FLAGS) .
+
+# The image's tests, and of what takes longest: variants that export their model while they are built. As root.
+test-image: $(VENV)/.production
+	TEST_IMAGES=all $(BIN)/python -m pytest -m production tests/production/test_image.py $(ARGS)
+
+# Vulnerabilities that PyPI knows of in what the image installs; it fails where they cannot be looked up.
+audit: $(VENV)/.production
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt
 
 # Which releases the image has: the newest that fit together.
 constraints: $(VENV)/.python

