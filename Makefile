@@ -1,11 +1,12 @@
-# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need once; nothing is
-# reinstalled when nothing changed.
+# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need
+# once; nothing is reinstalled when nothing changed.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 # `make serve MODEL=resnet50 WEIGHTS=FILE PORT=8123 HOST=127.0.0.1`; only what stands on the command line counts, since
 # some shells export HOST.
-option = $(if $(filter command,$(firstword $(origin $(1)))),--$(2) $($(1)))
+asked = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
+option = $(if $(call asked,$(1)),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
@@ -27,23 +28,22 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim`: built by docker where its daemon answers, else by buildah, as root.
-# MODEL may also be a model folder; BUILD_FLAGS go to either, as in BUILD_FLAGS='--secret id=pip,src=pip.conf'.
-VARIANT ?= cpu
+# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim`: by docker where its daemon answers, else by buildah, as root.
+# MODEL may also be a model folder. BUILD_FLAGS go to either: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
+VARIANT = cpu
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
-IMAGE ?= topk:$(VERSION)-$(VARIANT)
-asked = $(if $(filter command,$(firstword $(origin $(1)))),--build-arg $(1)=$($(1)))
-folder = $(if $(MODEL),$(wildcard $(MODEL)/model.json))
-IMAGE_FLAGS = --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
-  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(foreach name,BASE_IMAGE TORCH_INDEX,$(call asked,$(name))) \
-  $(if $(folder),--build-context given=$(MODEL) --build-arg MODEL=$(notdir $(abspath $(MODEL))),$(call asked,MODEL)) \
-  $(if $(WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) $(BUILD_FLAGS)
-
-BUILDER ?= $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
+IMAGE = topk:$(VERSION)-$(VARIANT)
+BUILDER = $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
+BUILD = $(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot)
+argument = $(if $(filter command,$(firstword $(origin $(1)))),--build-arg $(1)=$($(1)))
+folder = $(if $(call asked,MODEL),$(wildcard $(MODEL)/model.json))
 
 image:
-	$(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot) \
-	  --tag $(IMAGE) $(IMAGE_FLAGS) .
+	$(BUILD) --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(call argument,BASE_IMAGE) $(call argument,TORCH_INDEX) \
+	  $(if $(folder),--build-context given=$(MODEL) --build-arg MODEL=$(notdir $(abspath $(MODEL))),$(call argument,MODEL)) \
+	  $(if $(call asked,WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) \
+	  $(BUILD_FLAGS) .
 
 # The image's tests, and of what takes longest: variants that export their model while they are built. As root.
 test-image: $(VENV)/.production
