@@ -32,7 +32,7 @@ lint: $(VENV)/.test
 # MODEL may also be a model folder. BUILD_FLAGS go to either: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
 VARIANT = cpu
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
-IMAGE = topk:$(VERSION)-$(VARIANT)
+IMAGE = topk:$(VERSION)$(patsubst %,-%,$(filter-out cpu,$(VARIANT)))
 BUILDER = $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 BUILD = $(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot)
 argument = $(if $(filter command,$(firstword $(origin $(1)))),--build-arg $(1)=$($(1)))
