@@ -1,14 +1,16 @@
-# make serve | make test | make test-production | make lint. They install what they need once; nothing is reinstalled when nothing changed.
+# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need
+# once; nothing is reinstalled when nothing changed.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 # `make serve MODEL=resnet50 WEIGHTS=FILE PORT=8123 HOST=127.0.0.1`; only what stands on the command line counts, since
 # some shells export HOST.
-option = $(if $(filter command,$(firstword $(origin $(1)))),--$(2) $($(1)))
+asked = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
+option = $(if $(call asked,$(1)),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
-.PHONY: serve test test-production lint clean
+.PHONY: serve test test-production lint image test-image constraints audit clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve
@@ -25,6 +27,35 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim`: by docker where its daemon answers, else by buildah, as root.
+# MODEL may also be a model folder. BUILD_FLAGS go to either: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
+VARIANT = cpu
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+IMAGE = topk:$(VERSION)$(patsubst %,-%,$(filter-out cpu,$(VARIANT)))
+BUILDER = $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
+BUILD = $(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot)
+argument = $(if $(filter command,$(firstword $(origin $(1)))),--build-arg $(1)=$($(1)))
+folder = $(if $(call asked,MODEL),$(wildcard $(MODEL)/model.json))
+
+image:
+	$(BUILD) --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(call argument,BASE_IMAGE) $(call argument,TORCH_INDEX) \
+	  $(if $(folder),--build-context given=$(MODEL) --build-arg MODEL=$(notdir $(abspath $(MODEL))),$(call argument,MODEL)) \
+	  $(if $(call asked,WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) \
+	  $(BUILD_FLAGS) .
+
+# The image's tests, and of what takes longest: variants that export their model while they are built. As root.
+test-image: $(VENV)/.production
+	TEST_IMAGES=all $(BIN)/python -m pytest -m production tests/production/test_image.py $(ARGS)
+
+# Vulnerabilities that PyPI knows of in what the image installs; it fails where they cannot be looked up.
+audit: $(VENV)/.production
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt
+
+# Which releases the image has: the newest that fit together.
+constraints: $(VENV)/.python
+	$(BIN)/python deploy/resolve.py
 
 $(VENV)/.serve: pyproject.toml $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

@@ -127,6 +127,9 @@ def predict(
 @app.command()
 def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
     """What can be served: weights, size, published accuracy, and whether they are in the cache."""
+    from app.models import require_torch
+
+    require_torch("the list of models")
     from app.models import download, zoo
 
     entries = zoo.entries()
@@ -168,13 +171,21 @@ def export(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder to write, new or empty.")],
     calibrate: Annotated[Path | None, typer.Option(help="Folder of your photographs, for --precision int8.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write an int8 model that breaks the accuracy rule.")] = False,
+    openvino_only: Annotated[
+        bool, typer.Option("--openvino-only", help="Leave out the weights for torch: half the size, for CPUs.")
+    ] = False,
     settings: Settings,
 ) -> None:
     """Write a model as a folder that `topk serve --model FOLDER` serves without a network, and starts fast."""
+    from app.models import require_torch
+
+    require_torch("an export")
     from app.models.export import export as run
 
     with err.status("loading") as status:
-        judgement = run(settings.model_copy(update={"model": model}), out_folder, calibrate, force, status.update)
+        judgement = run(
+            settings.model_copy(update={"model": model}), out_folder, calibrate, force, not openvino_only, status.update
+        )
     if judgement:
         out.print(f"int8: {judgement}", highlight=False)
     out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)

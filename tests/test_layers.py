@@ -1,5 +1,6 @@
 """What importing the layers costs: no framework before a model is loaded, and on a CPU no torch then."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_a_load_test_without_a_report_draws_nothing() -> None:
     code = "import sys, app.loadtest.run, app.loadtest.report; print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
+    """It would keep its client's id there, unless in CI."""
+    variables = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    code = "import app.engine.openvino, app.models.convert, app.models.quantize, nncf"
+    subprocess.run([sys.executable, "-c", code], env=variables, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not tell what is loaded")

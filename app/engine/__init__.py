@@ -1,5 +1,6 @@
 """Runs batches on a device. This module is the seam: numpy in, numpy out, and no torch until an engine is loaded."""
 
+import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from app import machine
+from app import machine, models
 from app.errors import ModelError
 from app.models.model import Model
 
@@ -115,7 +116,7 @@ def choose(engine: str, device: str) -> str:
 
 
 def _accelerator() -> bool:
-    if not machine.may_have_accelerator():
+    if not machine.may_have_accelerator() or importlib.util.find_spec("torch") is None:
         return False
     import torch
 
@@ -128,6 +129,7 @@ def create(model: Model, engine: str, device: str, precision: str) -> Engine:
         from app.engine.openvino import OpenVinoEngine
 
         return OpenVinoEngine(model, precision)
+    models.require_torch("the engine torch")
     from app.engine.torch import TorchEngine
 
     return TorchEngine(model, device, precision)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
-from app import machine
+from app import machine, models
 from app.engine import Floats, Row, Want, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
+from app.openvino import ov
 
 _BUCKETS = (1, 2, 4, 8)
 _CAPABILITY = {"bfloat16": "BF16", "float16": "FP16"}
@@ -89,6 +89,7 @@ class OpenVinoEngine:
     def _network(self) -> ov.Model:
         if self._model.openvino:
             return self._core.read_model(self._model.openvino)
+        models.require_torch(f"converting {self._model.name}")
         from app.models.convert import to_openvino
 
         return to_openvino(self._model)

@@ -1,6 +1,7 @@
 """A result as one HTML page that needs nothing else."""
 
 import html
+import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from string import Template
@@ -18,6 +19,8 @@ _MODES = {"closed": "closed loop", "open": "open loop", "capacity": "search of t
 
 def check(path: Path | None) -> None:
     """Raise LoadTestError before the run where the report could not be written after it."""
+    if path and importlib.util.find_spec("matplotlib") is None:
+        raise LoadTestError("a report needs matplotlib, which is not installed here")
     if path and not path.parent.is_dir():
         raise LoadTestError(f"there is no folder {path.parent} for the report")
 

@@ -1,5 +1,6 @@
 """From a name to a servable model. Resolving may download weights; torch is imported only when that is needed."""
 
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,15 @@ def resolve(settings: Settings, converted: bool = False) -> Model:
     return replace(model, name=settings.model_name) if settings.model_name else model
 
 
+def require_torch(purpose: str) -> None:
+    """Raise ModelError in one sentence where PyTorch is not installed: the slim container image is without it."""
+    if importlib.util.find_spec("torch") is None:
+        raise ModelError(
+            f"{purpose} needs PyTorch, which is not installed here; what is served without it, on a CPU, is a folder"
+            " written by `topk export`"
+        )
+
+
 def _named(settings: Settings, spec: str, converted: bool) -> Model:
     if folder.is_folder(spec):
         if settings.weights:
@@ -34,6 +44,7 @@ def _named(settings: Settings, spec: str, converted: bool) -> Model:
         raise ModelError(f"{embedded.NAME} is served with its own weights only")
     if os.sep in spec or spec.endswith("/"):
         raise ModelError(f"{spec} is no model folder: it has no {folder.DESCRIPTION}")
+    require_torch(f"the model {spec}")
     if converted:
         return cache.converted(spec, weights, settings.cache_dir)
     return _built(architecture, entry or None, weights)
@@ -50,6 +61,7 @@ def _built(architecture: str, entry: str | None, weights: Path | None) -> Model:
 def _auto(settings: Settings, converted: bool) -> Model:
     if settings.weights:
         raise ModelError("weights need the architecture they are for: name it, as in --model resnet50")
+    require_torch("the model auto")
     try:
         download.fetch(AUTO_URL)
         return _named(settings, f"{AUTO}:{AUTO_WEIGHTS}", converted)

@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
 from torch import nn
 
@@ -18,6 +17,7 @@ from app.errors import ModelError, NotConvertible
 from app.models.cache import NOT_CONVERTIBLE, REFUSED
 from app.models.model import Model
 from app.models.split import FeaturesAndLogits, split
+from app.openvino import ov
 
 _TOLERANCE = 1e-3  # of the logits' range; float32 on both sides, summed in another order
 

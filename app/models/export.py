@@ -18,11 +18,14 @@ class RuleBroken(ModelError):
     """The int8 model answers otherwise too often."""
 
 
-def export(settings: Settings, out: Path, calibrate: Path | None, force: bool, step: Step) -> Judgement | None:
+def export(
+    settings: Settings, out: Path, calibrate: Path | None, force: bool, weights: bool, step: Step
+) -> Judgement | None:
     """Write the model that ``settings`` name into ``out``; the judgement where it is int8.
 
-    ``step`` is told what is being done. Raises ModelError; RuleBroken, with nothing written, where the int8 model
-    breaks the accuracy rule and ``force`` is not given.
+    ``weights`` are what torch reads; without them OpenVINO alone serves the folder. ``step`` is told what is being
+    done. Raises ModelError; RuleBroken, with nothing written, where the int8 model breaks the accuracy rule and
+    ``force`` is not given.
     """
     folder.check_target(out)
     if (settings.precision == "int8") != (calibrate is not None):
@@ -31,18 +34,20 @@ def export(settings: Settings, out: Path, calibrate: Path | None, force: bool, s
     model = models.resolve(settings)
     if not calibrate:
         step("converting")
-        folder.write(model, out, precision=settings.precision)
+        folder.write(model, out, weights=weights, precision=settings.precision)
         return None
     photographs = read(calibrate, model.preprocessing, model.labels, settings.max_pixels, step)
-    return _export_int8(model, out, photographs, force, step)
+    return _export_int8(model, out, photographs, force, weights, step)
 
 
-def _export_int8(model: Model, out: Path, photographs: Photographs, force: bool, step: Step) -> Judgement:
+def _export_int8(
+    model: Model, out: Path, photographs: Photographs, force: bool, weights: bool, step: Step
+) -> Judgement:
     step("converting")
     network = to_openvino(model)
     judgement = judge(network, photographs, step)
     if not judgement.holds and not force:
         raise RuleBroken(f"int8 changes too many answers: {judgement}; --force writes it all the same")
     step("calibrating on all photographs")
-    folder.write(model, out, precision="int8", network=quantize(network, photographs.served))
+    folder.write(model, out, weights=weights, precision="int8", network=quantize(network, photographs.served))
     return judgement

@@ -96,10 +96,10 @@ def write(
     ``weights=False`` leaves out the safetensors: such a folder is served by OpenVINO alone. ``network`` is what to
     write instead of the converted float32 one. Raises ModelError.
     """
-    import openvino
     from safetensors.torch import save_model
 
     from app.models.convert import to_openvino
+    from app.openvino import ov
 
     check_target(folder)
     built = model.build()
@@ -108,7 +108,7 @@ def write(
         if weights:
             save_model(built, str(folder / WEIGHTS))
             os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone
-        openvino.save_model(network or to_openvino(model, built), folder / OPENVINO, compress_to_fp16=False)
+        ov.save_model(network or to_openvino(model, built), folder / OPENVINO, compress_to_fp16=False)
         files = {path.name: download.sha256(path) for path in sorted(folder.iterdir())}
         description = Description(
             format=FORMAT,

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
 
 from app import images
 from app.errors import ModelError, TopkError
 from app.images import Preprocessing
 from app.models.labels import Label
+from app.openvino import ov
 
 Pixels = npt.NDArray[np.float32]
 Step = Callable[[str], None]

@@ -48,6 +48,14 @@ def test_an_exported_folder_answers_as_the_model_does(weights: Path, tmp_path: P
     assert predictions("--model", tmp_path / "mine") == predictions("--model", "resnet18", "--weights", weights)
 
 
+def test_a_folder_for_openvino_only_has_no_weights_for_torch(weights: Path, tmp_path: Path) -> None:
+    ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", "--openvino-only")
+    assert ran.returncode == 0, ran.stderr
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model.json", "openvino.bin", "openvino.xml"]
+    assert predictions("--model", tmp_path / "mine") == predictions("--model", "resnet18", "--weights", weights)
+    assert "served by OpenVINO alone" in topk("predict", CAT, "--model", tmp_path / "mine", "--engine", "torch").stderr
+
+
 @pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibrate", "docs"]])
 def test_int8_and_photographs_go_together(weights: Path, tmp_path: Path, options: list[str]) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", *options)

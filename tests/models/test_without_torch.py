@@ -1,0 +1,51 @@
+"""Without PyTorch, as in the slim container image: a model folder is served, all else ends in one plain sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CAT, REPOSITORY, environment
+
+# Python's own way to say that a module cannot be imported.
+START = "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'timm')); from app.cli import main; main()"
+
+
+def topk(*arguments: str | Path, **env: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", START, *map(str, arguments)]
+    variables = environment() | {"COLUMNS": "200", "TOPK_LOG_FORMAT": "text"} | env
+    return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=120)
+
+
+def test_a_model_folder_is_served(resnet18_folder: Path) -> None:
+    ran = topk("predict", CAT, "--model", resnet18_folder, "--json")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert '"model":"resnet18"' in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("serve", "--port", "0", "--model", "resnet50"), "the model resnet50"),
+        (("serve", "--port", "0", "--model", "efficientnet_lite0"), "the model efficientnet_lite0"),
+        (("serve", "--port", "0", "--model", "auto"), "the model auto"),
+        (("predict", CAT, "--model", "resnet50", "--engine", "torch"), "the model resnet50"),
+        (("export", "resnet50", "--out", "nowhere"), "an export"),
+        (("models",), "the list of models"),
+    ],
+    ids=["serve", "embedded", "auto", "predict", "export", "models"],
+)
+def test_what_needs_it_says_so(arguments: tuple[str | Path, ...], what: str) -> None:
+    ran = topk(*arguments)
+    assert ran.returncode == 1
+    assert f"{what} needs PyTorch, which is not installed here; what is served without it, on a CPU, is a" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("choice", [("--engine", "torch"), ("--device", "cuda")])
+def test_a_folder_on_its_engine_says_so_too(resnet18_folder: Path, choice: tuple[str, str]) -> None:
+    ran = topk("predict", CAT, "--model", resnet18_folder, *choice)
+    assert ran.returncode == 1
+    assert "the engine torch needs PyTorch" in ran.stderr
+    assert "Traceback" not in ran.stderr
