@@ -21,6 +21,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from app import connections
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
@@ -69,7 +70,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
         # headers of any size
-        http="h11",
+        http=connections.bounded(settings.upload_idle_ms / 1000),
         h11_max_incomplete_event_size=HEADER_BYTES,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
