@@ -56,13 +56,17 @@ def _cuda() -> bool:
 
 
 class Server:
-    """``topk serve`` as a process, on a port of its own choosing. ``log`` holds its log lines so far, parsed."""
+    """``topk serve`` as a process, on a port of its own choosing. ``log`` holds its log lines so far, parsed.
 
-    def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
+    ``under`` is a command that runs it, such as prlimit's, which is the same process then.
+    """
+
+    def __init__(self, *options: str, env: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> None:
         self.log: list[dict[str, object]] = []
         self._seen = threading.Condition()
         self.process = subprocess.Popen(
             [
+                *under,
                 sys.executable,
                 "-m",
                 "app",
