@@ -101,7 +101,11 @@ class Settings(BaseSettings):
     decode_pixels: int | None = Field(
         None, ge=1, description="Most pixels of costly pictures decoded at once; by default from the memory there is."
     )
-    upload_idle_ms: int = Field(10_000, ge=1, description="An upload without a byte for this long ends in 408.")
+    upload_idle_ms: int = Field(
+        10_000,
+        ge=1,
+        description="An upload without a byte for this long ends in 408, as does a request whose head is not whole by then.",
+    )
     upload_ms: int = Field(60_000, ge=1, description="An upload that takes longer than this ends in 408.")
     request_timeout_ms: int = Field(
         10_000,
