@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,9 @@ from app.models.labels import Label
 from app.models.model import Model
 
 if TYPE_CHECKING:
-    import openvino
     from torch import nn
+
+    from app.openvino import ov
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
@@ -89,13 +92,14 @@ def write(
     *,
     weights: bool = True,
     precision: str = "auto",
-    network: openvino.Model | None = None,
+    network: ov.Model | None = None,
 ) -> None:
     """Write ``model`` into ``folder``, which must not exist or be empty.
 
     ``weights=False`` leaves out the safetensors: such a folder is served by OpenVINO alone. ``network`` is what to
     write instead of the converted float32 one. Raises ModelError.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     from app.models.convert import to_openvino
@@ -106,9 +110,12 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if weights:
-            save_model(built, str(folder / WEIGHTS))
+            with _full_disk_said(SafetensorError):
+                save_model(built, str(folder / WEIGHTS))
             os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone
-        ov.save_model(network or to_openvino(model, built), folder / OPENVINO, compress_to_fp16=False)
+        network = network or to_openvino(model, built)
+        with _full_disk_said(RuntimeError):
+            ov.save_model(network, folder / OPENVINO, compress_to_fp16=False)
         files = {path.name: download.sha256(path) for path in sorted(folder.iterdir())}
         description = Description(
             format=FORMAT,
@@ -125,6 +132,15 @@ def write(
         (folder / DESCRIPTION).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {error}") from error
+
+
+@contextmanager
+def _full_disk_said(error_of_library: type[Exception]) -> Iterator[None]:
+    """Libraries have errors of their own where a file cannot be written, and do not all say why."""
+    try:
+        yield
+    except error_of_library as error:
+        raise OSError(f"a file could not be written, as happens on a full disk ({error})") from error
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 
 from app.errors import ModelError
 from app.models import download
+from tests.models.conftest import files_of_at_most
 
 BODY = random.Random(0).randbytes(300_000)
 HALF = len(BODY) // 2
@@ -242,6 +243,13 @@ def test_a_cache_that_cannot_be_made_is_a_clear_error(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / folder))
     with pytest.raises(ModelError, match="could not be had"):
         download.fetch(f"http://127.0.0.1:1/{NAME}")
+
+
+def test_a_full_disk_is_said_and_nothing_is_left_on_it(checkpoints: Path) -> None:
+    with serving(whole) as origin, files_of_at_most(HALF):
+        with pytest.raises(ModelError, match=r"could not be had: .*too large"):
+            download.fetch(origin.url())
+        assert files(checkpoints) == []
 
 
 def test_nothing_is_drawn_where_no_terminal_is(capfd: pytest.CaptureFixture[str]) -> None:

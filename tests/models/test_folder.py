@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import orjson
 import pytest
 import safetensors.torch
@@ -17,7 +16,9 @@ import torchvision
 from app.errors import ModelError
 from app.models import embedded, folder, resolve, zoo
 from app.models.model import Model
+from app.openvino import ov
 from app.settings import Settings
+from tests.models.conftest import files_of_at_most
 from tests.models.seeded import images
 
 
@@ -72,9 +73,7 @@ def test_its_weights_are_torchvision_s_own_network_s(resnet18_folder: Path, writ
 @torch.inference_mode()
 def test_its_network_takes_grey_levels_to_the_logits_of_torch(resnet18_folder: Path, written: Model) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.float32)
-    found = openvino.Core().compile_model(
-        folder.load(resnet18_folder).openvino, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    found = ov.Core().compile_model(folder.load(resnet18_folder).openvino, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (written.preprocessing.mean, written.preprocessing.std))
     expected = written.build().eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
     assert np.allclose(found([pixels])["logits"], expected, atol=1e-4)
@@ -203,6 +202,12 @@ def test_a_place_where_no_folder_can_be_is_refused(written: Model, tmp_path: Pat
     with pytest.raises(ModelError, match="cannot be written"):
         folder.write(written, tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("weights", [True, False], ids=["safetensors", "OpenVINO"])
+def test_a_full_disk_is_said_in_a_sentence(written: Model, tmp_path: Path, weights: bool) -> None:
+    with files_of_at_most(1_000_000), pytest.raises(ModelError, match=r"mine cannot be written: .* full disk"):
+        folder.write(written, tmp_path / "mine", weights=weights)
 
 
 def test_a_folder_is_a_model_by_its_path(resnet18_folder: Path) -> None:
