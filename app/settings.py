@@ -104,7 +104,8 @@ class Settings(BaseSettings):
     upload_idle_ms: int = Field(
         10_000,
         ge=1,
-        description="An upload without a byte for this long ends in 408, as does a request whose head is not whole by then.",
+        description="An upload without a byte for this long ends in 408, as does a request whose head is not whole by"
+        " then.",
     )
     upload_ms: int = Field(60_000, ge=1, description="An upload that takes longer than this ends in 408.")
     request_timeout_ms: int = Field(
