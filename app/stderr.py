@@ -7,21 +7,21 @@ import io
 import logging
 import os
 import select
-import sys
+from typing import TextIO
 
 _PIECE = 4096  # bytes, POSIX's PIPE_BUF: what fits whole into a pipe that can be written to
 _PATIENCE_MS = 1000  # for a reader that has fallen asleep; once, then it has to wake up first
 
 
 class Lines(logging.StreamHandler[io.TextIOBase]):
-    """Any thread; ``logging`` lets one in at a time. Where standard error is no file it is written to as it is."""
+    """Any thread; ``logging`` lets one in at a time. What is no file is written to as it is."""
 
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)  # type: ignore[arg-type]
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)  # type: ignore[arg-type]
         self._lost = 0
         self._poll = select.poll()
         try:
-            self._file = sys.stderr.fileno()
+            self._file = stream.fileno()
             self._poll.register(self._file, select.POLLOUT)
         except (OSError, ValueError, AttributeError):
             self._file = -1

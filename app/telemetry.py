@@ -94,7 +94,7 @@ def configure_logging(format: str, level: str) -> None:
         )
     else:
         ending += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    handler = Lines()
+    handler = Lines(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=ending, foreign_pre_chain=shared))
     root = logging.getLogger()
     root.handlers = [handler]

@@ -1,5 +1,6 @@
 """Log lines where standard error is slow, full or closed."""
 
+import io
 import logging
 import os
 import threading
@@ -32,7 +33,6 @@ class Pipe:
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     pipe = Pipe()
-    monkeypatch.setattr("sys.stderr", pipe)
     monkeypatch.setattr(stderr, "_PATIENCE_MS", 50)
     yield pipe
     os.close(pipe.writing)
@@ -44,7 +44,7 @@ def say(handler: Lines, text: Any, times: int = 1) -> None:
 
 
 def test_a_line_is_written_whole(pipe: Pipe) -> None:
-    say(Lines(), "ü" * 10_000)
+    say(Lines(pipe), "ü" * 10_000)
     assert pipe.read() == ["ü" * 10_000]
 
 
@@ -57,7 +57,7 @@ def test_a_reader_that_is_slow_gets_all(pipe: Pipe, monkeypatch: pytest.MonkeyPa
             got.append(os.read(pipe.reading, 1000))
 
     reader = threading.Thread(target=read)
-    handler = Lines()
+    handler = Lines(pipe)
     say(handler, "x" * 99, FULL // 2)
     reader.start()
     say(handler, "x" * 99, 10 * FULL)
@@ -67,7 +67,7 @@ def test_a_reader_that_is_slow_gets_all(pipe: Pipe, monkeypatch: pytest.MonkeyPa
 
 
 def test_where_nobody_reads_lines_are_lost_and_that_is_said(pipe: Pipe) -> None:
-    handler = Lines()
+    handler = Lines(pipe)
     say(handler, "x" * 99, FULL + 100)
     kept = pipe.read()
     say(handler, "he reads again")
@@ -78,9 +78,10 @@ def test_where_nobody_reads_lines_are_lost_and_that_is_said(pipe: Pipe) -> None:
 
 def test_a_reader_that_has_gone_is_no_error(pipe: Pipe) -> None:
     os.close(pipe.reading)
-    say(Lines(), "nobody hears this")  # a trace of what went wrong would have nowhere to go either
+    say(Lines(pipe), "nobody hears this")  # a trace of what went wrong would have nowhere to go either
 
 
-def test_without_a_file_it_is_written_to_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    say(Lines(), "as it is")
-    assert capsys.readouterr().err == "as it is\n"
+def test_without_a_file_it_is_written_to_as_it_is() -> None:
+    text = io.StringIO()
+    say(Lines(text), "as it is")
+    assert text.getvalue() == "as it is\n"
