@@ -84,10 +84,12 @@ class Observe:
 
         try:
             await self.app(scope, receive, observed_send)
-        except ClientGone:
+        except (ClientGone, asyncio.CancelledError) as gone:  # some servers tell by cancelling that a client has left
             status = CLIENT_GONE
             if self.traces:
                 self.traces.tell(exchange)
+            if isinstance(gone, asyncio.CancelledError):
+                raise
         except Exception:
             log.exception("defect", path=scope["path"], **exchange.ids())
             exchange.code = Internal.code

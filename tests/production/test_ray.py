@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -24,6 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.classifier import Classifier, Prediction
 from app.engine import Want
+from app.errors import ModelError, NotReady
+from app.main import create_app
 from app.settings import Settings
 from tests.api.wire import Wire
 from tests.conftest import CAT, REPOSITORY
@@ -232,6 +235,16 @@ def test_a_bad_image_gets_its_code(cluster: Cluster, body: bytes, status: int, c
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
+def test_clients_that_leave_are_counted_and_forgotten(cluster: Cluster) -> None:
+    for _ in range(5):
+        with Wire(cluster.port) as wire:
+            wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
+            wire.send(PHOTO[:9000])
+            wait_until(lambda: sum(cluster.metric("topk_inflight_bytes").values()) == 9000)
+        wait_until(lambda: sum(cluster.metric("topk_inflight_bytes").values()) == 0)
+    assert sum(cluster.metric("topk_requests_total", status="499").values()) == 5
+
+
 def test_too_large_a_body_is_refused_and_the_refusal_arrives(cluster: Cluster) -> None:
     answer = cluster.post(bytes(21 * 2**20))
     assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
@@ -247,7 +260,7 @@ def test_batches_form_in_both_replicas(cluster: Cluster) -> None:
     assert set(load.statuses()) == {200}
     assert sum(images.values()) == len(load.asked)
     assert len(images) == len(cluster.processes()) == 2
-    assert all(images[name] > 1.5 * batches[name] > 0 for name in images)
+    assert all(images[name] > 1.2 * batches[name] > 0 for name in images)
 
 
 def test_overload_is_refused_with_the_time_to_come_back(cluster: Cluster) -> None:
@@ -307,6 +320,23 @@ def test_a_redeploy_under_load_loses_nothing(cluster: Cluster) -> None:
     print(load.statuses())
     assert set(load.statuses()) == {200}
     assert httpx2.get(f"{cluster.url}/v1/info").json()["limits"]["max_pixels"] == 40_000_000
+
+
+def test_a_setting_that_is_none_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(ValueError, match="no such settings: modle"):
+        pytest.importorskip("deploy.ray.app").build({"modle": MODEL})
+
+
+def test_a_replica_is_healthy_while_its_model_serves(cluster: Cluster) -> None:
+    app = create_app(Settings(model=MODEL, _env_file=None), load=lambda classifier, lifecycle: None)
+    replica = pytest.importorskip("deploy.ray.app").Topk.func_or_class
+    with pytest.raises(NotReady):
+        asyncio.run(replica.check_health(SimpleNamespace(app=app)))
+    app.state.classifier.ready = True
+    asyncio.run(replica.check_health(SimpleNamespace(app=app)))
+    app.state.lifecycle.failure = ModelError("the device hangs")
+    with pytest.raises(ModelError):
+        asyncio.run(replica.check_health(SimpleNamespace(app=app)))
 
 
 def test_replicas_come_and_go_with_the_load(cluster: Cluster) -> None:
