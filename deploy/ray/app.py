@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,7 +58,7 @@ class Topk:
         """The app, its model loaded. Raises ModelError, which ``serve status`` then shows."""
         app = create_app(self._settings, load=lambda classifier, lifecycle: None)
         app.state.exposition = self._exposition
-        app.add_middleware(OneRequestId)
+        app.add_middleware(Proxied)
         app.state.classifier.load()
         return app
 
@@ -90,16 +91,26 @@ class Topk:
         return Totals().render(metrics for metrics in told if not isinstance(metrics, Exception))
 
 
-class OneRequestId:
-    """Takes the app's ``X-Request-ID`` out of its answers: Ray's proxy, which made it up, adds the same."""
+class Proxied:
+    """What Ray's proxy does otherwise than an ASGI server, put right.
+
+    It adds ``X-Request-ID`` to every answer, the one that it gave the request: the app's own would be a second. And
+    where a client leaves, ``receive`` may raise an error of Ray's instead of telling so.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def without(message: Message) -> None:
+        async def received() -> Message:
+            try:
+                return await receive()
+            except RayError:
+                return {"type": "http.disconnect"}
+
+        async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 del MutableHeaders(scope=message)["X-Request-ID"]
             await send(message)
 
-        await self.app(scope, receive, without)
+        await self.app(scope, received, sent)
