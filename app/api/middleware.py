@@ -85,9 +85,9 @@ class Observe:
         try:
             await self.app(scope, receive, observed_send)
         except (ClientGone, asyncio.CancelledError) as gone:  # some servers tell by cancelling that a client has left
-            status = CLIENT_GONE
-            if self.traces:
+            if self.traces and not status:
                 self.traces.tell(exchange)
+            status = status or CLIENT_GONE
             if isinstance(gone, asyncio.CancelledError):
                 raise
         except Exception:

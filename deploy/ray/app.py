@@ -29,7 +29,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     if unknown := sorted(args.keys() - Settings.model_fields.keys()):
         raise ValueError(f"no such settings: {', '.join(unknown)}")
-    settings = Settings(**args)
+    settings = Settings(**args | {"listen_early": False})  # a replica has started once its model is warm
     longest_s = (settings.upload_ms + settings.request_timeout_ms) / 1000
     return Topk.options(graceful_shutdown_timeout_s=longest_s + SHUTDOWN_S).bind(settings)
 
@@ -45,7 +45,7 @@ def build(args: dict[str, Any]) -> Application:
 )
 @serve.ingress()
 class Topk:
-    """One replica. It has started, for Ray, once its model is warm."""
+    """One replica. Ray calls ``check_health`` before it sends the first request, and every few seconds from then on."""
 
     def __init__(self, settings: Settings) -> None:
         configure_logging(settings.log_format, settings.log_level)
@@ -55,15 +55,13 @@ class Topk:
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """The app, its model loaded. Raises ModelError, which ``serve status`` then shows."""
-        app = create_app(self._settings, load=lambda classifier, lifecycle: None)
+        app = create_app(self._settings)
         app.state.exposition = self._exposition
         app.add_middleware(Proxied)
-        app.state.classifier.load()
         return app
 
     async def check_health(self) -> None:
-        """Raises what is wrong, if anything is; Ray then puts another replica in this one's place."""
+        """Raises what is wrong, if anything is: ``serve status`` shows it, and another replica takes its place."""
         state = self.app.state
         if state.lifecycle.failure:
             raise state.lifecycle.failure

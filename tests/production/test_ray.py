@@ -71,11 +71,15 @@ class Cluster:
         ran = subprocess.run([*serve_run, str(self._file)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
 
+    def status(self) -> Any:
+        """What ``serve status`` says of the deployment; None while Ray knows of none."""
+        application = self._serve.status().applications.get("topk")
+        return application and application.deployments.get("Topk")
+
     def states(self) -> dict[str, int]:
         """Ray's own count of the replicas by state."""
-        application = self._serve.status().applications.get("topk")
-        deployment = application and application.deployments.get("Topk")
-        return dict(deployment.replica_states) if deployment else {}
+        status = self.status()
+        return dict(status.replica_states) if status else {}
 
     def whole(self, replicas: int = 2) -> bool:
         """Whether so many replicas serve, and none is starting or stopping."""
@@ -329,8 +333,16 @@ def test_a_setting_that_is_none_is_refused(cluster: Cluster) -> None:
         pytest.importorskip("deploy.ray.app").build({"modle": MODEL})
 
 
+def test_a_redeploy_that_cannot_load_is_told_and_leaves_the_old_replicas(cluster: Cluster) -> None:
+    cluster.deploy({"model": "nonsense"}, TWO)
+    wait_until(lambda: "no model 'nonsense'" in getattr(cluster.status(), "message", ""))
+    assert {cluster.post(PHOTO).status_code for _ in range(10)} == {200}
+    cluster.deploy({}, TWO)
+    wait_until(cluster.whole)
+
+
 def test_a_replica_is_healthy_while_its_model_serves(cluster: Cluster) -> None:
-    app = create_app(Settings(model=MODEL, _env_file=None), load=lambda classifier, lifecycle: None)
+    app = create_app(Settings(model=MODEL, _env_file=None))
     replica = pytest.importorskip("deploy.ray.app").Topk.func_or_class
     with pytest.raises(NotReady):
         asyncio.run(replica.check_health(SimpleNamespace(app=app)))
