@@ -84,10 +84,12 @@ class Observe:
 
         try:
             await self.app(scope, receive, observed_send)
-        except ClientGone:
-            status = CLIENT_GONE
-            if self.traces:
+        except (ClientGone, asyncio.CancelledError) as gone:  # some servers tell by cancelling that a client has left
+            if self.traces and not status:
                 self.traces.tell(exchange)
+            status = status or CLIENT_GONE
+            if isinstance(gone, asyncio.CancelledError):
+                raise
         except Exception:
             log.exception("defect", path=scope["path"], **exchange.ids())
             exchange.code = Internal.code
