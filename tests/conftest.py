@@ -35,6 +35,12 @@ def environment() -> dict[str, str]:
     return mine | {"TOPK_CACHE_DIR": os.environ["TOPK_CACHE_DIR"]}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What needs packages of its own is not even read where it is left out."""
+    left_out = config.option.markexpr == "not production" and collection_path.name == "production"
+    return True if left_out else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {}
     if not (RESNET50.is_file() and PHOTOGRAPHS):
