@@ -94,6 +94,7 @@ def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, 
     assert json.loads((tmp_path / "mine" / "model.json").read_text())["precision"] == "int8"
 
 
+@pytest.mark.production
 @pytest.mark.shared
 def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
     folder = PHOTOGRAPHS[0].parents[1]
