@@ -177,6 +177,7 @@ def expected() -> list[Prediction]:
 @pytest.fixture(scope="module")
 def cluster(expected: list[Prediction]) -> Iterator[Cluster]:
     """A Ray of 2 CPUs with two replicas. It ends with the module, its processes with it."""
+    others = set(psutil.Process().children(recursive=True))  # servers of other tests, say
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a short path: sockets lie below it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -197,7 +198,7 @@ def cluster(expected: list[Prediction]) -> Iterator[Cluster]:
             wait_until(lambda: cluster.states() == {"RUNNING": 2})
             yield cluster
         finally:
-            started = psutil.Process().children(recursive=True)
+            started = set(psutil.Process().children(recursive=True)) - others
             with contextlib.suppress(Exception):
                 serve.shutdown()
             ray.shutdown()
