@@ -21,7 +21,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from app import connections
+from app import connections, machine
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
@@ -37,6 +37,7 @@ _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in th
 
 def serve(settings: Settings) -> int:
     """Serve until a signal comes; the process's exit code. Raises ModelError where the port is taken."""
+    machine.return_memory()
     configure_logging(settings.log_format, settings.log_level)
     if unknown := unknown_names(os.environ):
         log.warning("environment variables that are no settings", names=unknown)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from app import machine
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.workers.wire import Messages
@@ -26,6 +27,7 @@ def begin(arguments: list[str]) -> tuple[socket.socket, Settings]:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     settings: Settings = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent wrote it
+    machine.return_memory()
     configure_logging(settings.log_format, settings.log_level)
     return socket.socket(fileno=int(arguments[1])), settings
 
