@@ -20,6 +20,7 @@ PHOTOGRAPHS = sorted((SHARED / "images" / "imagenet").glob("*/*.JPEG"))
 RESNET50 = SHARED / "weights" / "resnet50.safetensors"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CAT = REPOSITORY / "docs" / "cat.jpg"
+SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -71,20 +72,7 @@ class Server:
         self.log: list[dict[str, object]] = []
         self._seen = threading.Condition()
         self.process = subprocess.Popen(
-            [
-                *under,
-                sys.executable,
-                "-m",
-                "app",
-                "serve",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-                "--log-format",
-                "json",
-                *options,
-            ],
+            [*under, *SERVE, *options],
             cwd=REPOSITORY,
             env=environment() | {"TOPK_DRAIN_DELAY_MS": "0"} | (env or {}),
             stderr=subprocess.PIPE,

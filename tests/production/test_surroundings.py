@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.api.wire import Wire
-from tests.conftest import CAT, REPOSITORY, Server, environment
+from tests.conftest import CAT, REPOSITORY, SERVE, Server, environment
 from tests.production.test_sockets import Ordinary
 from tests.workers.conftest import wait_until
 
@@ -86,19 +85,7 @@ class Unheard:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "app",
-                "serve",
-                *MODEL,
-                "--host",
-                "127.0.0.1",
-                "--port",
-                "0",
-                "--log-format",
-                "json",
-            ],
+            [*SERVE, *MODEL],
             cwd=REPOSITORY,
             env=environment() | {"TOPK_DRAIN_DELAY_MS": "0"},
             stderr=subprocess.PIPE,
