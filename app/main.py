@@ -141,7 +141,7 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
             lifecycle.on_failure()
         elif not lifecycle.draining:
             lifecycle.ready = True
-            lifecycle.on_ready()
+            lifecycle.announce()
             lifecycle.watch = asyncio.create_task(_watch(classifier, lifecycle))
 
     def load() -> None:

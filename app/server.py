@@ -104,6 +104,7 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay_s: float) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
+        self._lifecycle.listening = False
         self._drain_delay_s = drain_delay_s
         self._close_at: float | None = None
         self._said = False
@@ -135,6 +136,11 @@ class Server(uvicorn.Server):
         if self._close_at is None:
             delay = self._drain_delay_s if self._lifecycle.ready else 0.0  # else nobody was sent here yet
             self._close_at = time.monotonic() + delay
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._lifecycle.listening = self.started
+        self._lifecycle.announce()
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None:

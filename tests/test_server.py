@@ -13,6 +13,10 @@ import pytest
 import torch
 import torchvision
 
+from app import server as listening
+from app.lifecycle import Lifecycle
+from app.main import create_app
+from app.settings import Settings
 from tests.api.wire import Wire
 from tests.conftest import CAT, REPOSITORY, RESNET50, Server
 
@@ -127,6 +131,22 @@ def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> Non
             assert server.process.poll() is None
     assert answer.status_code == 200
     assert server.stop() == 0
+
+
+def test_it_says_that_it_is_ready_once_it_can_be_asked() -> None:
+    settings = Settings(model="efficientnet_lite0", host="127.0.0.1", port=0, listen_early=False, _env_file=None)
+    refused: list[bool] = []
+
+    def ask() -> None:
+        with socket.socket() as client:
+            refused.append(client.connect_ex(listener.getsockname()) != 0)
+        server.stop()
+
+    listener = listening.bind(settings.host, settings.port)
+    lifecycle = Lifecycle(on_ready=ask)
+    server = listening.Server(listening.config(create_app(settings, lifecycle), settings), lifecycle, 0)
+    server.run([listener])
+    assert refused == [False]
 
 
 def test_a_signal_before_it_listens_ends_at_once() -> None:

@@ -50,7 +50,7 @@ class HttpProcess(child.Child):
 
     def __init__(self, control: socket.socket, settings: Settings, delay_s: float) -> None:
         super().__init__(control)
-        self._lifecycle = Lifecycle()
+        self._lifecycle = Lifecycle(on_ready=self._say_ready)
         # The limit on bytes in memory is one for all processes, but one body must always fit.
         share = max(settings.max_inflight_bytes // settings.workers, settings.max_body_bytes)
         settings = settings.model_copy(update={"max_inflight_bytes": min(settings.max_inflight_bytes, share)})
@@ -89,6 +89,10 @@ class HttpProcess(child.Child):
             case "stop":
                 self._server.stop()
 
+    def _say_ready(self) -> None:
+        with contextlib.suppress(NotReady):  # the engine has ended again already
+            self.tell({"do": "ready", "info": self._classifier.info()})
+
     def _connect(self, sock: socket.socket) -> None:
         """The life of one engine, seen from here."""
         queue = None
@@ -97,9 +101,10 @@ class HttpProcess(child.Child):
             queue = EngineQueue(sock, slots, board, facts, self._classifier.ahead_s)
             self._classifier.attach(model, facts, queue)
             self._lifecycle.ready = True
-            self.tell({"do": "ready", "info": self._classifier.info()})
+            assert self._loop
+            self._loop.call_soon_threadsafe(self._lifecycle.announce)
             queue.read()
-        except (EOFError, OSError, NotReady):
+        except (EOFError, OSError):
             log.debug("the engine ended before it was ready")
         except Exception:
             log.exception("the connection to the engine failed")
