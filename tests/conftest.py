@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def environment() -> dict[str, str]:
     """What a process that a test starts gets: no settings of the user's, but this run's cache."""
-    mine = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")}
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("TOPK_", "AIP_")) and k != "PORT"}
     return mine | {"TOPK_CACHE_DIR": os.environ["TOPK_CACHE_DIR"]}
 
 

@@ -47,6 +47,8 @@ def defaults(field: Any) -> str:
     default = field.default
     if default in (None, ()) or default == "":
         return ""
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
