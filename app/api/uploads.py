@@ -176,6 +176,7 @@ class Uploads:
         if not body.content:
             raise EmptyBody("the body is empty")
         content = bytes(body.content)
+        body.content.clear()
         if kind == "raw":
             if content[:_GLANCE].lstrip()[:1] != b"{":
                 return [Upload(content)]

@@ -164,7 +164,7 @@ def _images(inputs: Any, tail: memoryview, uploads: Uploads, crop: int) -> list[
                 raise MalformedRequest(f"shape {shape} wants {math.prod(shape)} images, not {len(files)}")
             return files
         case "FP32":
-            uploads.check_count(shape[0])
+            uploads.check_count(math.prod(shape[:1]))
             if shape[1:] != [3, crop, crop]:
                 raise InvalidParameter(f"shape must be [n, 3, {crop}, {crop}] for FP32, not {shape}")
             return [_tensor(values) for values in _numbers(tensor.get("data"), tail, shape)]
