@@ -126,9 +126,9 @@ def document(schema: dict[str, Any], example: dict[str, Any], *also: str) -> dic
     return {"requestBody": {"required": True, "content": content}}
 
 
-def answer(example: Any, *also: str) -> dict[str, Any]:
-    """A JSON answer like this one; ``also`` are the media types it may have as well."""
-    content: dict[str, Any] = {"application/json": {"schema": _like(example), "example": example}}
+def answer(example: Any, schema: dict[str, Any] | None = None, *also: str) -> dict[str, Any]:
+    """A JSON answer, of this schema or like the example; ``also`` are the media types it may have as well."""
+    content: dict[str, Any] = {"application/json": {"schema": schema or _like(example), "example": example}}
     content |= {kind: {"schema": BINARY} for kind in also}
     return {"description": "As asked", "content": content}
 
@@ -139,6 +139,7 @@ def _like(example: Any) -> dict[str, Any]:
         case dict():
             return {
                 "type": "object",
+                "required": list(example),
                 "properties": {name: _like(value) for name, value in example.items()},
             }
         case list():

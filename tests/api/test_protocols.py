@@ -282,7 +282,8 @@ def test_the_documentation_s_examples_work(open_: InProcess) -> None:
             assert operation["summary"]
             content = operation.get("requestBody", {}).get("content", {})
             if operation["tags"][0] in PROTOCOLS and content:
-                url = open_.url + path.replace("{model}", MODEL).replace("{version}", "1")
+                named = {p["name"]: p["example"] for p in operation.get("parameters", ()) if p["name"] == "model"}
+                url = open_.url + path.format(version=1, **named)
                 answer = httpx2.request(method, url, json=content["application/json"]["example"])
                 assert answer.status_code == 200, (url, answer.text)
                 assert operation["responses"]["200"]["content"].keys() >= {"application/json"}

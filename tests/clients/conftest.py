@@ -13,6 +13,7 @@ from tests.conftest import CAT, Server
 PHOTO = CAT.read_bytes()
 BASE64 = base64.b64encode(PHOTO).decode()
 MODEL = "efficientnet_lite0"
+ENDPOINT = "/v1/endpoints/1234/deployedModels/5678"
 LABELS = ["Egyptian cat", "tiger cat", "tabby", "lynx"]
 """What the embedded model sees in docs/cat.jpg, in any precision; the fifth is far below."""
 
@@ -41,3 +42,18 @@ def _counts(server: Server, protocol: str, requests: int = 1) -> Iterator[None]:
 def counts() -> Callable[..., AbstractContextManager[None]]:
     """What is asked inside is so many answers of this protocol in the metrics."""
     return _counts
+
+
+@pytest.fixture(scope="session")
+def vertex_container() -> Iterator[Server]:
+    """The embedded model as Vertex AI starts it, in float32: the last of its answers is then the same everywhere."""
+    env = {
+        "AIP_MODE": "PREDICTION",
+        "AIP_STORAGE_URI": "",
+        "AIP_HEALTH_ROUTE": ENDPOINT,
+        "AIP_PREDICT_ROUTE": f"{ENDPOINT}:predict",
+        "TOPK_PRECISION": "float32",
+    }
+    server = Server("--model", MODEL, env=env)
+    yield server
+    assert server.stop() == 0

@@ -24,7 +24,7 @@ FORM = Form(several=True, fields=())
 
 problem = said
 Model = Annotated[str, Path(description="The served model's name.")]
-Version = Annotated[str, Path(description="There is only `1`.")]
+Version = Annotated[str, Path(description="There is only `1`.", examples=[VERSION])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +178,15 @@ def routes(settings: Settings) -> APIRouter:
     )
     for path, is_ready, predicting, classifying in each:
         of = " of a version" if "version" in path else ""
-        for verb, example, body, endpoint in (
-            ("predict", PREDICTIONS, INSTANCES, predicting),
+        for verb, answered, body, endpoint in (
+            ("predict", _PREDICTIONS, INSTANCES, predicting),
             ("classify", _RESULT, _EXAMPLES, classifying),
         ):
             router.post(
                 f"{path}:{verb}",
                 summary=f"{verb.title()}{of}",
                 dependencies=gate(FORM),
-                responses=failing | {200: schemas.answer(example)},
+                responses=failing | {200: answered},
                 openapi_extra=body,
             )(endpoint)
         router.get(
@@ -199,10 +199,20 @@ def routes(settings: Settings) -> APIRouter:
 
 
 _MODELS = {"models": ["resnet50"]}
-PREDICTIONS = {
-    "predictions": [[{"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.3864}]],
-}
-_RESULT = {"result": [[["Egyptian cat", 0.3864], ["tiger cat", 0.3632]]]}
+_ROWS = {"type": "array", "items": {"type": "array", "items": schemas.Prediction.model_json_schema()}}
+_PREDICTIONS = schemas.answer(
+    {"predictions": [[{"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.3864}]]},
+    {"type": "object", "properties": {"predictions": _ROWS, "outputs": _ROWS}},
+)
+_PAIR = {"type": "array", "items": {"type": ["string", "number"]}, "minItems": 2, "maxItems": 2}
+_RESULT = schemas.answer(
+    {"result": [[["Egyptian cat", 0.3864], ["tiger cat", 0.3632]]]},
+    {
+        "type": "object",
+        "required": ["result"],
+        "properties": {"result": {"type": "array", "items": {"type": "array", "items": _PAIR}}},
+    },
+)
 _B64 = {"type": "object", "required": ["b64"], "properties": {"b64": {"type": "string"}}}
 INSTANCES = schemas.document(
     {

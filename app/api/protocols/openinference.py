@@ -34,7 +34,7 @@ _LENGTH = struct.Struct("<I")
 
 problem = said
 Model = Annotated[str, Path(description="The served model's name.")]
-Version = Annotated[str, Path(description="There is only `1`.")]
+Version = Annotated[str, Path(description="There is only `1`.", examples=[VERSION])]
 HeaderLength = Annotated[
     str | None,
     Header(alias=BINARY_HEADER, description="Bytes of JSON before the binary tensors; 0 for an image alone."),
@@ -328,14 +328,15 @@ def routes(settings: Settings) -> APIRouter:
             f"{path}/infer",
             summary=f"Inference{of}",
             dependencies=gate(_FORM),
-            responses=schemas.errors("application/json", SAID) | _ok(_ANSWER, "application/octet-stream"),
+            responses=schemas.errors("application/json", SAID)
+            | {200: schemas.answer(_ANSWER, _SHAPE, "application/octet-stream")},
             openapi_extra=_BODY,
         )(inference)
     return router
 
 
-def _ok(example: dict[str, Any], *also: str) -> schemas.Responses:
-    return {200: schemas.answer(example, *also)}
+def _ok(example: dict[str, Any]) -> schemas.Responses:
+    return {200: schemas.answer(example)}
 
 
 _SERVER = {"name": "topk", "version": __version__, "extensions": ["binary_tensor_data", "classification"]}
@@ -359,6 +360,27 @@ _ANSWER = {
             "data": ["0.386400:285:Egyptian cat", "0.363200:282:tiger cat"],
         }
     ],
+}
+_OUTPUT = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"enum": ["scores", "logits"]},
+        "datatype": {"enum": ["BYTES", "FP32"]},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "data": {"type": "array", "items": {"type": ["number", "string"]}},
+        "parameters": {"type": "object"},
+    },
+}
+_SHAPE = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "outputs": {"type": "array", "items": _OUTPUT},
+    },
 }
 _BODY = schemas.document(
     {

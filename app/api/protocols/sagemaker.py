@@ -13,6 +13,6 @@ def routes(settings: Settings) -> APIRouter:
     """Its routes; TorchServe's ``/ping`` is the same."""
     router = APIRouter(tags=[NAME])
     if torchserve.NAME not in settings.protocols:
-        torchserve.ping_route(router)
+        torchserve.ping_route(router, {503: schemas.ERRORS[503]})
     plain.route(router, "/invocations", "Invocations", schemas.ERRORS, schemas.image_body(several=False))
     return router

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from app.api import health, schemas
 from app.api.classify import as_json, gate
-from app.api.protocols.asked import One, answer_any, named
+from app.api.protocols.asked import VERSION, One, answer_any, named
 from app.api.uploads import Form
 from app.classifier import Classifier, Result
 from app.errors import TopkError
@@ -19,7 +19,7 @@ _FORM = Form(fields=("data", "body", "file", "image"), documents=True)
 _TYPES = {404: "ModelNotFoundException", 500: "InternalServerException"}
 
 Model = Annotated[str, Path(description="The served model's name.")]
-Version = Annotated[str, Path(description="There is only `1`.")]
+Version = Annotated[str, Path(description="There is only `1`.", examples=[VERSION])]
 
 
 def problem(error: TopkError) -> dict[str, Any]:
@@ -58,16 +58,15 @@ async def version_predictions(request: Request, model: Model, version: Version) 
     return await answer_any(request, _FORM, One(best))
 
 
-def ping_route(router: APIRouter) -> None:
+def ping_route(router: APIRouter, errors: schemas.Responses) -> None:
     """``/ping``, which SageMaker asks as well."""
-    responses = schemas.errors("application/json", _ERROR, [503]) | {200: schemas.answer({"status": "Healthy"})}
-    router.get("/ping", summary="Ready", responses=responses)(ping)
+    router.get("/ping", summary="Ready", responses=errors | {200: schemas.answer({"status": "Healthy"})})(ping)
 
 
 def routes(settings: Settings) -> APIRouter:
     """Its routes."""
     router = APIRouter(tags=[NAME])
-    ping_route(router)
+    ping_route(router, schemas.errors("application/json", _ERROR, [503]))
     for path, endpoint, of in (
         ("/predictions/{model}", predictions, ""),
         ("/predictions/{model}/{version}", version_predictions, " of a version"),
@@ -79,13 +78,14 @@ def routes(settings: Settings) -> APIRouter:
                 methods=[method],
                 summary=f"Predictions{of}",
                 dependencies=gate(_FORM),
-                responses=schemas.errors("application/json", _ERROR) | {200: schemas.answer(_BEST)},
+                responses=schemas.errors("application/json", _ERROR) | {200: schemas.answer(_BEST, _SHAPE)},
                 openapi_extra=schemas.image_body(several=False, field="data"),
             )
     return router
 
 
 _BEST = {"Egyptian_cat": 0.3864, "tiger_cat": 0.3632, "tabby": 0.176, "lynx": 0.0175, "window_screen": 0.0012}
+_SHAPE = {"type": "object", "additionalProperties": {"type": "number"}}
 _ERROR = {
     "type": "object",
     "required": ["code", "type", "message"],
