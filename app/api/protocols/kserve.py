@@ -179,7 +179,7 @@ def routes(settings: Settings) -> APIRouter:
     for path, is_ready, predicting, classifying in each:
         of = " of a version" if "version" in path else ""
         for verb, answered, body, endpoint in (
-            ("predict", _PREDICTIONS, INSTANCES, predicting),
+            ("predict", PREDICTIONS, INSTANCES, predicting),
             ("classify", _RESULT, _EXAMPLES, classifying),
         ):
             router.post(
@@ -200,7 +200,7 @@ def routes(settings: Settings) -> APIRouter:
 
 _MODELS = {"models": ["resnet50"]}
 _ROWS = {"type": "array", "items": {"type": "array", "items": schemas.Prediction.model_json_schema()}}
-_PREDICTIONS = schemas.answer(
+PREDICTIONS = schemas.answer(
     {"predictions": [[{"class_id": 285, "wnid": "n02124075", "label": "Egyptian cat", "score": 0.3864}]]},
     {"type": "object", "properties": {"predictions": _ROWS, "outputs": _ROWS}},
 )

@@ -12,5 +12,7 @@ NAME = "litserve"
 def routes(settings: Settings) -> APIRouter:
     """Its route."""
     router = APIRouter(tags=[NAME])
-    plain.route(router, "/predict", "Classify an image", schemas.ERRORS, schemas.image_body(several=False))
+    plain.route(
+        router, "/predict", "Classify an image", schemas.ERRORS | {200: plain.ANSWER}, schemas.image_body(several=False)
+    )
     return router

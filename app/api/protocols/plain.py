@@ -27,14 +27,12 @@ async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) 
     return await answer_any(request, _FORM, One(shape, top_k))
 
 
-def route(router: APIRouter, path: str, summary: str, errors: schemas.Responses, body: dict[str, Any]) -> None:
-    """Add the route to a protocol's router."""
-    router.post(
-        path, summary=summary, dependencies=gate(_FORM), responses=errors | {200: _ANSWERS}, openapi_extra=body
-    )(predict)
+def route(router: APIRouter, path: str, summary: str, responses: schemas.Responses, body: dict[str, Any]) -> None:
+    """Add the route to a protocol's router; ``responses`` and ``body`` are for its description."""
+    router.post(path, summary=summary, dependencies=gate(_FORM), responses=responses, openapi_extra=body)(predict)
 
 
-_ANSWERS: dict[str, Any] = {
-    "description": "As `/v1/predict`; for JSON with `instances`, `predictions` of each",
+ANSWER: dict[str, Any] = {
+    "description": "The classes, highest score first",
     "content": {"application/json": {"schema": schemas.PredictAnswer.model_json_schema()}},
 }

@@ -14,5 +14,6 @@ def routes(settings: Settings) -> APIRouter:
     router = APIRouter(tags=[NAME])
     if torchserve.NAME not in settings.protocols:
         torchserve.ping_route(router, {503: schemas.ERRORS[503]})
-    plain.route(router, "/invocations", "Invocations", schemas.ERRORS, schemas.image_body(several=False))
+    responses = schemas.ERRORS | {200: plain.ANSWER}
+    plain.route(router, "/invocations", "Invocations", responses, schemas.image_body(several=False))
     return router

@@ -27,6 +27,6 @@ def routes(settings: Settings) -> APIRouter:
         responses = schemas.errors("application/json", SAID, [503]) | {200: schemas.answer({"status": "ready"})}
         router.get(path, summary="Ready", responses=responses)(healthy)
     if path := settings.aip_predict_route:
-        errors = schemas.errors("application/json", SAID)
-        plain.route(router, path, "Predictions", errors, kserve.INSTANCES)
+        responses = schemas.errors("application/json", SAID) | {200: kserve.PREDICTIONS}
+        plain.route(router, path, "Predictions", responses, kserve.INSTANCES)
     return router
