@@ -1,9 +1,10 @@
-"""``/v1``: predict, embed, info."""
+"""``/v1``: predict, embed, WordNet, info."""
 
 import base64
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from app.api import schemas
@@ -12,7 +13,8 @@ from app.api.classify import as_json, classify, gate, served, top
 from app.api.uploads import ONE, SEVERAL
 from app.classifier import Classifier, Result
 from app.engine import Want
-from app.errors import Internal, TopkError
+from app.errors import Internal, InvalidParameter, NotFound, TopkError
+from app.taxonomy import CONFIDENCE
 
 router = APIRouter(
     prefix="/v1",
@@ -22,9 +24,15 @@ router = APIRouter(
 
 TopK = Annotated[int, Query(ge=1, description="How many classes, 1 to the number of classes.")]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
+InWordNet = Annotated[bool, Query(description="Add the image's place in WordNet: `taxonomy` and `answer`.")]
+Confidence = Annotated[
+    float | None,
+    Query(gt=0, le=1, description=f"What the score of `answer` reaches, {CONFIDENCE} by default; with `taxonomy`."),
+]
 Encoding = Annotated[
     Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
 ]
+Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
 
 
 @router.post(
@@ -34,14 +42,21 @@ Encoding = Annotated[
     response_model=schemas.PredictAnswer,
     openapi_extra=schemas.image_body(several=False),
 )
-async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict(
+    request: Request,
+    top_k: TopK = 5,
+    min_score: MinScore = 0.0,
+    taxonomy: InWordNet = False,
+    confidence: Confidence = None,
+) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
     classifier = served(request)
-    wanted = top(classifier, top_k)
+    sure = _sure(taxonomy, confidence)
+    wanted = _want_top(classifier, top_k, taxonomy)
     [(_, result)] = await classify(request, ONE, lambda: wanted)
     if isinstance(result, TopkError):
         raise result
-    return as_json(_head(classifier) | {"predictions": classifier.predictions(result.row, min_score)})
+    return as_json(_head(classifier) | _prediction(classifier, result, min_score, sure))
 
 
 @router.post(
@@ -51,13 +66,19 @@ async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) 
     response_model=schemas.BatchAnswer,
     openapi_extra=schemas.image_body(several=True),
 )
-async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict_batch(
+    request: Request,
+    top_k: TopK = 5,
+    min_score: MinScore = 0.0,
+    taxonomy: InWordNet = False,
+    confidence: Confidence = None,
+) -> Response:
     """The top-k classes of several images, in order; a bad image fails alone."""
     classifier = served(request)
-    wanted = top(classifier, top_k)
+    sure = _sure(taxonomy, confidence)
+    wanted = _want_top(classifier, top_k, taxonomy)
     results = [
-        {"filename": upload.filename}
-        | _failed_or(result, lambda r: {"predictions": classifier.predictions(r.row, min_score)})
+        {"filename": upload.filename} | _failed_or(result, lambda r: _prediction(classifier, r, min_score, sure))
         for upload, result in await classify(request, SEVERAL, lambda: wanted)
     ]
     return as_json(_head(classifier) | {"results": results})
@@ -96,6 +117,23 @@ async def embed_batch(request: Request, encoding: Encoding = "float") -> Respons
     return as_json(_embed_head(classifier) | {"results": results})
 
 
+@router.get(
+    "/taxonomy/{wnid}",
+    dependencies=[Depends(require_key)],
+    summary="A node of WordNet",
+    response_model=schemas.Synset,
+    responses=schemas.UNKNOWN_WNID,
+)
+async def synset(request: Request, wnid: Wnid) -> Response:
+    """A class of the model, or what is above its classes in WordNet: what it is, and what is above and below it."""
+    classifier = served(request)
+    if classifier.taxonomy is None:
+        raise NotFound("the model's classes have no place in WordNet")
+    if wnid not in classifier.taxonomy.index:
+        raise NotFound("neither a class of the model nor anything above its classes in WordNet has this wnid")
+    return as_json(classifier.taxonomy.describe(wnid))
+
+
 @router.get("/info", summary="What is served", dependencies=[Depends(require_key)])
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
@@ -107,6 +145,29 @@ def _failed_or(result: Result | TopkError, answer: Any) -> dict[str, Any]:
         return {"error": {"code": result.code, "detail": result.detail}}
     answered: dict[str, Any] = answer(result)
     return answered
+
+
+def _sure(taxonomy: bool, confidence: float | None) -> float | None:
+    """What the answer from WordNet has to reach; None where none is asked for."""
+    if confidence is not None and not taxonomy:
+        raise InvalidParameter("confidence: it is that of the answer from WordNet, which taxonomy=true asks for")
+    return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
+
+
+def _want_top(classifier: Classifier, top_k: int, taxonomy: bool) -> Want:
+    wanted = top(classifier, top_k)
+    if taxonomy and classifier.taxonomy is None:
+        raise InvalidParameter("taxonomy: the model's classes have no place in WordNet")
+    return replace(wanted, probabilities=taxonomy)
+
+
+def _prediction(classifier: Classifier, result: Result, min_score: float, sure: float | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"predictions": classifier.predictions(result.row, min_score)}
+    if sure is None:
+        return answer
+    if classifier.taxonomy is None or result.row.probabilities is None:
+        raise Internal("no probabilities came from the device")
+    return answer | asdict(classifier.taxonomy.placing(result.row.probabilities, sure))
 
 
 def _embedding(result: Result, encoding: str) -> Any:

@@ -13,10 +13,22 @@ class Prediction(BaseModel):
     score: float = Field(description="Softmax probability.", examples=[0.8846])
 
 
+class Summed(BaseModel):
+    wnid: str = Field(examples=["n02084071"])
+    label: str = Field(examples=["dog"])
+    score: float = Field(description="Sum over the classes at or below it.", examples=[0.9712])
+
+
+_PATH = "With `taxonomy=true`: the way through WordNet from the root to the best class, by the highest scores."
+_ANSWER = "With `taxonomy=true`: what has the fewest classes below it of all whose score reaches `confidence`."
+
+
 class PredictAnswer(BaseModel):
     model: str = Field(examples=["resnet50"])
     weights: str = Field(examples=["IMAGENET1K_V2"])
     predictions: list[Prediction] = Field(description="Highest score first.")
+    taxonomy: list[Summed] | None = Field(None, description=_PATH)
+    answer: Summed | None = Field(None, description=_ANSWER)
 
 
 class ItemError(BaseModel):
@@ -27,6 +39,8 @@ class ItemError(BaseModel):
 class BatchItem(BaseModel):
     filename: str | None
     predictions: list[Prediction] | None = Field(None, description="Absent where the image failed.")
+    taxonomy: list[Summed] | None = Field(None, description=_PATH)
+    answer: Summed | None = Field(None, description=_ANSWER)
     error: ItemError | None = Field(None, description="Absent where the image was classified.")
 
 
@@ -54,6 +68,26 @@ class EmbedBatchAnswer(BaseModel):
     results: list[EmbedItem]
 
 
+class Named(BaseModel):
+    wnid: str = Field(examples=["n02083346"])
+    label: str = Field(examples=["canine"])
+
+
+class Leaf(Named):
+    class_id: int = Field(examples=[258])
+    wnid: str = Field(examples=["n02111889"])
+    label: str = Field(examples=["Samoyed"])
+
+
+class Synset(BaseModel):
+    wnid: str = Field(examples=["n02084071"])
+    label: str = Field(description="The class's own, and above the classes WordNet's first word.", examples=["dog"])
+    gloss: str = Field(description="What it is, in WordNet's words.")
+    parents: list[Named] = Field(description="None above the root, sometimes several.")
+    children: list[Named] = Field(description="Only those that classes of the model are at or below.")
+    leaves: list[Leaf] = Field(description="The model's classes at or below it.")
+
+
 class Problem(BaseModel):
     """RFC 9457."""
 
@@ -79,7 +113,7 @@ BINARY = {"type": "string", "format": "binary"}
 _TEXTS = {
     400: "`empty_body`, `invalid_parameter` or `malformed_request`",
     401: "`unauthorized`",
-    404: "`not_found`: another model's name",
+    404: "`not_found`: another name than is served",
     408: "`upload_timeout`",
     413: "`payload_too_large`",
     415: "`unsupported_media_type`",
@@ -97,7 +131,8 @@ def errors(media_type: str, schema: dict[str, Any], statuses: Iterable[int] = _T
     return {status: {"description": _TEXTS[status], "content": {media_type: {"schema": schema}}} for status in statuses}
 
 
-ERRORS = errors("application/problem+json", Problem.model_json_schema(), _TEXTS.keys() - {404})
+ERRORS = errors("application/problem+json", Problem.model_json_schema(), sorted(_TEXTS.keys() - {404}))
+UNKNOWN_WNID = errors("application/problem+json", Problem.model_json_schema(), [404])
 
 
 def image_body(
