@@ -1,4 +1,4 @@
-"""``/v1``: predict, embed, info."""
+"""``/v1``: predict, embed, WordNet, info."""
 
 import base64
 from dataclasses import asdict

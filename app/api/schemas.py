@@ -113,7 +113,7 @@ BINARY = {"type": "string", "format": "binary"}
 _TEXTS = {
     400: "`empty_body`, `invalid_parameter` or `malformed_request`",
     401: "`unauthorized`",
-    404: "`not_found`",
+    404: "`not_found`: another name than is served",
     408: "`upload_timeout`",
     413: "`payload_too_large`",
     415: "`unsupported_media_type`",
@@ -131,7 +131,7 @@ def errors(media_type: str, schema: dict[str, Any], statuses: Iterable[int] = _T
     return {status: {"description": _TEXTS[status], "content": {media_type: {"schema": schema}}} for status in statuses}
 
 
-ERRORS = errors("application/problem+json", Problem.model_json_schema(), _TEXTS.keys() - {404})
+ERRORS = errors("application/problem+json", Problem.model_json_schema(), sorted(_TEXTS.keys() - {404}))
 UNKNOWN_WNID = errors("application/problem+json", Problem.model_json_schema(), [404])
 
 
