@@ -8,18 +8,23 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter()
 
 
 _OURS = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 _PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; {_OURS}"
+_PAGE = {
+    "description": "The page",
+    "content": {"text/html": {"schema": {"type": "string"}, "example": "<!doctype html>..."}},
+}
 _ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.head("/", include_in_schema=False)
+@router.get("/", tags=["page"], summary="The page", response_class=HTMLResponse, responses={200: _PAGE})
 async def index() -> Response:
     """The page: drop a photograph, see its classes."""
     page = (resources.files("app") / "web" / "index.html").read_bytes()
@@ -27,7 +32,7 @@ async def index() -> Response:
     return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
 async def docs(request: Request) -> Response:
     """Swagger UI from the package ``fastapi-offline``, without its CDN."""
     page = get_swagger_ui_html(
