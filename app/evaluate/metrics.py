@@ -182,7 +182,7 @@ def _per_class(outcomes: Outcomes, labels: Sequence[Label]) -> tuple[ClassRow, .
     answered = np.bincount(outcomes.answers[:, 0], minlength=size)
     rows = (
         ClassRow(
-            class_id=int(i),
+            class_id=i,
             label=labels[i].label,
             wnid=labels[i].wnid,
             n=int(counts[i]),
@@ -190,7 +190,7 @@ def _per_class(outcomes: Outcomes, labels: Sequence[Label]) -> tuple[ClassRow, .
             top5=float(rights5[i] / counts[i]),
             answered=int(answered[i]),
         )
-        for i in np.flatnonzero(counts)
+        for i in np.flatnonzero(counts).tolist()
     )
     return tuple(sorted(rows, key=lambda row: (row.accuracy, row.top5, -row.n, row.class_id)))
 
@@ -201,7 +201,7 @@ def _confused(outcomes: Outcomes, labels: Sequence[Label]) -> tuple[Pair, ...]:
     pairs, counts = np.unique(wrong, axis=0, return_counts=True)
     of = np.bincount(outcomes.truth, minlength=len(labels))
     found = (
-        Pair(labels[int(truth)].label, labels[int(answer)].label, int(n), float(n / of[truth]))
-        for (truth, answer), n in zip(pairs, counts, strict=True)
+        Pair(labels[truth].label, labels[answer].label, n, n / float(of[truth]))
+        for (truth, answer), n in zip(pairs.tolist(), counts.tolist(), strict=True)
     )
     return tuple(sorted(found, key=lambda pair: (-pair.n, -pair.share, pair.truth, pair.answer)))
