@@ -26,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an imag
 out, err = Console(), Console(stderr=True)
 
 _MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "cache_dir", "fast_decode", "max_pixels")
+_TOP_K = 5
 _PREDICT_S = 600.0
 _AT_ONCE = 64
 
@@ -104,7 +105,9 @@ def serve(*, settings: Settings) -> None:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or - for standard input.")],
     *,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="How many classes. [default: 5, of fewer all]", show_default=False)
+    ] = None,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out classes that score less.")] = 0.0,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     settings: Settings,
@@ -259,7 +262,7 @@ def _images(files: Iterable[Path]) -> Iterable[Path]:
             yield path
 
 
-def _predict(paths: list[Path], top_k: int, min_score: float, settings: Settings) -> list[dict[str, Any]]:
+def _predict(paths: list[Path], top_k: int | None, min_score: float, settings: Settings) -> list[dict[str, Any]]:
     from app.classifier import Classifier
     from app.telemetry import configure_logging
 
@@ -268,11 +271,11 @@ def _predict(paths: list[Path], top_k: int, min_score: float, settings: Settings
     with err.status("loading the model"):
         classifier.load()
     try:
-        if top_k > len(classifier.model.labels):
+        if top_k and top_k > len(classifier.model.labels):
             raise ModelError(f"--top-k {top_k} is more than the model's {len(classifier.model.labels)} classes")
         if classifier.model.warning:
             err.print(f"warning: {classifier.model.warning}", style="yellow", markup=False)
-        return asyncio.run(_classify(classifier, paths, top_k, min_score))
+        return asyncio.run(_classify(classifier, paths, top_k or _TOP_K, min_score))
     finally:
         classifier.close()
 

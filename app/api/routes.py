@@ -42,7 +42,7 @@ Outcome = Result | BaseException
 async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
     classifier = _classifier(request)
-    [(_, result)] = await _classify(request, lambda: _want_top(classifier, top_k), several=False)
+    [(_, result)] = await _classify(request, lambda: _want_top(request, top_k), several=False)
     if isinstance(result, TopkError):
         raise result
     return _json(_head(classifier) | {"predictions": classifier.predictions(result.row, min_score)})
@@ -60,7 +60,7 @@ async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore =
     results = [
         {"filename": upload.filename}
         | _failed_or(result, lambda r: {"predictions": classifier.predictions(r.row, min_score)})
-        for upload, result in await _classify(request, lambda: _want_top(classifier, top_k), several=True)
+        for upload, result in await _classify(request, lambda: _want_top(request, top_k), several=True)
     ]
     return _json(_head(classifier) | {"results": results})
 
@@ -169,9 +169,10 @@ def _patience(request: Request, most_ms: int) -> float:
     return min(int(digits[:12]), most_ms) / 1000  # Python refuses to read numbers of thousands of digits
 
 
-def _want_top(classifier: Classifier, top_k: int) -> Want:
-    classes = len(classifier.model.labels)
-    if top_k > classes:
+def _want_top(request: Request, top_k: int) -> Want:
+    """What is not asked for cannot be too much: the default is all classes where there are fewer."""
+    classes = len(_classifier(request).model.labels)
+    if top_k > classes and "top_k" in request.query_params:
         raise InvalidParameter(f"top_k: {top_k} is more than the model's {classes} classes")
     return Want(k=top_k)
 

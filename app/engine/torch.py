@@ -123,7 +123,8 @@ class TorchEngine:
         features, logits = self._network(self._padded(self._batch(images)).to(self._dtype))
         logits = logits[: len(images)].float()
         probabilities = logits.softmax(1)
-        scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(max((want.k for want in wants), default=0), 1))
+        k = min(max((want.k for want in wants), default=0), logits.shape[1])
+        scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(k, 1))
         rows_of = {
             "features": self._whole(features, [want.features for want in wants]),
             "logits": self._whole(logits, [want.logits for want in wants]),

@@ -26,6 +26,9 @@ class FeaturesAndLogits(nn.Module):
         return (features.mean((2, 3)) if features.dim() == 4 else features), logits
 
 
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception that only their first training had
+
+
 def split(network: nn.Module) -> FeaturesAndLogits:
     """Cut a torchvision or timm classifier; its parameters are shared, and ``network`` is no longer to be used."""
     if isinstance(network, SqueezeNet):
@@ -33,6 +36,30 @@ def split(network: nn.Module) -> FeaturesAndLogits:
         return FeaturesAndLogits(
             network.features, nn.Sequential(network.classifier, nn.Flatten()), convolution.in_channels
         )
-    name, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    name, head = _last_linear(network)
     network.set_submodule(name, nn.Identity())
     return FeaturesAndLogits(network, head, head.in_features)
+
+
+def set_classes(network: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
+    """Give a torchvision or timm classifier a new last layer of ``classes`` outputs, and return that.
+
+    Its logits are linear in the features that ``split`` has: SqueezeNet loses the ReLU that it ends with. Auxiliary
+    heads are dropped.
+    """
+    for name in AUXILIARY:
+        if getattr(network, name, None) is not None:
+            setattr(network, name, None)
+            network.aux_logits = False  # type: ignore[assignment]
+    if isinstance(network, SqueezeNet):
+        convolution = nn.Conv2d(network.classifier[1].in_channels, classes, kernel_size=1)  # type: ignore[arg-type]
+        network.classifier[1], network.classifier[2] = convolution, nn.Identity()
+        return convolution
+    name, head = _last_linear(network)
+    linear = nn.Linear(head.in_features, classes)
+    network.set_submodule(name, linear)
+    return linear
+
+
+def _last_linear(network: nn.Module) -> tuple[str, nn.Linear]:
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
