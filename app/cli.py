@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from app import __version__
-from app.errors import EmptyBody, LoadTestError, ModelError, TopkError
+from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
@@ -228,9 +228,10 @@ def bench(
     ] = None,
 ) -> None:
     """Measure what a server answers under load, and how fast. Ctrl-C shows what was measured so far."""
+    from app import page
     from app.loadtest import plan, table
-    from app.loadtest import report as page
     from app.loadtest.progress import Live
+    from app.loadtest.report import write
     from app.loadtest.run import run
     from app.loadtest.target import Target
 
@@ -247,7 +248,7 @@ def bench(
     else:
         table.show(result, out)
     if report:
-        page.write(result, report)
+        write(result, report)
     raise typer.Exit(130 if result.interrupted else 0)
 
 
@@ -333,6 +334,6 @@ def main() -> None:
     """Entry point: errors of the user's making are one plain line and exit code 1."""
     try:
         app()
-    except (LoadTestError, ModelError) as error:
+    except (EvaluationError, LoadTestError, ModelError, ReportError) as error:
         err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
         sys.exit(1)
