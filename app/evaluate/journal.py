@@ -62,7 +62,11 @@ class Journal:
 
     def add(self, file: Path, stamp: Stamp, outcome: Outcome) -> None:
         """Written before this returns, so that it outlives the process. Raises EvaluationError."""
-        line = [os.path.abspath(file), *stamp, *(outcome if isinstance(outcome, Answer) else (outcome.code, outcome.detail))]
+        line = [
+            os.path.abspath(file),
+            *stamp,
+            *(outcome if isinstance(outcome, Answer) else (outcome.code, outcome.detail)),
+        ]
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()

@@ -3,14 +3,23 @@
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 _RECENT_S = 30.0
 
 
 class Live:
-    """One bar a run; ``watch(name, total)`` makes the function that moves it. Gone when the block ends."""
+    """A bar for each run, moved by calling it; gone when the block ends."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -26,6 +35,7 @@ class Live:
             refresh_per_second=4,
             speed_estimate_period=_RECENT_S,
         )
+        self._task: TaskID | None = None
         self.done = self.total = 0
 
     def __enter__(self) -> Self:
@@ -36,14 +46,14 @@ class Live:
         self._progress.stop()
 
     def begin(self, name: str, total: int) -> None:
-        """A new bar."""
-        self._task = self._progress.add_task(name, total=total)
+        """From here on another bar is moved."""
+        self._name, self._task = name, None
         self.done, self.total = 0, total
 
     def __call__(self, done: int) -> None:
-        """The bar's images that are done; what the first call tells was done before."""
-        if self.done == 0 and done:
-            self._progress.reset(self._task, completed=done)
+        """So many images are done; what the first call tells was done before, and says nothing of the rate."""
+        if self._task is None:
+            self._task = self._progress.add_task(self._name, total=self.total, completed=done)
         self.done = done
         self._progress.update(self._task, completed=done)
 

@@ -157,7 +157,8 @@ def _folded(labels: Sequence[Label]) -> dict[str, int]:
 
 
 def _unknown(names: Sequence[str], labels: Sequence[Label], source: Path) -> str:
-    known = {_fold(label.label): label.label for label in labels} | {l.wnid: l.wnid for l in labels if l.wnid}
+    known = {label.wnid: label.wnid for label in labels if label.wnid}
+    known |= {_fold(label.label): label.label for label in labels}
     lines = []
     for name in names[:_SHOWN]:
         near = [known[key] for key in difflib.get_close_matches(_fold(name), known, 3)]

@@ -7,7 +7,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from app.evaluate.metrics import Interval, Metrics
+from app.evaluate.intervals import Interval
+from app.evaluate.metrics import Metrics
 
 _ROWS = 10
 _LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False, "title_justify": "left"}
