@@ -73,14 +73,14 @@ class Journal:
         except OSError as error:
             raise EvaluationError(f"{self.path} cannot be written: {error.strerror}") from error
 
-    def close(self) -> None:
-        """Leave it for the next run."""
-        self._file.close()
+    def __enter__(self) -> Self:
+        return self
 
-    def remove(self) -> None:
-        """All is told."""
-        self.path.unlink(missing_ok=True)
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Left for the next run where this one fails or is interrupted, else removed: all is told."""
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+        self._file.close()
 
     def _load(self) -> None:
         self._file.seek(0)

@@ -76,7 +76,8 @@ def levels(truth: Ints, answers: Ints, labels: Sequence[Label]) -> Levels:
     same = pairs[0] == pairs[1]
     images = np.bincount(truth, minlength=len(labels))
     exact = np.bincount(pairs[0, same], times[same], len(labels)).astype(np.int64)
-    counted = _Counted(tree.above @ images, tree.above @ exact, right, tree.above @ (images > 0).astype(np.int64))
+    above = tree.above.astype(np.int64)
+    counted = _Counted(above @ images, above @ exact, right, above @ (images > 0))
     deepest = int(tree.depths[tree.classes[images > 0]].max())
     common[same] = deepest
     depths = tuple(float(times[common >= d].sum() / times.sum()) for d in range(deepest + 1))

@@ -15,7 +15,7 @@ from PIL import Image
 from app import __version__
 from app.errors import EvaluationError
 from app.evaluate.metrics import K
-from app.evaluate.source import Answer, Ask, Unreadable
+from app.evaluate.source import Answer, Ask, Unreadable, facts
 from app.loadtest import client
 from app.loadtest.target import Target
 from app.models.labels import Label
@@ -65,9 +65,7 @@ class Remote:
         async with client.session(self._headers) as session:
             info = (await self._reply(session, "GET", f"{self.target.base}/v1/info")).body
             try:
-                names = ("model", "weights", "digest", "engine", "device", "precision", "preprocessing")
-                self.facts = {name: info[name] for name in names}
-                self.facts |= {"fast_decode": info["decode"]["fast"], "url": self.target.base}
+                self.facts = facts(info) | {"url": self.target.base}
                 classes, patience = info["classes"], info["limits"]["request_timeout_ms"]
             except (KeyError, TypeError):
                 raise EvaluationError(f"{self.target.base} is no topk: it has no /v1/info") from None

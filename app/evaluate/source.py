@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 
 from app.models.labels import Label
 
+_FACTS = ("model", "weights", "digest", "engine", "device", "precision", "preprocessing", "warning")
+
 
 class Answer(NamedTuple):
     """An image's best classes, best first, at most five."""
@@ -28,7 +30,7 @@ Ask = Callable[[bytes], Awaitable[Answer]]
 
 
 class Source(Protocol):
-    """A model behind some path. ``facts`` has model, weights, digest, engine, device, precision and fast_decode."""
+    """A model behind some path, whose ``facts`` answers depend on."""
 
     labels: tuple[Label, ...]
     at_once: int
@@ -37,3 +39,8 @@ class Source(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
     def opened(self) -> AbstractAsyncContextManager[Ask]: ...
+
+
+def facts(info: dict[str, Any]) -> dict[str, Any]:
+    """What answers depend on, of ``/v1/info``. Raises KeyError and TypeError where that is something else."""
+    return {name: info[name] for name in _FACTS} | {"fast_decode": info["decode"]["fast"]}
