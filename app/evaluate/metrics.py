@@ -3,24 +3,22 @@
 What is kept of an image is its five best classes: 50 000 images take 4 MB, their whole rows would take 200.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from app.evaluate.intervals import Interval, wilson
+from app.evaluate.levels import Level, levels
 from app.models.labels import Label
 
 BINS = 15
-CONFIDENCE = 0.95
 K = 5
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +78,13 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """A node of WordNet with at least two classes of the truth below it.
-
-    ``n`` images' truth lies below it. ``exact`` is the share of them that is answered with the very class,
-    ``accuracy`` the share whose answer lies below the node as well. ``indent`` counts the shown nodes above it, and
-    is None where it is not among those that tell most (see ``levels.telling``).
-    """
-
-    wnid: str
-    label: str
-    depth: int
-    classes: int
-    n: int
-    exact: float
-    accuracy: float
-    interval: Interval
-    indent: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Metrics:
-    """All fractions are 0 to 1; intervals are Wilson's at 95 %. ``classes`` is how many the truth holds."""
+    """All fractions are 0 to 1; intervals are Wilson's at 95 %. ``classes`` is how many the truth holds.
+
+    ``top5`` is over the ``k`` best classes, 5 or all there are. ``confidence`` is the mean of the first scores, ``ece``
+    the expected calibration error: how far they are from the accuracy, bin by bin, in the mean over the images. For
+    ``levels`` and ``depths`` see ``levels.Levels``.
+    """
 
     n: int
     classes: int
@@ -119,7 +102,7 @@ class Metrics:
     depths: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON. ``depths[d]`` is the share of answers that are right at depth ``d`` of WordNet or deeper."""
+        """As JSON."""
         return asdict(self)
 
 
@@ -135,6 +118,7 @@ def score(outcomes: Outcomes, labels: Sequence[Label]) -> Metrics:
     """The figures of at least one image."""
     n, right, right5 = len(outcomes.truth), outcomes.right, outcomes.right5
     bins = calibration(outcomes.scores[:, 0], right)
+    nodes, depths = levels(outcomes.truth, outcomes.answers[:, 0], labels)
     return Metrics(
         n=n,
         classes=len(np.unique(outcomes.truth)),
@@ -148,18 +132,9 @@ def score(outcomes: Outcomes, labels: Sequence[Label]) -> Metrics:
         bins=bins,
         per_class=_per_class(outcomes, labels),
         confused=_confused(outcomes, labels),
-        levels=(),
-        depths=(),
+        levels=nodes,
+        depths=depths,
     )
-
-
-def wilson(right: int, n: int) -> Interval:
-    """The score interval of a share at 95 % (Wilson 1927, JASA 22): sound for few images and near 0 and 1."""
-    z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
-    share = right / n
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def calibration(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[Bin, ...]:
