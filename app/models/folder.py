@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from app import __version__
 from app.errors import ModelError
 from app.images import Preprocessing
-from app.models import download, embedded
+from app.models import download
+from app.models.architecture import network
 from app.models.labels import Label
 from app.models.model import Model
 
@@ -172,16 +173,11 @@ def _verify(folder: Path, description: Description, *names: str) -> None:
 
 
 def _build(folder: Path, description: Description) -> nn.Module:
-    from app.models import zoo
     from app.models.files import load_state, read_state
 
     if WEIGHTS not in description.files:
         raise ModelError(f"{folder} holds no {WEIGHTS}: it is served by OpenVINO alone")
     _verify(folder, description, WEIGHTS)
-    architecture = description.architecture
-    if architecture == embedded.NAME:
-        module = embedded.network()
-    else:
-        module = zoo.network(architecture, description.preprocessing.crop)
-    load_state(module, read_state(folder / WEIGHTS), architecture, str(folder / WEIGHTS))
+    module = network(description.architecture, description.preprocessing.crop)
+    load_state(module, read_state(folder / WEIGHTS), description.architecture, str(folder / WEIGHTS))
     return module
