@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.errors import ModelError, NotConvertible
 from app.models import cache, download, embedded, folder
+from app.models.architecture import network as network
 from app.models.model import Model
 from app.settings import Settings
 

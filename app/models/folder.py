@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from app import __version__
 from app.errors import ModelError
 from app.images import Preprocessing
-from app.models import download, embedded
+from app.models import download
+from app.models.architecture import network
 from app.models.labels import Label
 from app.models.model import Model, Training
 
@@ -193,18 +194,14 @@ def _verify(folder: Path, description: Description, *names: str) -> None:
 
 
 def _build(folder: Path, description: Description) -> nn.Module:
-    from app.models import split, zoo
     from app.models.files import load_state, read_state
+    from app.models.split import set_classes
 
     if WEIGHTS not in description.files:
         raise ModelError(f"{folder} holds no {WEIGHTS}: it is served by OpenVINO alone")
     _verify(folder, description, WEIGHTS)
-    architecture = description.architecture
-    if architecture == embedded.NAME:
-        module = embedded.network()
-    else:
-        module = zoo.network(architecture, description.preprocessing.crop)
+    module = network(description.architecture, description.preprocessing.crop)
     if description.parent:
-        split.set_classes(module, len(description.labels))
-    load_state(module, read_state(folder / WEIGHTS), architecture, str(folder / WEIGHTS))
+        set_classes(module, len(description.labels))
+    load_state(module, read_state(folder / WEIGHTS), description.architecture, str(folder / WEIGHTS))
     return module
