@@ -19,7 +19,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 
 from app import __version__
-from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError
+from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError, TrainingError
 from app.filenames import shown
 from app.settings import Settings
 
@@ -317,6 +317,51 @@ def evaluate(
         raise typer.Exit(130) from None
 
 
+@app.command()
+@with_settings(*_MODEL_OPTIONS)
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder with a folder of images for each class, named after it.")
+    ],
+    *,
+    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write, new or empty.")],
+    val: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the same kind: hold these images out.")
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="Without --val: share of each class that is held out.")] = 0.2,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Train the whole network, from the linear head on; best on a GPU.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: most passes over the images.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=2, help="With --fine-tune: images a step.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and folder give the same model.")] = 0,
+    settings: Settings,
+) -> None:
+    """Your own classes: a model folder from a folder of folders, on top of a pretrained model."""
+    from app.models import require_torch
+
+    require_torch("training")
+    from app.evaluate import table
+    from app.telemetry import configure_logging
+    from app.train.plan import Plan
+    from app.train.progress import Bars
+    from app.train.run import run
+
+    configure_logging(settings.log_format, "warning")
+    plan = Plan(folder, out_folder, val, holdout, seed, fine_tune, epochs, batch_size)
+    try:
+        trained = run(plan, settings, Bars(err))
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written, and the features computed so far are kept")
+        raise typer.Exit(130) from None
+    for warning in trained.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    for line in trained.words():
+        out.print(line, markup=False, highlight=False)
+    table.show(trained.metrics, out)
+    out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
+
+
 def _images(files: Iterable[Path]) -> Iterable[Path]:
     for path in files:
         if path.is_dir():
@@ -393,6 +438,6 @@ def main() -> None:
     """Entry point: errors of the user's making are one plain line and exit code 1."""
     try:
         app()
-    except (EvaluationError, LoadTestError, ModelError, ReportError) as error:
+    except (EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
         err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
         sys.exit(1)
