@@ -60,7 +60,9 @@ def _files(folder: Path) -> tuple[Path, ...]:
     children = _children(folder)
     nested = [child for child in children if child.is_dir()]
     if nested:
-        instead = "" if len(nested) < len(children) else f"; if these are the classes, train from {shown(folder)} itself"
+        instead = (
+            "" if len(nested) < len(children) else f"; if these are the classes, train from {shown(folder)} itself"
+        )
         raise TrainingError(
             f"{shown(folder)} is the folder of a class and holds folders itself"
             f" ({named(shown(Path(child.name)) for child in nested)}){instead}"

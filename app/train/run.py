@@ -38,7 +38,8 @@ class Trained:
         yield f"linear head: C = {self.head.c:.1g} by cross-validation (log loss {min(self.head.losses):.3f})"
         if self.tuning:
             last, best = len(self.tuning.scores) - 1, self.tuning.best
-            yield f"fine-tuned for {last} epochs; kept: {f'epoch {best}' if best else 'the linear head, which was best'}"
+            kept = f"epoch {best}" if best else "the linear head, which was best"
+            yield f"fine-tuned for {last} epochs; kept: {kept}"
             yield "the held-out images chose the epoch: what is measured on them is a little too good"
 
 
@@ -66,7 +67,9 @@ def run(plan: Plan, settings: Settings, bars: Bars) -> Trained:
     tuning = None
     if plan.fine_tune:
         recipe = finetune.Recipe(plan.epochs, plan.batch_size, plan.seed)
-        tuning = finetune.fine_tune(network, parent.preprocessing, sides.learned, sides.held_out, recipe, settings, bars)
+        tuning = finetune.fine_tune(
+            network, parent.preprocessing, sides.learned, sides.held_out, recipe, settings, bars
+        )
     with result.beside(plan.out) as place:
         with bars.busy("writing the folder"):
             result.write(network, parent, found.classes, place)
