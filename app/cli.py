@@ -308,7 +308,7 @@ def evaluate(
             else:
                 table.tell(found, out)
             if report:
-                write(found, report)
+                write(found, report, settings.max_pixels)
     except KeyboardInterrupt:
         err.print(live.interrupted, markup=False, highlight=False)
         raise typer.Exit(130) from None
