@@ -301,14 +301,14 @@ def evaluate(
     live = Live(err)
     try:
         with evaluated(Asked(images, url, api_key, compare), settings, live) as found:
+            if report:
+                write(found, report, settings.max_pixels)
             for note in found.notes:
                 err.print(note, style="yellow", markup=False, highlight=False)
             if json:
                 out.file.write(orjson.dumps(found.as_dict()).decode() + "\n")
             else:
                 table.tell(found, out)
-            if report:
-                write(found, report, settings.max_pixels)
     except KeyboardInterrupt:
         err.print(live.interrupted, markup=False, highlight=False)
         raise typer.Exit(130) from None

@@ -30,7 +30,7 @@ def page(evaluation: Evaluation, max_pixels: int) -> str:
         title=html.text(f"{facts['model']} on {shown(Path(evaluation.source.resolve().name))}"),
         when=f"{evaluation.started:%d %B %Y, %H:%M} UTC",
         how=html.text(", ".join(table.answering(facts))),
-        warnings="".join(f"<p class=warning>{html.text(note)}</p>" for note in evaluation.notes),
+        remarks="".join(_remark(note) for note in evaluation.notes),
         headline=html.headline(_headline(evaluation)),
         levels=_levels(metrics),
         plots=_plots(metrics),
@@ -45,6 +45,10 @@ def page(evaluation: Evaluation, max_pixels: int) -> str:
         run=html.pairs(_run(evaluation)),
         notes=html.items(_definitions(metrics)),
     )
+
+
+def _remark(note: str) -> str:
+    return f"<p{' class=warning' * note.startswith('warning')}>{html.text(note)}</p>"
 
 
 def _headline(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
