@@ -11,7 +11,7 @@ from app.evaluate.journal import Journal, Stamp
 from app.evaluate.source import Answer, Unreadable
 
 ANSWER = Answer((3, 1), (0.7000000476837158, 0.1))
-SUBJECT = {"digest": "sha256:1", "precision": "float32"}
+SUBJECT = {"digest": "sha256:1", "precision": "float32", "preprocessing": {"mean": (0.5, 0.5, 0.5)}}
 
 
 def left(folder: Path, *files: Path) -> Path:
