@@ -39,7 +39,7 @@ def _explain(metrics: Metrics, console: Console) -> None:
 
 def _print(console: Console, *lines: str) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def answering(facts: dict[str, Any]) -> Iterator[str]:
@@ -69,8 +69,8 @@ def comparison(evaluation: Evaluation) -> Iterator[str]:
     if not found:
         return
     yield (
-        f"agreement: {percent(found.agreement)} ({interval(found.interval)}) of {count(found.n, 'image')} have the same"
-        f" first answer from the reference, {', '.join(answering(found.facts))}"
+        f"agreement: {percent(found.agreement)} ({interval(found.interval)}) of {count(found.n, 'image')};"
+        f" the reference is {', '.join([*answering(found.facts)][1:])}"
     )
     for i in found.differ[:_ROWS]:
         ours, theirs = evaluation.guess(i), evaluation.guess(i, found.answers)
