@@ -200,6 +200,7 @@ function ended(problem) {
 
 function show(name) {
   for (const id of ["problem", "classes", "ghost"]) at(id).hidden = id !== name;
+  at("answer-title").hidden = name === "problem";
   if (name !== "classes") at("wordnet").hidden = at("timing").hidden = true;
 }
 
@@ -223,7 +224,7 @@ function showProblem(problem, photo) {
   write("problem-title", problem.title);
   write("problem-detail", problem.message + (waits ? when : ""));
   write("problem-code", [problem.status || "", problem.code].filter(Boolean).join(" "));
-  write("problem-id", problem.requestId && `request ${problem.requestId}`);
+  write("problem-id", problem.requestId && `Request ${problem.requestId}`);
   at("again").hidden = waits || !photo || !problem.passing;
   at("result").ariaBusy = "false";
   show("problem");

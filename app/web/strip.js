@@ -24,7 +24,7 @@ export class Strip {
     const { list } = this.#photos;
     for (const photo of this.#items.keys()) if (!list.includes(photo)) this.#items.delete(photo);
     this.#list.replaceChildren(...list.map((photo) => this.#item(photo).item));
-    this.#root.hidden = !list.length;
+    this.#root.hidden = list.length < 2; // one alone is on the stage
     this.#count();
   }
 
@@ -41,6 +41,7 @@ export class Strip {
     Object.assign(parts.radio, { type: "radio", name: "visit" });
     parts.radio.addEventListener("change", () => this.#photos.choose(photo));
     parts.label.title = photo.name;
+    parts.picture.textContent = /\.\w{1,5}$/.exec(photo.name)?.[0].slice(1) ?? ""; // until there is a picture
     parts.label.append(parts.radio, parts.picture, parts.name, parts.score);
     parts.item.append(parts.label);
     this.#items.set(photo, parts);
