@@ -4,10 +4,11 @@ import asyncio
 import base64
 import re
 import time
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from app.api import schemas
@@ -16,7 +17,8 @@ from app.api.exchange import ClientGone, Exchange
 from app.api.uploads import Upload, Uploads, check_limits
 from app.classifier import Classifier, Result
 from app.engine import Want
-from app.errors import Internal, InvalidParameter, TopkError
+from app.errors import Internal, InvalidParameter, NotFound, NotReady, TopkError
+from app.taxonomy import CONFIDENCE
 
 router = APIRouter(
     prefix="/v1",
@@ -27,9 +29,15 @@ router = APIRouter(
 
 TopK = Annotated[int, Query(ge=1, description="How many classes, 1 to the number of classes.")]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
+InWordNet = Annotated[bool, Query(description="Add the image's place in WordNet: `taxonomy` and `answer`.")]
+Confidence = Annotated[
+    float | None,
+    Query(gt=0, le=1, description=f"What the score of `answer` reaches, {CONFIDENCE} by default; with `taxonomy`."),
+]
 Encoding = Annotated[
     Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
 ]
+Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
 Outcome = Result | BaseException
 
 
@@ -39,13 +47,20 @@ Outcome = Result | BaseException
     response_model=schemas.PredictAnswer,
     openapi_extra=schemas.image_body(several=False),
 )
-async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict(
+    request: Request,
+    top_k: TopK = 5,
+    min_score: MinScore = 0.0,
+    taxonomy: InWordNet = False,
+    confidence: Confidence = None,
+) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
     classifier = _classifier(request)
-    [(_, result)] = await _classify(request, lambda: _want_top(classifier, top_k), several=False)
+    sure = _sure(taxonomy, confidence)
+    [(_, result)] = await _classify(request, lambda: _want_top(classifier, top_k, taxonomy), several=False)
     if isinstance(result, TopkError):
         raise result
-    return _json(_head(classifier) | {"predictions": classifier.predictions(result.row, min_score)})
+    return _json(_head(classifier) | _prediction(classifier, result, min_score, sure))
 
 
 @router.post(
@@ -54,13 +69,19 @@ async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) 
     response_model=schemas.BatchAnswer,
     openapi_extra=schemas.image_body(several=True),
 )
-async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict_batch(
+    request: Request,
+    top_k: TopK = 5,
+    min_score: MinScore = 0.0,
+    taxonomy: InWordNet = False,
+    confidence: Confidence = None,
+) -> Response:
     """The top-k classes of several images, in order; a bad image fails alone."""
     classifier = _classifier(request)
+    sure = _sure(taxonomy, confidence)
     results = [
-        {"filename": upload.filename}
-        | _failed_or(result, lambda r: {"predictions": classifier.predictions(r.row, min_score)})
-        for upload, result in await _classify(request, lambda: _want_top(classifier, top_k), several=True)
+        {"filename": upload.filename} | _failed_or(result, lambda r: _prediction(classifier, r, min_score, sure))
+        for upload, result in await _classify(request, lambda: _want_top(classifier, top_k, taxonomy), several=True)
     ]
     return _json(_head(classifier) | {"results": results})
 
@@ -94,6 +115,24 @@ async def embed_batch(request: Request, encoding: Encoding = "float") -> Respons
         for upload, result in await _classify(request, lambda: Want(features=True), several=True)
     ]
     return _json(_embed_head(classifier) | {"results": results})
+
+
+@router.get(
+    "/taxonomy/{wnid}",
+    summary="A node of WordNet",
+    response_model=schemas.Synset,
+    responses=schemas.UNKNOWN_WNID,
+)
+async def synset(request: Request, wnid: Wnid) -> Response:
+    """A class of the model, or what is above its classes in WordNet: what it is, and what is above and below it."""
+    classifier = _classifier(request)
+    if not classifier.ready:
+        raise NotReady("the model is being loaded")
+    if classifier.taxonomy is None:
+        raise NotFound("the model's classes have no place in WordNet")
+    if wnid not in classifier.taxonomy.index:
+        raise NotFound("neither a class of the model nor anything above its classes in WordNet has this wnid")
+    return _json(classifier.taxonomy.describe(wnid))
 
 
 @router.get("/info", summary="What is served")
@@ -169,11 +208,29 @@ def _patience(request: Request, most_ms: int) -> float:
     return min(int(digits[:12]), most_ms) / 1000  # Python refuses to read numbers of thousands of digits
 
 
-def _want_top(classifier: Classifier, top_k: int) -> Want:
+def _sure(taxonomy: bool, confidence: float | None) -> float | None:
+    """What the answer from WordNet has to reach; None where none is asked for."""
+    if confidence is not None and not taxonomy:
+        raise InvalidParameter("confidence: it is that of the answer from WordNet, which taxonomy=true asks for")
+    return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
+
+
+def _want_top(classifier: Classifier, top_k: int, taxonomy: bool) -> Want:
     classes = len(classifier.model.labels)
     if top_k > classes:
         raise InvalidParameter(f"top_k: {top_k} is more than the model's {classes} classes")
-    return Want(k=top_k)
+    if taxonomy and classifier.taxonomy is None:
+        raise InvalidParameter("taxonomy: the model's classes have no place in WordNet")
+    return Want(k=top_k, probabilities=taxonomy)
+
+
+def _prediction(classifier: Classifier, result: Result, min_score: float, sure: float | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"predictions": classifier.predictions(result.row, min_score)}
+    if sure is None:
+        return answer
+    if classifier.taxonomy is None or result.row.probabilities is None:
+        raise Internal("no probabilities came from the device")
+    return answer | asdict(classifier.taxonomy.placing(result.row.probabilities, sure))
 
 
 def _embedding(result: Result, encoding: str) -> Any:

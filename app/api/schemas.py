@@ -12,10 +12,22 @@ class Prediction(BaseModel):
     score: float = Field(description="Softmax probability.", examples=[0.8846])
 
 
+class Summed(BaseModel):
+    wnid: str = Field(examples=["n02084071"])
+    label: str = Field(examples=["dog"])
+    score: float = Field(description="Sum over the classes at or below it.", examples=[0.9712])
+
+
+_PATH = "With `taxonomy=true`: the way through WordNet from the root to the best class, by the highest scores."
+_ANSWER = "With `taxonomy=true`: what has the fewest classes below it of all whose score reaches `confidence`."
+
+
 class PredictAnswer(BaseModel):
     model: str = Field(examples=["resnet50"])
     weights: str = Field(examples=["IMAGENET1K_V2"])
     predictions: list[Prediction] = Field(description="Highest score first.")
+    taxonomy: list[Summed] | None = Field(None, description=_PATH)
+    answer: Summed | None = Field(None, description=_ANSWER)
 
 
 class ItemError(BaseModel):
@@ -26,6 +38,8 @@ class ItemError(BaseModel):
 class BatchItem(BaseModel):
     filename: str | None
     predictions: list[Prediction] | None = Field(None, description="Absent where the image failed.")
+    taxonomy: list[Summed] | None = Field(None, description=_PATH)
+    answer: Summed | None = Field(None, description=_ANSWER)
     error: ItemError | None = Field(None, description="Absent where the image was classified.")
 
 
@@ -53,6 +67,26 @@ class EmbedBatchAnswer(BaseModel):
     results: list[EmbedItem]
 
 
+class Named(BaseModel):
+    wnid: str = Field(examples=["n02083346"])
+    label: str = Field(examples=["canine"])
+
+
+class Leaf(Named):
+    class_id: int = Field(examples=[258])
+    wnid: str = Field(examples=["n02111889"])
+    label: str = Field(examples=["Samoyed"])
+
+
+class Synset(BaseModel):
+    wnid: str = Field(examples=["n02084071"])
+    label: str = Field(description="The class's own, and above the classes WordNet's first word.", examples=["dog"])
+    gloss: str = Field(description="What it is, in WordNet's words.")
+    parents: list[Named] = Field(description="None above the root, sometimes several.")
+    children: list[Named] = Field(description="Only those that classes of the model are at or below.")
+    leaves: list[Leaf] = Field(description="The model's classes at or below it.")
+
+
 class Problem(BaseModel):
     """RFC 9457."""
 
@@ -75,8 +109,13 @@ _CAT = (
 )
 _BINARY = {"type": "string", "format": "binary"}
 
+
+def _problem(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+    status: _problem(text)
     for status, text in {
         400: "`empty_body`, `invalid_parameter` or `malformed_request`",
         401: "`unauthorized`",
@@ -88,6 +127,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         504: "`deadline_exceeded`",
     }.items()
 }
+UNKNOWN_WNID: dict[int | str, dict[str, Any]] = {404: _problem("`not_found`")}
 
 
 def image_body(several: bool) -> dict[str, Any]:
