@@ -4,7 +4,7 @@ import { element, percent } from "./text.js";
 
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const EASE = "cubic-bezier(.2, .7, .2, 1)";
-const SHOWN = 6; // steps of a long path, the last ones
+const SHOWN = 5; // steps of a long path, the last ones
 
 export class Bars {
   #list;

@@ -29,7 +29,10 @@ const STATES = {
   starting: () => sentence(server.detail),
   away: () => "The server cannot be reached",
   locked: () => "An API key is needed",
-  ready: () => ["model", "weights", "device", "precision"].map((key) => server.info[key]).filter(Boolean).join(" · "),
+  ready: () => {
+    const { model, weights, device, precision } = server.info;
+    return [...new Set([model, weights, device, precision])].join(" · ");
+  },
 };
 
 server.addEventListener("change", () => {

@@ -7,6 +7,7 @@ import { size } from "./text.js";
 export const MOST = 48; // photographs kept
 const MOST_BYTES = 256 * 2 ** 20; // of files kept: those from a camera or the clipboard are in memory
 const TRIES = 5;
+const SHORTEST_MS = 500; // before the second try, twice that before the third, ...
 const BY_ITSELF = ["no_answer", "not_ready", "unauthorized"]; // sent again once the server is ready
 
 export class Photo {
@@ -120,6 +121,7 @@ export class Photos extends EventTarget {
   #failed(photo, problem) {
     if (!(problem instanceof Problem)) throw problem;
     photo.problem = problem;
+    if (problem.retryMs) problem.retryMs = Math.max(problem.retryMs, SHORTEST_MS * 2 ** photo.tries);
     photo.tries += 1;
     const waits = problem.retryMs > 0 || BY_ITSELF.includes(problem.code);
     if (problem.busy) this.#window.refused(problem.retryMs * (1 + Math.random() / 4), performance.now());

@@ -3,14 +3,20 @@
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from app.images import Preprocessing
+from app.models import folder
+from app.models.labels import Label
+from app.models.model import Model
 from tests.browser.origin import Origin
 from tests.conftest import CAT, CHROMIUM, REPOSITORY, Server
+from tests.models.seeded import seeded
 
 SCREENSHOTS = REPOSITORY / "tests" / "browser" / "screenshots"
 KEY = "sesame"
@@ -99,6 +105,21 @@ def origin() -> Iterator[Origin]:
     """A page of another origin."""
     with Origin() as origin:
         yield origin
+
+
+@pytest.fixture(scope="package")
+def own_classes_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two classes of one's own, without a place in WordNet."""
+    import torchvision
+
+    path = tmp_path_factory.mktemp("own") / "dog-or-not"
+    build = partial(seeded, partial(torchvision.models.resnet18, num_classes=2))
+    crop = Preprocessing(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    labels = (Label("a dog"), Label("anything else"))
+    folder.write(Model("dog-or-not", "resnet18", "seeded", "0" * 64, crop, labels, build), path, weights=False)
+    server = Server("--model", str(path))
+    yield server
+    assert server.stop() == 0
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import FilePayload, Page, Route, expect
 
-from tests.browser.conftest import expect_cat, keep, opened, unlocked
+from tests.browser.conftest import CATS, expect_cat, keep, opened, unlocked
 from tests.conftest import CAT, Server
 
 pytestmark = pytest.mark.browser
@@ -134,6 +134,23 @@ def test_several_files_are_answered_each_and_can_be_chosen(page: Page) -> None:
     expect(page.locator("#caption")).to_contain_text("red.png")
     expect(page.locator("#classes")).to_be_visible()
     expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_cats_place_in_wordnet_is_shown(page: Page) -> None:
+    page.set_input_files("#file", CAT)
+    expect_cat(page)
+    expect(page.locator("#surest")).to_have_text("domestic cat")
+    expect(page.locator("#path [aria-current]")).to_have_text("domestic cat")
+    expect(page.locator("#path li").last).to_have_text(CATS)
+
+
+def test_a_model_of_two_classes_of_its_own(blank: Page, own_classes_server: Server) -> None:
+    page = opened(blank, own_classes_server.url)
+    page.set_input_files("#file", CAT)
+    expect(page.locator("#classes li")).to_have_count(2)
+    assert set(page.locator("#classes .label").all_inner_texts()) == {"a dog", "anything else"}
+    expect(page.locator("#wordnet")).to_be_hidden()
+    expect(page.locator("#count")).to_have_text("2")
 
 
 def test_a_visits_history_is_bounded_and_leaves_nothing_in_memory(blank: Page, embedded_server: Server) -> None:
