@@ -92,6 +92,21 @@ def test_the_first_curl_answers_what_the_readme_shows(embedded_server: Server) -
     assert got["predictions"][0].keys() == shown["predictions"][0].keys()
 
 
+def test_the_wordnet_answer_is_what_the_readme_shows(embedded_server: Server) -> None:
+    shown = json.loads(re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1])
+    [command] = [command for command in commands("curl") if "taxonomy=true" in command]
+    got = json.loads(shell(command.replace("localhost:8000", embedded_server.url)).stdout)
+    assert got.keys() == shown.keys()
+    for place, expected in zip(got["taxonomy"][:-1], shown["taxonomy"][:-1], strict=True):  # the cats are a near-tie
+        assert place == expected | {"score": pytest.approx(expected["score"], abs=0.02)}
+
+
+def test_the_tree_is_what_the_readme_shows() -> None:
+    [shown] = re.findall(r"^```\n(entity.*?)^```", README, re.MULTILINE | re.DOTALL)
+    [command] = [command for command in commands("topk predict") if "--taxonomy" in command]
+    assert shell(f"{command} --precision float32").stdout.partition("\nentity")[2].strip() == shown[6:].strip()
+
+
 @pytest.mark.parametrize("command", commands("curl") + commands("echo"))
 def test_every_curl_works_as_typed(embedded_server: Server, command: str) -> None:
     ran = shell(command.replace("localhost:8000", embedded_server.url))
@@ -211,4 +226,6 @@ def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     names = shell(f"python -m zipfile --list {next(tmp_path.glob('*.whl'))}").stdout
     for name in ("app/web/index.html", "app/data/imagenet1k.csv", "app/loadtest/report.html", "entry_points.txt"):
+        assert name in names
+    for name in ("app/data/wordnet.csv", "app/data/wordnet.LICENSE", "dist-info/licenses/app/data/wordnet.LICENSE"):
         assert name in names
