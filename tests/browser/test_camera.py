@@ -27,14 +27,14 @@ HIDE = """(hidden) => {
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
 TRACK = "document.querySelector('#video').srcObject?.getTracks()[0].readyState ?? 'none'"
-SIMULATED = """async ([round_trip, seconds, refuses]) => {
+SIMULATED = """async ([round_trip, seconds, wait]) => {
     const {Pace} = await import("/web/pace.js");
     const pace = new Pace();
     const sent = [];
     for (let now = 0, last = -1e9; now < seconds * 1000; now = Math.max(now + round_trip, pace.due(last))) {
         last = now;
         sent.push(now);
-        if (refuses) pace.refused(2000, now);
+        if (wait !== null) pace.refused(wait, now);
         else pace.answered(round_trip);
     }
     return sent;
@@ -130,15 +130,20 @@ def test_a_busy_server_is_asked_less(page: Page) -> None:
 
 
 def test_the_rate_rises_to_what_the_server_can_follow(page: Page) -> None:
-    sent = page.evaluate(SIMULATED, [100, 10, False])
+    sent = page.evaluate(SIMULATED, [100, 10, None])
     gaps = [b - a for a, b in pairwise(sent[-20:])]
     assert min(gaps) == pytest.approx(111, abs=1)  # nine frames a second at a round trip of 100 ms, and steady
     assert max(gaps) == pytest.approx(111, abs=1)
 
 
-def test_the_rate_falls_while_the_server_refuses(page: Page) -> None:
-    sent = page.evaluate(SIMULATED, [10, 20, True])
-    assert all(b - a >= 2000 for a, b in pairwise(sent))
+def test_the_rate_halves_with_every_refusal(page: Page) -> None:
+    sent = page.evaluate(SIMULATED, [10, 8, 0])
+    assert [b - a for a, b in pairwise(sent)] == [500, 1000, 2000, 2000, 2000]
+
+
+def test_no_frame_is_sent_before_the_server_wants_one(page: Page) -> None:
+    sent = page.evaluate(SIMULATED, [10, 20, 5000])
+    assert [b - a for a, b in pairwise(sent)] == [5000, 5000, 5000]
 
 
 def test_without_a_secure_context_the_reason_is_said(blank: Page, embedded_server: Server) -> None:
