@@ -2,11 +2,11 @@
 
 import asyncio
 import inspect
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -21,7 +21,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app import __version__
-from app.errors import EmptyBody, LoadTestError, ModelError, TopkError
+from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError
+from app.filenames import shown
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
@@ -241,9 +242,10 @@ def bench(
     ] = None,
 ) -> None:
     """Measure what a server answers under load, and how fast. Ctrl-C shows what was measured so far."""
+    from app import page
     from app.loadtest import plan, table
-    from app.loadtest import report as page
     from app.loadtest.progress import Live
+    from app.loadtest.report import write
     from app.loadtest.run import run
     from app.loadtest.target import Target
 
@@ -260,8 +262,69 @@ def bench(
     else:
         table.show(result, out)
     if report:
-        page.write(result, report)
+        write(result, report)
     raise typer.Exit(130 if result.interrupted else 0)
+
+
+class _Reference(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+@with_settings(*_MODEL_OPTIONS)
+def evaluate(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder with a folder of images for each class, named by wnid, label or index; or a CSV with the"
+            " header file,label.",
+        ),
+    ],
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Evaluate a running topk; the model options are then the reference's.", show_default=False),
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="Sent as Authorization: Bearer.", show_default=False)] = None,
+    compare: Annotated[
+        _Reference | None,
+        typer.Option(
+            help="Run the reference beside it: torch in this precision, every pixel decoded. Prints the agreement.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with plots.", show_default=False)
+    ] = None,
+    settings: Settings,
+) -> None:
+    """How good are the answers on labelled images? Interrupted, the same command goes on where it stopped."""
+    from app import page
+    from app.evaluate import table
+    from app.evaluate.evaluation import Asked, evaluated
+    from app.evaluate.progress import Live
+    from app.evaluate.report import write
+    from app.telemetry import configure_logging
+
+    configure_logging(settings.log_format, "warning")
+    page.check(report)
+    live = Live(err)
+    try:
+        with evaluated(Asked(images, url, api_key, compare), settings, live) as found:
+            if report:
+                write(found, report, settings.max_pixels)
+            for note in found.notes:
+                err.print(note, style="yellow", markup=False, highlight=False)
+            if json:
+                out.file.write(orjson.dumps(found.as_dict()).decode() + "\n")
+            else:
+                table.tell(found, out)
+    except KeyboardInterrupt:
+        err.print(live.interrupted, markup=False, highlight=False)
+        raise typer.Exit(130) from None
 
 
 def _images(files: Iterable[Path]) -> Iterable[Path]:
@@ -328,15 +391,15 @@ async def _classify(classifier: Any, paths: list[Path], asked: Asked) -> list[di
                 result = await classifier.classify(content, want, time.monotonic() + _PREDICT_S)
             except OSError as error:
                 return {
-                    "file": _shown(path),
+                    "file": shown(path),
                     "error": {"code": "unreadable_file", "detail": error.strerror or str(error)},
                 }
             except TopkError as error:
-                return {"file": _shown(path), "error": {"code": error.code, "detail": error.detail}}
+                return {"file": shown(path), "error": {"code": error.code, "detail": error.detail}}
             finally:
                 progress.advance(task)
             answer = {
-                "file": _shown(path),
+                "file": shown(path),
                 "model": classifier.model.name,
                 "weights": classifier.model.weights,
                 "predictions": [asdict(p) for p in classifier.predictions(result.row, asked.min_score)],
@@ -354,12 +417,6 @@ def _read(path: Path) -> bytes:
     if not content:
         raise EmptyBody("the file is empty")
     return content
-
-
-def _shown(path: Path) -> str:
-    """A path as text that can be printed: file names may hold anything."""
-    name = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _table(answer: dict[str, Any]) -> Table:
@@ -389,6 +446,6 @@ def main() -> None:
     """Entry point: errors of the user's making are one plain line and exit code 1."""
     try:
         app()
-    except (LoadTestError, ModelError) as error:
+    except (EvaluationError, LoadTestError, ModelError, ReportError) as error:
         err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
         sys.exit(1)

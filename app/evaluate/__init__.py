@@ -1,0 +1,1 @@
+"""``topk evaluate``: how good the answers are on labelled images."""
