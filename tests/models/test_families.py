@@ -126,7 +126,7 @@ def test_answers_and_features_are_those_of_torchvision_s_own_loop(
     reference = random_network(architecture, normalised)
     model = with_weights_of(reference, architecture, entry, tmp_path / "weights.pth")
     features, logits = own_loop(reference, normalised)
-    row = served_row(model, "openvino" if architecture in ("mobilenet_v3_small", "squeezenet1_1") else "torch", image)
+    row = served_row(model, "openvino" if architecture in ("resnet18", "squeezenet1_1") else "torch", image)
     assert row.class_ids[0] == logits.argmax()
     assert_close(row.logits, logits)
     assert_close(row.features, features)
