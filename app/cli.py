@@ -28,7 +28,10 @@ from app.settings import Settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
 out, err = Console(), Console(stderr=True)
 
-_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "cache_dir", "fast_decode", "max_pixels")
+_MODEL_OPTIONS = (
+    *("model", "weights", "trust_checkpoint", "device", "engine", "precision"),
+    *("cache_dir", "fast_decode", "max_pixels"),
+)
 _PREDICT_S = 600.0
 _AT_ONCE = 64
 
@@ -178,7 +181,7 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
 
 
 @app.command()
-@with_settings("weights", "precision")
+@with_settings("weights", "trust_checkpoint", "precision")
 def export(
     model: Annotated[str, typer.Argument(help="What `topk serve --model` takes.")],
     *,

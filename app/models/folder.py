@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from app import __version__
 from app.errors import ModelError
 from app.images import Preprocessing
-from app.models import download, embedded
+from app.models import download
+from app.models.architecture import ULTRALYTICS, allowed_name, network
 from app.models.labels import Label
 from app.models.model import Model
 
@@ -65,7 +65,7 @@ def load(folder: Path) -> Model:
     if has_ir:
         _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
     return Model(
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)[:128],
+        name=allowed_name(folder.resolve().name),
         architecture=description.architecture,
         weights=description.weights,
         digest=description.digest,
@@ -109,7 +109,7 @@ def write(
     built = model.build()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if weights:
+        if weights and not model.architecture.startswith(ULTRALYTICS):  # nothing but the pickle has that network
             with _full_disk_said(SafetensorError):
                 save_model(built, str(folder / WEIGHTS))
             os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone
@@ -172,16 +172,11 @@ def _verify(folder: Path, description: Description, *names: str) -> None:
 
 
 def _build(folder: Path, description: Description) -> nn.Module:
-    from app.models import zoo
     from app.models.files import load_state, read_state
 
     if WEIGHTS not in description.files:
         raise ModelError(f"{folder} holds no {WEIGHTS}: it is served by OpenVINO alone")
     _verify(folder, description, WEIGHTS)
-    architecture = description.architecture
-    if architecture == embedded.NAME:
-        module = embedded.network()
-    else:
-        module = zoo.network(architecture, description.preprocessing.crop)
-    load_state(module, read_state(folder / WEIGHTS), architecture, str(folder / WEIGHTS))
+    module = network(description.architecture, description.preprocessing.crop)
+    load_state(module, read_state(folder / WEIGHTS), description.architecture, str(folder / WEIGHTS))
     return module
