@@ -13,6 +13,7 @@ TopkError
 │   └── NotConvertible
 ├── LoadTestError              `topk bench` only: what was asked for cannot be measured
 ├── EvaluationError            `topk evaluate` only: what was asked for cannot be evaluated
+├── TrainingError              `topk train` only: what was asked for cannot be trained
 └── ReportError                a report cannot be written
 
 Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
@@ -158,6 +159,10 @@ class LoadTestError(TopkError):
 
 class EvaluationError(TopkError):
     """The images, their labels or the service that `topk evaluate` is to use cannot be used. Never reaches a client."""
+
+
+class TrainingError(TopkError):
+    """The folder that `topk train` is to learn from, or what is asked for, cannot be used. Never reaches a client."""
 
 
 class ReportError(TopkError):
