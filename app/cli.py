@@ -21,14 +21,18 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app import __version__
-from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError
+from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError, TrainingError
 from app.filenames import shown
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
 out, err = Console(), Console(stderr=True)
 
-_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "cache_dir", "fast_decode", "max_pixels")
+_MODEL_OPTIONS = (
+    *("model", "weights", "trust_checkpoint", "device", "engine", "precision"),
+    *("cache_dir", "fast_decode", "max_pixels"),
+)
+_TOP_K = 5
 _PREDICT_S = 600.0
 _AT_ONCE = 64
 
@@ -107,7 +111,9 @@ def serve(*, settings: Settings) -> None:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or - for standard input.")],
     *,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="How many classes. [default: 5, of fewer all]", show_default=False)
+    ] = None,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out classes that score less.")] = 0.0,
     taxonomy: Annotated[
         bool, typer.Option("--taxonomy", help="Add each image's place in WordNet, and how far down one can be sure.")
@@ -178,7 +184,7 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
 
 
 @app.command()
-@with_settings("weights", "precision")
+@with_settings("weights", "trust_checkpoint", "precision")
 def export(
     model: Annotated[str, typer.Argument(help="What `topk serve --model` takes.")],
     *,
@@ -327,6 +333,51 @@ def evaluate(
         raise typer.Exit(130) from None
 
 
+@app.command()
+@with_settings(*_MODEL_OPTIONS)
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder with a folder of images for each class, named after it.")
+    ],
+    *,
+    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write, new or empty.")],
+    val: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the same kind: hold these images out.")
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="Without --val: share of each class that is held out.")] = 0.2,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Train the whole network, from the linear head on; best on a GPU.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: most passes over the images.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=2, help="With --fine-tune: images a step.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and folder give the same model.")] = 0,
+    settings: Settings,
+) -> None:
+    """Your own classes: a model folder from a folder of folders, on top of a pretrained model."""
+    from app.models import require_torch
+
+    require_torch("training")
+    from app.evaluate import table
+    from app.telemetry import configure_logging
+    from app.train.plan import Plan
+    from app.train.progress import Bars
+    from app.train.run import run
+
+    configure_logging(settings.log_format, "warning")
+    plan = Plan(folder, out_folder, val, holdout, seed, fine_tune, epochs, batch_size)
+    try:
+        trained = run(plan, settings, Bars(err))
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written, and the features computed so far are kept")
+        raise typer.Exit(130) from None
+    for warning in trained.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    for line in trained.words():
+        out.print(line, markup=False, highlight=False)
+    table.show(trained.metrics, out)
+    out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
+
+
 def _images(files: Iterable[Path]) -> Iterable[Path]:
     for path in files:
         if path.is_dir():
@@ -339,7 +390,7 @@ def _images(files: Iterable[Path]) -> Iterable[Path]:
 class Asked:
     """What is asked of each image. ``sure`` is what the answer from WordNet has to reach, None where none is wanted."""
 
-    top_k: int
+    top_k: int | None
     min_score: float
     sure: float | None
 
@@ -365,7 +416,7 @@ def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[s
     with err.status("loading the model"):
         classifier.load()
     try:
-        if asked.top_k > len(classifier.model.labels):
+        if asked.top_k and asked.top_k > len(classifier.model.labels):
             raise ModelError(f"--top-k {asked.top_k} is more than the model's {len(classifier.model.labels)} classes")
         if asked.sure and classifier.taxonomy is None:
             raise ModelError("--taxonomy: the model's classes have no place in WordNet")
@@ -379,7 +430,7 @@ def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[s
 async def _classify(classifier: Any, paths: list[Path], asked: Asked) -> list[dict[str, Any]]:
     from app.engine import Want
 
-    want = Want(k=asked.top_k, probabilities=asked.sure is not None)
+    want = Want(k=asked.top_k or _TOP_K, probabilities=asked.sure is not None)
     at_once = asyncio.Semaphore(_AT_ONCE)
     progress = Progress(console=err, transient=True, disable=len(paths) < 2)
     task = progress.add_task("classifying", total=len(paths))
@@ -446,6 +497,6 @@ def main() -> None:
     """Entry point: errors of the user's making are one plain line and exit code 1."""
     try:
         app()
-    except (EvaluationError, LoadTestError, ModelError, ReportError) as error:
+    except (EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
         err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
         sys.exit(1)

@@ -13,6 +13,7 @@ TopkError
 │   └── NotConvertible
 ├── LoadTestError              `topk bench` only: what was asked for cannot be measured
 ├── EvaluationError            `topk evaluate` only: what was asked for cannot be evaluated
+├── TrainingError              `topk train` only: what was asked for cannot be trained
 └── ReportError                a report cannot be written
 
 Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
@@ -37,6 +38,12 @@ class TopkError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after_s = retry_after_s
+
+    def at(self, place: str) -> "TopkError":
+        """The same error, whose detail says where in the request it arose."""
+        error = type(self).__new__(type(self))
+        TopkError.__init__(error, f"{place}: {self.detail}", self.retry_after_s)
+        return error
 
     @property
     def headers(self) -> dict[str, str]:
@@ -152,6 +159,10 @@ class LoadTestError(TopkError):
 
 class EvaluationError(TopkError):
     """The images, their labels or the service that `topk evaluate` is to use cannot be used. Never reaches a client."""
+
+
+class TrainingError(TopkError):
+    """The folder that `topk train` is to learn from, or what is asked for, cannot be used. Never reaches a client."""
 
 
 class ReportError(TopkError):

@@ -18,7 +18,7 @@ import torchvision
 
 from app import errors
 from app.main import create_app
-from app.settings import Settings
+from app.settings import PROTOCOLS, Settings
 from tests.conftest import CAT, REPOSITORY, SHARED, Server, environment
 
 README = (REPOSITORY / "README.md").read_text()
@@ -47,6 +47,8 @@ def defaults(field: Any) -> str:
     default = field.default
     if default in (None, ()) or default == "":
         return ""
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -58,9 +60,12 @@ def test_the_settings_table_is_the_settings() -> None:
 
 
 def test_the_api_table_names_every_route() -> None:
-    documented = set(re.findall(r"(?:GET|POST) (/\S*)`|`(/openapi.json)`", " ".join(rows("request"))))
-    served = set(create_app(Settings(_env_file=None)).openapi()["paths"]) | {"/", "/docs", "/openapi.json"}
-    assert {a or b for a, b in documented} == served
+    documented = set(re.findall(r"`(?:GET |POST )?(/[^\s`]*)`", " ".join(rows("request"))))
+    others = {name: re.findall(r"`(?:GET |POST )?(/[^\s`]*)`", row[0]) for name, row in rows("protocol").items()}
+    assert [name.strip("`") for name in others] == list(PROTOCOLS)
+    paths = create_app(Settings(_env_file=None)).openapi()["paths"]
+    served = {re.sub("(/versions)?/{version}", "", path) for path in paths} | {"/", "/docs", "/openapi.json"}
+    assert documented.union(*others.values()) == served
 
 
 def test_the_error_table_is_the_error_tree() -> None:
