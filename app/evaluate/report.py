@@ -111,7 +111,7 @@ def _comparison(evaluation: Evaluation) -> str:
             html.text(evaluation.truth(i)),
             f"{html.text(ours.label)} <small>{percent(ours.score, 0)}</small>",
             f"{html.text(theirs.label)} <small>{percent(theirs.score, 0)}</small>",
-            f"<small>{html.text(shown(evaluation.samples.files[i]))}</small>",
+            f"<small>{html.text(evaluation.name(i))}</small>",
         )
         for i in found.differ[: 2 * _ROWS]
         for ours, theirs in [(evaluation.guess(i), evaluation.guess(i, found.answers))]
@@ -141,7 +141,7 @@ def _picture(evaluation: Evaluation, i: int, max_pixels: int) -> str:
     place = (evaluation.answers.class_ids[i] == evaluation.samples.truth[i]).nonzero()[0].tolist()
     says = f"{percent(evaluation.guess(i, place=place[0]).score, 0)}" if place else ""
     source = gallery.thumbnail(evaluation.samples.files[i], max_pixels)
-    name = html.text(shown(Path(evaluation.samples.files[i].name)))
+    name = html.text(evaluation.name(i))
     image = f'<img src="{source}" alt="{html.text(truth)}" width="88" height="88">' if source else "<div></div>"
     return (
         f'<figure title="{name}">{image}<figcaption>'
@@ -211,8 +211,7 @@ def _unreadable(evaluation: Evaluation) -> str:
     if not failed:
         return ""
     rows = (
-        (html.text(shown(evaluation.samples.files[i])), html.text(failed[i].detail), html.text(failed[i].code))
-        for i in sorted(failed)
+        (html.text(evaluation.name(i)), html.text(failed[i].detail), html.text(failed[i].code)) for i in sorted(failed)
     )
     summary = f"{count(len(failed), 'file')} could not be read and did not count"
     return f"<details open><summary>{summary}</summary>{_table(('file', 'why', 'code'), rows, 'words')}</details>"
