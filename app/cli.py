@@ -5,7 +5,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_origin
@@ -14,9 +14,11 @@ import orjson
 import typer
 from pydantic import ValidationError
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import Progress
 from rich.table import Column, Table
+from rich.text import Text
+from rich.tree import Tree
 
 from app import __version__
 from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError, TrainingError
@@ -26,7 +28,10 @@ from app.settings import Settings
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
 out, err = Console(), Console(stderr=True)
 
-_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "cache_dir", "fast_decode", "max_pixels")
+_MODEL_OPTIONS = (
+    *("model", "weights", "trust_checkpoint", "device", "engine", "precision"),
+    *("cache_dir", "fast_decode", "max_pixels"),
+)
 _TOP_K = 5
 _PREDICT_S = 600.0
 _AT_ONCE = 64
@@ -110,6 +115,15 @@ def predict(
         int | None, typer.Option(min=1, help="How many classes. [default: 5, of fewer all]", show_default=False)
     ] = None,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out classes that score less.")] = 0.0,
+    taxonomy: Annotated[
+        bool, typer.Option("--taxonomy", help="Add each image's place in WordNet, and how far down one can be sure.")
+    ] = False,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="With --taxonomy: what the answer's score reaches. [default: 0.9]", show_default=False
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     settings: Settings,
 ) -> None:
@@ -117,7 +131,7 @@ def predict(
     paths = list(_images(files))
     if not paths:
         raise ModelError("no image files there")
-    answers = _predict(paths, top_k, min_score, settings)
+    answers = _predict(paths, Asked(top_k, min_score, _sure(taxonomy, confidence)), settings)
     for answer in answers:
         if json:
             out.file.write(orjson.dumps(answer).decode() + "\n")
@@ -125,6 +139,8 @@ def predict(
             err.print(f"{answer['file']}: {answer['error']['detail']}", markup=False, highlight=False)
         else:
             out.print(_table(answer))
+            if taxonomy:
+                out.print(_tree(answer))
     raise typer.Exit(any("error" in answer for answer in answers))
 
 
@@ -168,7 +184,7 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
 
 
 @app.command()
-@with_settings("weights", "precision")
+@with_settings("weights", "trust_checkpoint", "precision")
 def export(
     model: Annotated[str, typer.Argument(help="What `topk serve --model` takes.")],
     *,
@@ -304,14 +320,14 @@ def evaluate(
     live = Live(err)
     try:
         with evaluated(Asked(images, url, api_key, compare), settings, live) as found:
+            if report:
+                write(found, report, settings.max_pixels)
             for note in found.notes:
                 err.print(note, style="yellow", markup=False, highlight=False)
             if json:
                 out.file.write(orjson.dumps(found.as_dict()).decode() + "\n")
             else:
                 table.tell(found, out)
-            if report:
-                write(found, report)
     except KeyboardInterrupt:
         err.print(live.interrupted, markup=False, highlight=False)
         raise typer.Exit(130) from None
@@ -370,7 +386,28 @@ def _images(files: Iterable[Path]) -> Iterable[Path]:
             yield path
 
 
-def _predict(paths: list[Path], top_k: int | None, min_score: float, settings: Settings) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of each image. ``sure`` is what the answer from WordNet has to reach, None where none is wanted."""
+
+    top_k: int | None
+    min_score: float
+    sure: float | None
+
+
+def _sure(taxonomy: bool, confidence: float | None) -> float | None:
+    from app.taxonomy import CONFIDENCE
+
+    if confidence is None:
+        return CONFIDENCE if taxonomy else None
+    if not taxonomy:
+        raise ModelError("--confidence is that of the answer from WordNet, which --taxonomy asks for")
+    if not 0 < confidence <= 1:
+        raise ModelError("--confidence must be more than 0")
+    return confidence
+
+
+def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[str, Any]]:
     from app.classifier import Classifier
     from app.telemetry import configure_logging
 
@@ -379,18 +416,21 @@ def _predict(paths: list[Path], top_k: int | None, min_score: float, settings: S
     with err.status("loading the model"):
         classifier.load()
     try:
-        if top_k and top_k > len(classifier.model.labels):
-            raise ModelError(f"--top-k {top_k} is more than the model's {len(classifier.model.labels)} classes")
+        if asked.top_k and asked.top_k > len(classifier.model.labels):
+            raise ModelError(f"--top-k {asked.top_k} is more than the model's {len(classifier.model.labels)} classes")
+        if asked.sure and classifier.taxonomy is None:
+            raise ModelError("--taxonomy: the model's classes have no place in WordNet")
         if classifier.model.warning:
             err.print(f"warning: {classifier.model.warning}", style="yellow", markup=False)
-        return asyncio.run(_classify(classifier, paths, top_k or _TOP_K, min_score))
+        return asyncio.run(_classify(classifier, paths, asked))
     finally:
         classifier.close()
 
 
-async def _classify(classifier: Any, paths: list[Path], top_k: int, min_score: float) -> list[dict[str, Any]]:
+async def _classify(classifier: Any, paths: list[Path], asked: Asked) -> list[dict[str, Any]]:
     from app.engine import Want
 
+    want = Want(k=asked.top_k or _TOP_K, probabilities=asked.sure is not None)
     at_once = asyncio.Semaphore(_AT_ONCE)
     progress = Progress(console=err, transient=True, disable=len(paths) < 2)
     task = progress.add_task("classifying", total=len(paths))
@@ -399,7 +439,7 @@ async def _classify(classifier: Any, paths: list[Path], top_k: int, min_score: f
         async with at_once:
             try:
                 content = await asyncio.to_thread(_read, path)
-                result = await classifier.classify(content, Want(k=top_k), time.monotonic() + _PREDICT_S)
+                result = await classifier.classify(content, want, time.monotonic() + _PREDICT_S)
             except OSError as error:
                 return {
                     "file": shown(path),
@@ -409,12 +449,15 @@ async def _classify(classifier: Any, paths: list[Path], top_k: int, min_score: f
                 return {"file": shown(path), "error": {"code": error.code, "detail": error.detail}}
             finally:
                 progress.advance(task)
-            return {
+            answer = {
                 "file": shown(path),
                 "model": classifier.model.name,
                 "weights": classifier.model.weights,
-                "predictions": [asdict(p) for p in classifier.predictions(result.row, min_score)],
+                "predictions": [asdict(p) for p in classifier.predictions(result.row, asked.min_score)],
             }
+            if asked.sure is None:
+                return answer
+            return answer | asdict(classifier.taxonomy.placing(result.row.probabilities, asked.sure))
 
     with progress:
         return list(await asyncio.gather(*map(one, paths)))
@@ -432,6 +475,22 @@ def _table(answer: dict[str, Any]) -> Table:
     for prediction in answer["predictions"]:
         table.add_row(f"{prediction['score']:.4f}", prediction["label"], prediction["wnid"] or "")
     return table
+
+
+def _tree(answer: dict[str, Any]) -> Group:
+    """The way down through WordNet, and the answer, which mostly lies on it."""
+    sure = answer["answer"]
+
+    def line(node: dict[str, Any]) -> Text:
+        return Text(f"{node['label']} {node['score']:.4f}", style="bold green" if node == sure else "")
+
+    root, *below = answer["taxonomy"]
+    tree = branch = Tree(line(root), guide_style="dim")
+    tree.ASCII_GUIDES = ("  ", "| ", "+ ", "` ")  # narrow: there may be eighteen steps
+    tree.TREE_GUIDES = [("  ", "│ ", "├ ", "└ ")] * 3
+    for node in below:
+        branch = branch.add(line(node))
+    return Group(tree, Text.assemble("answer: ", line(sure), f" {sure['wnid']}\n"))
 
 
 def main() -> None:

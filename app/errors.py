@@ -39,6 +39,12 @@ class TopkError(Exception):
         self.detail = detail
         self.retry_after_s = retry_after_s
 
+    def at(self, place: str) -> "TopkError":
+        """The same error, whose detail says where in the request it arose."""
+        error = type(self).__new__(type(self))
+        TopkError.__init__(error, f"{place}: {self.detail}", self.retry_after_s)
+        return error
+
     @property
     def headers(self) -> dict[str, str]:
         """Response headers that belong to this error."""

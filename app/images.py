@@ -68,7 +68,8 @@ _SWAPS_AXES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 class Preprocessing:
     """What a model expects: resize the shorter edge to ``resize``, crop ``crop`` x ``crop``, scale by mean and std.
 
-    ``mean`` and ``std`` are for values in 0..1. ``resize >= crop``, as in every torchvision preset.
+    ``mean`` and ``std`` are for values in 0..1. ``resize >= crop``, as in every torchvision preset. With ``squash``
+    both edges are resized to ``resize``, which some of timm's models are trained on.
     """
 
     resize: int
@@ -76,6 +77,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    squash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ def _crop_of_whole(image: Image.Image, turn: Image.Transpose | None, preprocessi
 
 def _geometry(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """Width and height of the upright picture once resized, left and top of the crop in it, as torchvision rounds."""
-    short, long = sorted((width, height))
+    short, long = (1, 1) if preprocessing.squash else sorted((width, height))
     long_resized = preprocessing.resize * long // short
     resized_w, resized_h = (
         (preprocessing.resize, long_resized) if width <= height else (long_resized, preprocessing.resize)

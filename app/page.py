@@ -35,8 +35,8 @@ def write(page: str, path: Path) -> None:
 
 
 def text(text: str) -> str:
-    """Text as HTML."""
-    return html.escape(text)
+    """Text as HTML, each number beside its per cent."""
+    return html.escape(text).replace(" %", "&nbsp;%")
 
 
 def headline(figures: Iterable[tuple[str, str, str]]) -> str:

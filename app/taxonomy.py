@@ -10,11 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from app.models.labels import Label, imagenet1k
+
+CONFIDENCE = 0.9
+"""What an answer's score reaches where nobody says otherwise."""
 
 Positions = tuple[tuple[int, ...], ...]
 
@@ -28,6 +32,23 @@ class Node:
     wnid: str
     label: str
     gloss: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A node for one image. ``score`` is the sum over the classes at or below it."""
+
+    wnid: str
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """Where an image stands: the way to its best class from the root, and the most one can say with confidence."""
+
+    taxonomy: list[Scored]
+    answer: Scored
 
 
 class Taxonomy:
@@ -88,6 +109,31 @@ class Taxonomy:
         """
         reached = np.flatnonzero(sums >= min(confidence, sums[0]))
         return int(min(reached, key=lambda i: (self._counts[i], -sums[i], -self._longest[i], self.nodes[i].wnid)))
+
+    def placing(self, probabilities: npt.NDArray[np.floating], confidence: float) -> Placing:
+        """One image's ``path`` and ``answer`` by its probabilities [classes]."""
+        [sums] = self.sums(probabilities[None])
+
+        def scored(i: int) -> Scored:
+            score = min(float(sums[i]), 1.0)  # softmax in float32 may sum to 1.0000001
+            return Scored(self.nodes[i].wnid, self.nodes[i].label, score)
+
+        return Placing([scored(i) for i in self.path(sums)], scored(self.answer(sums, confidence)))
+
+    def describe(self, wnid: str) -> dict[str, Any]:
+        """A node with its gloss, its parents, children and classes, as JSON has it. Raises KeyError."""
+        i = self.index[wnid]
+
+        def named(at: int) -> dict[str, str]:
+            return {"wnid": self.nodes[at].wnid, "label": self.nodes[at].label}
+
+        leaves = np.flatnonzero(self.above[i]).tolist()
+        return named(i) | {
+            "gloss": self.nodes[i].gloss,
+            "parents": [named(parent) for parent in self.parents[i]],
+            "children": [named(child) for child in self.children[i]],
+            "leaves": [{"class_id": leaf} | named(self.classes[leaf]) for leaf in leaves],
+        }
 
 
 def of(labels: Sequence[Label]) -> Taxonomy | None:

@@ -109,7 +109,8 @@ def test_parents_and_children_are_each_other_s_reverse(tree: Taxonomy) -> None:
 
 
 def test_the_path_goes_up_by_the_highest_sum_then_by_wnid(tree: Taxonomy) -> None:
-    for row, sums in zip(scores(50), tree.sums(scores(50)), strict=True):
+    rows = np.concatenate([scores(50), np.eye(1000, dtype=np.float32)])  # a sure model's parents are all tied
+    for row, sums in zip(rows, tree.sums(rows), strict=True):
         path = tree.path(sums)
         assert path[0] == 0
         assert path[-1] == tree.index[str(imagenet1k()[int(row.argmax())].wnid)]
@@ -152,6 +153,16 @@ def test_the_answer_need_not_lie_on_the_path(tree: Taxonomy) -> None:
 def test_the_root_always_reaches_the_confidence(tree: Taxonomy) -> None:
     row = np.full(1000, np.float32(0.00099999))
     assert tree.answer(tree.sums(row[None])[0], 1.0) == 0
+
+
+def test_no_score_is_more_than_one_though_rounding_makes_it_so(tree: Taxonomy) -> None:
+    row = np.full(1000, np.float32(0.001000001))
+    assert tree.sums(row[None])[0, 0] > 1
+    assert tree.placing(row, 0.9).taxonomy[0].score == 1
+
+
+def test_imagenet_s_is_read_once(tree: Taxonomy) -> None:
+    assert taxonomy.of([Label(label.label, label.wnid) for label in imagenet1k()]) is tree
 
 
 def test_labels_may_come_in_any_order_and_number(tree: Taxonomy) -> None:

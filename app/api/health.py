@@ -15,9 +15,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 @router.get("/livez", tags=["health"])
 async def livez(request: Request) -> Response:
     """200 while the process works; starting, overloaded and draining are all alive."""
-    lifecycle: Lifecycle = request.app.state.lifecycle
-    if lifecycle.failure:
-        raise NotReady(lifecycle.failure.detail)
+    check_alive(request)
     return JSONResponse({"status": "alive"})
 
 
@@ -25,12 +23,7 @@ async def livez(request: Request) -> Response:
 @router.get("/readyz", tags=["health"])
 async def readyz(request: Request) -> Response:
     """200 once the model is warm, 503 while starting or draining."""
-    lifecycle: Lifecycle = request.app.state.lifecycle
-    classifier: Classifier = request.app.state.classifier
-    if lifecycle.draining:
-        raise NotReady("draining")
-    if not classifier.ready:
-        raise NotReady(lifecycle.failure.detail if lifecycle.failure else "the model is being loaded")
+    check_ready(request)
     return JSONResponse({"status": "ready"})
 
 
@@ -45,3 +38,20 @@ async def healthz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     return Response(await request.app.state.exposition(), media_type=_METRICS_TYPE)
+
+
+def check_alive(request: Request) -> None:
+    """Raises NotReady where the process works no more."""
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    if lifecycle.failure:
+        raise NotReady(lifecycle.failure.detail)
+
+
+def check_ready(request: Request) -> None:
+    """Raises NotReady where requests had better go elsewhere."""
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    classifier: Classifier = request.app.state.classifier
+    if lifecycle.draining:
+        raise NotReady("draining")
+    if not classifier.ready:
+        raise NotReady(lifecycle.failure.detail if lifecycle.failure else "the model is being loaded")

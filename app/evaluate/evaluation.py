@@ -83,6 +83,12 @@ class Evaluation:
         warning = self.facts["warning"]
         return [*([f"warning: {warning}"] if warning else []), *self.samples.notes]
 
+    def name(self, i: int) -> str:
+        """An image's file as it is found from the source."""
+        root = self.source if self.source.is_dir() else self.source.parent
+        file = self.samples.files[i]
+        return shown(file.relative_to(root) if file.is_relative_to(root) else file)
+
     def truth(self, i: int) -> str:
         """The label of an image's true class."""
         return self.labels[int(self.samples.truth[i])].label

@@ -36,8 +36,8 @@ class Journal:
 
     def __init__(self, folder: Path, subject: dict[str, Any]) -> None:
         """Open it, or begin it. Raises EvaluationError."""
-        self._subject = {"format": _FORMAT, **subject}
-        name = hashlib.sha256(json.dumps(self._subject, sort_keys=True).encode()).hexdigest()[:32]
+        self._first = json.dumps({"format": _FORMAT, **subject}, sort_keys=True).encode() + b"\n"
+        name = hashlib.sha256(self._first).hexdigest()[:32]
         self.path = folder / f"{name}.jsonl"
         self._found: dict[str, tuple[Stamp, Outcome]] = {}
         try:
@@ -87,17 +87,16 @@ class Journal:
         whole = 0
         for line in self._file:
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-                if whole and entry:
-                    self._take(*entry)
-                elif entry != self._subject:
+                if whole and line.endswith(b"\n"):
+                    self._take(*json.loads(line))
+                elif line != self._first:
                     break
             except (ValueError, TypeError):
                 break
             whole += len(line)
         self._file.truncate(whole)
         if not whole:
-            self._file.write(json.dumps(self._subject).encode() + b"\n")
+            self._file.write(self._first)
             self._file.flush()
 
     def _take(self, file: str, size: int, changed: int, first: Any, second: Any) -> None:

@@ -78,7 +78,7 @@ def levels(truth: Ints, answers: Ints, labels: Sequence[Label]) -> Levels:
     exact = np.bincount(pairs[0, same], times[same], len(labels)).astype(np.int64)
     above = tree.above.astype(np.int64)
     counted = _Counted(above @ images, above @ exact, right, above @ (images > 0))
-    deepest = int(tree.depths[tree.classes[images > 0]].max())
+    deepest = int(tree.depths[counted.images > 0].max())
     common[same] = deepest
     depths = tuple(float(times[common >= d].sum() / times.sum()) for d in range(deepest + 1))
     return Levels(tuple(_nodes(tree, counted, images)), depths)
@@ -106,10 +106,12 @@ def _shown(tree: Taxonomy, nodes: Sequence[int], images: Ints) -> list[int]:
     """The nodes with the most images, of those that are much alike only the one with the shortest name.
 
     Short names are the common ones (Zipf 1935): a dog rather than a canine or a carnivore. Alike are nodes that share
-    more than 60 % of the images that either has; none is shown that is alike to the root.
+    more than 60 % of the images that either has. None is shown that holds more than 60 % of the model's classes: any
+    answer is right there.
     """
-    root = int(tree.above.sum(axis=1).argmax())
-    few = np.array([root, *(i for i in sorted(nodes, key=lambda i: len(tree.nodes[i].label)) if i != root)])
+    names = [len(node.label) for node in tree.nodes]
+    few = np.array([i for i in nodes if tree.above[i].mean() <= _ALIKE], dtype=np.int64)
+    few = few[np.argsort([names[i] for i in few], kind="stable")]
     below = tree.above[few].astype(np.float64)
     shared = (below * images) @ below.T
     alike = shared > _ALIKE * (shared.diagonal()[:, None] + shared.diagonal() - shared)
@@ -117,7 +119,7 @@ def _shown(tree: Taxonomy, nodes: Sequence[int], images: Ints) -> list[int]:
     for i in range(len(few)):
         if not alike[i, kept].any():
             kept.append(i)
-    return sorted(few[kept[1:]].tolist(), key=lambda i: -int(images[tree.above[i]].sum()))[:SHOWN]
+    return sorted(few[kept].tolist(), key=lambda i: -int(images[tree.above[i]].sum()))[:SHOWN]
 
 
 def _as_tree(tree: Taxonomy, nodes: Sequence[int], images: Ints) -> dict[int, int]:

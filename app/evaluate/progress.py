@@ -1,6 +1,7 @@
 """Live progress on a terminal: how many images are done, at which rate, and when all will be."""
 
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Self
 
 from rich.console import Console
@@ -12,11 +13,8 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
-
-_RECENT_S = 30.0
 
 
 class Live:
@@ -29,13 +27,10 @@ class Live:
             BarColumn(28),
             MofNCompleteColumn(),
             _Rate(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
             refresh_per_second=4,
-            speed_estimate_period=_RECENT_S,
         )
         self._task: TaskID | None = None
         self._done = self._total = 0
@@ -67,13 +62,18 @@ class Live:
     def __call__(self, done: int) -> None:
         """So many images are done; what the first call tells was done before, and says nothing of the rate."""
         if self._task is None:
-            self._task = self._progress.add_task(self._name, total=self._total, completed=done)
+            self._task = self._progress.add_task(self._name, total=self._total, completed=done, before=done)
         self._done = done
         self._progress.update(self._task, completed=done)
 
 
 class _Rate(ProgressColumn):
-    """Images a second of late."""
+    """Images a second of this run, and how long the rest will take."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f} img/s")
+        new = task.completed - task.fields["before"]
+        if not new or not task.elapsed:
+            return Text("")
+        rate = new / task.elapsed
+        left = timedelta(seconds=round((task.remaining or 0) / rate))
+        return Text(f"{rate:.1f} img/s  {left} left")

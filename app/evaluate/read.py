@@ -15,6 +15,8 @@ from app.evaluate.metrics import Ints
 from app.models.labels import Label
 
 _SHOWN = 10
+_NEAR = 3
+_TELLING = 3  # letters
 _HEADER = ("file", "label")
 
 
@@ -92,8 +94,8 @@ def _folders(root: Path) -> Listing:
             f"{root} holds no folders with images: each class needs one, named by its wnid, label or index;"
             " or give a CSV with the header file,label"
         )
-    beside = len(children) - len(folders)
-    notes = (f"{beside} files beside the class folders have no class and are left out",) if beside else ()
+    beside = len(children) > len(folders)
+    notes = ("files beside the class folders have no class and are left out",) if beside else ()
     return Listing(root, tuple(files), tuple(names), notes)
 
 
@@ -161,8 +163,14 @@ def _unknown(names: Sequence[str], labels: Sequence[Label], source: Path) -> str
     known |= {_fold(label.label): label.label for label in labels}
     lines = []
     for name in names[:_SHOWN]:
-        near = [known[key] for key in difflib.get_close_matches(_fold(name), known, 3)]
+        near = [known[key] for key in _near(_fold(name), known)]
         lines.append(f"  {name}" + (f" (near: {', '.join(near)})" if near else ""))
     more = [f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
     what = "one name" if len(names) == 1 else f"{len(names)} names"
     return "\n".join([f"{source} has {what} that no class of the model has:", *lines, *more])
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    """Names that hold this one, else such as it may be a slip of."""
+    holding = [one for one in known if len(name) >= _TELLING and name in one]
+    return (sorted(holding, key=len) or difflib.get_close_matches(name, known, _NEAR))[:_NEAR]

@@ -63,7 +63,10 @@ class Remote:
         """Ask what it is and which classes it has. Raises EvaluationError."""
         self._served = asyncio.get_running_loop().time()
         async with client.session(self._headers) as session:
-            info = (await self._reply(session, "GET", f"{self.target.base}/v1/info")).body
+            reply = await self._reply(session, "GET", f"{self.target.base}/v1/info")
+            if reply.status not in (200, 404):
+                raise EvaluationError(f"{self.target.base}/v1/info {reply}")
+            info = reply.body
             try:
                 self.facts = facts(info) | {"url": self.target.base}
                 classes, patience = info["classes"], info["limits"]["request_timeout_ms"]

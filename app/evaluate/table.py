@@ -10,7 +10,6 @@ from rich.table import Column, Table
 from app.evaluate.evaluation import Comparison, Evaluation
 from app.evaluate.intervals import Interval
 from app.evaluate.metrics import Metrics
-from app.filenames import shown
 
 _ROWS = 10
 _LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False}
@@ -39,7 +38,7 @@ def _explain(metrics: Metrics, console: Console) -> None:
 
 def _print(console: Console, *lines: str) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def answering(facts: dict[str, Any]) -> Iterator[str]:
@@ -58,7 +57,7 @@ def unreadable(evaluation: Evaluation) -> Iterator[str]:
     if failed:
         yield f"{count(len(failed), 'file')} could not be read and did not count:"
     for i in sorted(failed)[:_ROWS]:
-        yield f"  {shown(evaluation.samples.files[i])}: {failed[i].detail} ({failed[i].code})"
+        yield f"  {evaluation.name(i)}: {failed[i].detail} ({failed[i].code})"
     if len(failed) > _ROWS:
         yield f"  and {len(failed) - _ROWS:,} more; --json and --report list them all"
 
@@ -69,13 +68,13 @@ def comparison(evaluation: Evaluation) -> Iterator[str]:
     if not found:
         return
     yield (
-        f"agreement: {percent(found.agreement)} ({interval(found.interval)}) of {count(found.n, 'image')} have the same"
-        f" first answer from the reference, {', '.join(answering(found.facts))}"
+        f"agreement: {percent(found.agreement)} ({interval(found.interval)}) of {count(found.n, 'image')};"
+        f" the reference is {', '.join([*answering(found.facts)][1:])}"
     )
     for i in found.differ[:_ROWS]:
         ours, theirs = evaluation.guess(i), evaluation.guess(i, found.answers)
         yield (
-            f"  {shown(evaluation.samples.files[i])}: {ours.label} ({ours.score:.2f}), the reference says"
+            f"  {evaluation.name(i)}: {ours.label} ({ours.score:.2f}), the reference says"
             f" {theirs.label} ({theirs.score:.2f}); it is {evaluation.truth(i)}"
         )
     if len(found.differ) > _ROWS:

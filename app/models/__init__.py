@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.errors import ModelError, NotConvertible
 from app.models import cache, download, embedded, folder
+from app.models.architecture import TIMM, is_checkpoint
 from app.models.architecture import network as network
 from app.models.model import Model
 from app.settings import Settings
@@ -39,27 +40,60 @@ def _named(settings: Settings, spec: str, converted: bool) -> Model:
         if settings.weights:
             raise ModelError(f"{spec} is a model folder: it brings its own weights")
         return folder.load(Path(spec))
+    if is_checkpoint(spec):
+        return _checkpoint(settings, spec, converted)
     weights = settings.weights.expanduser() if settings.weights else None
     architecture, _, entry = spec.partition(":")
     if architecture == embedded.NAME and (weights or entry):
         raise ModelError(f"{embedded.NAME} is served with its own weights only")
-    if os.sep in spec or spec.endswith("/"):
+    if (os.sep in spec and not spec.startswith(TIMM)) or spec.endswith("/"):
         raise ModelError(f"{spec} is no model folder: it has no {folder.DESCRIPTION}")
     require_torch(f"the model {spec}")
     if converted:
         return cache.converted(spec, weights, settings.cache_dir)
-    return _built(architecture, entry or None, weights)
+    return _built(spec, weights)
 
 
-def _built(architecture: str, entry: str | None, weights: Path | None) -> Model:
+def _checkpoint(settings: Settings, spec: str, converted: bool) -> Model:
+    if settings.weights:
+        raise ModelError(f"{spec} is a checkpoint: it brings its own weights")
+    require_torch(f"the checkpoint {spec}")
+    from app.models import ultralytics
+
+    path = Path(spec).expanduser()
+    ultralytics.check(path, settings.trust_checkpoint)
+    return cache.converted(str(path), None, settings.cache_dir) if converted else ultralytics.from_checkpoint(path)
+
+
+def _built(spec: str, weights: Path | None) -> Model:
+    architecture, _, entry = spec.partition(":")
     if architecture == embedded.NAME:
         return embedded.embedded()
+    if spec.startswith(TIMM):
+        from app.models import timm
+
+        return timm.from_file(entry, weights) if weights else timm.official(entry)
     from app.models import zoo
 
-    return zoo.from_file(architecture, entry, weights) if weights else zoo.official(architecture, entry)
+    return zoo.from_file(architecture, entry or None, weights) if weights else zoo.official(architecture, entry or None)
+
+
+def _mounted(folders: tuple[Path, ...]) -> Path | None:
+    """The first of these that somebody has put something into."""
+    for path in folders:
+        try:
+            if any(path.iterdir()):
+                return path
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    return None
 
 
 def _auto(settings: Settings, converted: bool) -> Model:
+    if found := _mounted(settings.model_folders):
+        return _named(settings, f"{found}{os.sep}", converted)
     if settings.weights:
         raise ModelError("weights need the architecture they are for: name it, as in --model resnet50")
     require_torch("the model auto")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from app import __version__
 from app.errors import ModelError
 from app.images import Preprocessing
 from app.models import download
-from app.models.architecture import network
+from app.models.architecture import ULTRALYTICS, allowed_name, network
 from app.models.labels import Label
 from app.models.model import Model, Training
 
@@ -71,7 +70,7 @@ def load(folder: Path) -> Model:
     if has_ir:
         _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
     return Model(
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)[:128],
+        name=allowed_name(folder.resolve().name),
         architecture=description.architecture,
         weights=description.weights,
         digest=description.digest,
@@ -116,7 +115,7 @@ def write(
     built = model.build()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if weights:
+        if weights and not model.architecture.startswith(ULTRALYTICS):  # nothing but the pickle has that network
             with _full_disk_said(SafetensorError):
                 save_model(built, str(folder / WEIGHTS))
             os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone

@@ -1,12 +1,31 @@
-"""timm's classification architectures by name."""
+"""timm's classification models by name, as timm's own data configuration says they are to be fed.
 
+Official weights come from the Hugging Face hub, through its client and into its cache.
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import timm
+import timm.data
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from timm.models import get_pretrained_cfg
 from torch import nn
 
 from app.errors import ModelError
+from app.images import Preprocessing
+from app.models import download
+from app.models.architecture import TIMM
+from app.models.files import read_state
+from app.models.labels import Label, imagenet1k
+from app.models.model import Model
+
+_timm_data: Any = timm.data  # its types are not all exported
+_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
 def network(name: str) -> nn.Module:
@@ -16,12 +35,131 @@ def network(name: str) -> nn.Module:
     return module
 
 
+def official(name: str) -> Model:
+    """A model with timm's own weights, from the hub's cache or downloaded. Raises ModelError."""
+    config = _config(name)
+    _check(name, config)
+    return _model(name, config, _fetch(name, config), config.tag or name)
+
+
+def from_file(name: str, path: Path) -> Model:
+    """A model with the user's weights, fed as timm's own for that name. Raises ModelError."""
+    config = _config(name)
+    return _model(name, config, path, path.stem)
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """What timm feeds the model with when it evaluates it. Raises ModelError where that is not done here."""
+    data = _timm_data.resolve_data_config(pretrained_cfg=_config(name).to_dict())
+    channels, height, width = data["input_size"]
+    crop, resize = height, math.floor(height / data["crop_pct"])
+    for wrong, reason in {
+        channels != 3: f"it takes {channels} channels",
+        height != width: f"its crop is {height}x{width}, not a square",
+        data["crop_mode"] not in ("center", "squash"): f"its crop mode is {data['crop_mode']}",
+        resize < crop: f"its crop of {crop} is larger than what it is cut from, {resize}",
+        data["interpolation"] not in ("bilinear", "bicubic"): f"its interpolation is {data['interpolation']}",
+    }.items():
+        if wrong:
+            raise ModelError(f"{TIMM}{name} cannot be served: {reason}")
+    return Preprocessing(
+        resize=resize,
+        crop=crop,
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        squash=data["crop_mode"] == "squash",
+    )
+
+
+def labels(name: str) -> tuple[Label, ...]:
+    """ImageNet-1k's, or those of the larger part of ImageNet that the model was trained on. Raises ModelError."""
+    classes = _config(name).num_classes
+    if classes == 1000:
+        return imagenet1k()
+    subset = _timm_data.infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        raise ModelError(f"{TIMM}{name} cannot be served: nothing tells the labels of its {classes} outputs")
+    info = _timm_data.ImageNetInfo(subset)
+    return _unique(info.label_names(), info.label_descriptions())
+
+
+def _unique(wnids: list[str], lemmas: list[str]) -> tuple[Label, ...]:
+    """The first of a synset's words; all of them, and then its id as well, where it shares them."""
+    short = [words.split(", ")[0] for words in lemmas]
+    first, whole = Counter(short), Counter(lemmas)
+    return tuple(
+        Label(word if first[word] == 1 else words if whole[words] == 1 else f"{words} ({wnid})", wnid)
+        for wnid, word, words in zip(wnids, short, lemmas, strict=True)
+    )
+
+
+def _model(name: str, config: Any, path: Path, weights: str) -> Model:
+    expected = _check(name, config)
+    pinned = f"{config.architecture}.{config.tag}" if config.tag else name  # another timm may mean other weights
+
+    def build() -> nn.Module:
+        state = read_state(path)
+        try:
+            module: nn.Module = timm.create_model(pinned, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+        except Exception as error:  # whatever an architecture's own conversion raises on others' tensors
+            reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+            raise ModelError(f"{path} does not fit {TIMM}{name}: {reason}") from error
+        return module
+
+    try:
+        digest = download.sha256(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    return Model(
+        name=name,
+        architecture=f"{TIMM}{pinned}",
+        weights=weights,
+        digest=digest,
+        preprocessing=expected,
+        labels=labels(name),
+        build=build,
+    )
+
+
+def _check(name: str, config: Any) -> Preprocessing:
+    """Raise ModelError where the model cannot be served, before anything is downloaded."""
+    labels(name)
+    return preprocessing(name)
+
+
 def _config(name: str) -> Any:
     """What timm knows of the weights that a name means."""
     if "/" in name or ":" in name or not timm.is_model(name):
         raise ModelError(f"timm has no model {name!r}; https://huggingface.co/timm shows what it has")
     try:
-        return get_pretrained_cfg(name)
+        return get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
         architecture, _, tag = name.partition(".")
-        raise ModelError(f"timm has no weights {tag!r} for {architecture}") from None
+        raise ModelError(f"timm knows no weights {tag!r} for {architecture}") from None
+
+
+def _fetch(name: str, config: Any) -> Path:
+    """The file with timm's own weights, from a cache or downloaded."""
+    if config.hf_hub_id:
+        return _fetch_from_hub(config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else _FILES)
+    if config.url:
+        return download.fetch(config.url)
+    raise ModelError(f"timm has no weights for {name}; name a file with them")
+
+
+def _fetch_from_hub(repository: str, names: tuple[str, ...]) -> Path:
+    for file in names:
+        if isinstance(cached := try_to_load_from_cache(repository, file), str):
+            return Path(cached)
+    for file in names:
+        url = hf_hub_url(repository, file)
+        try:
+            get_hf_file_metadata(url, timeout=download.GIVE_UP_S)  # once: the client itself tries for minutes
+            return Path(hf_hub_download(repository, file))
+        except RemoteEntryNotFoundError:
+            continue
+        except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelError(f"the weights at {url} could not be had: {reason}") from error
+    raise ModelError(f"{repository} has no weights of the names that timm looks for: {', '.join(names)}")
