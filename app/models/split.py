@@ -69,9 +69,9 @@ def set_classes(network: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
     for name in AUXILIARY:
         if getattr(network, name, None) is not None:
             setattr(network, name, None)
-            network.aux_logits = False  # type: ignore[assignment]
+            setattr(network, "aux_logits", False)  # noqa: B010
     if isinstance(network, SqueezeNet):
-        convolution = nn.Conv2d(network.classifier[1].in_channels, classes, kernel_size=1)  # type: ignore[arg-type]
+        convolution = nn.Conv2d(cast(nn.Conv2d, network.classifier[1]).in_channels, classes, kernel_size=1)
         network.classifier[1], network.classifier[2] = convolution, nn.Identity()
         return convolution
     if _several(network):

@@ -1,7 +1,7 @@
-"""Images as the training of the whole network sees them: decoded by the served path's code, on workers or on this thread.
+"""Images as the training of the whole network sees them; on a loader's worker, or on the thread that trains.
 
-Which random crop an image gives follows from the seed, the epoch and its position alone, however many workers there
-are.
+Decoding is the served path's own. Which random crop an image gives follows from the seed, the epoch and its position
+alone, however many workers there are.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Item = tuple[Tensor, int]
 
 
 class Crops(Dataset[Item]):
-    """The served crop of each example; with ``seed`` a random one, mirrored every other time, another each ``epoch``."""
+    """The served crop of each example; with ``seed`` a random one, mirrored or not, and another each ``epoch``."""
 
     def __init__(
         self,

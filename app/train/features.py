@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -84,11 +85,11 @@ class _Stored(Rows):
 
 def _compute(
     classifier: Classifier, missing: Sequence[Example], store: Store, found: dict[bytes, Floats], advance: Advance
-) -> dict[object, str]:
+) -> dict[Path, str]:
     try:
         rows = _Stored(classifier, missing, store, advance)
         rows.ask()
     finally:
         classifier.close()
     found |= rows.features
-    return dict(rows.unreadable)
+    return rows.unreadable

@@ -13,7 +13,7 @@ from torch import nn
 
 from app.classifier import Classifier
 from app.engine import Want
-from app.errors import ModelError
+from app.errors import ModelError, TrainingError
 from app.evaluate.metrics import Metrics, measure
 from app.models import download, folder
 from app.models.labels import Label
@@ -48,17 +48,15 @@ def write(network: nn.Module, parent: Model, classes: Sequence[str], place: Path
     network = network.cpu().float().eval()
     digest = _digest(network, place.parent)
     labels = tuple(Label(name) for name in classes)
-    training = Training(parent.digest, {})
-    # written anew for each caller: converting takes the network apart
     model = replace(
         parent,
         weights=WEIGHTS,
         digest=digest,
         labels=labels,
-        build=lambda: copy.deepcopy(network),
+        build=lambda: copy.deepcopy(network),  # converting takes it apart
         precision="auto",
         openvino=None,
-        training=training,
+        training=Training(parent.digest, {}),
     )
     folder.write(model, place)
 
@@ -75,7 +73,9 @@ def as_served(place: Path, held_out: Sequence[Example], settings: Settings, bars
     finally:
         classifier.close()
     answered = sorted(rows.rows)
-    probabilities = np.stack([rows.rows[i].probabilities for i in answered])  # type: ignore[arg-type]
+    if not answered:
+        raise TrainingError("the held-out images can no longer be read")
+    probabilities = np.array([rows.rows[i].probabilities for i in answered], np.float32)
     truth = np.array([held_out[i].class_id for i in answered], np.int64)
     return measure(probabilities, truth, classifier.model.labels)
 

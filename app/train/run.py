@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from app import models
-from app.errors import TrainingError
+from app.errors import ModelError, TrainingError
 from app.evaluate.metrics import Metrics
 from app.models import embedded, folder
+from app.models.architecture import ULTRALYTICS
 from app.models.model import Model
 from app.models.split import set_classes
 from app.settings import Settings
@@ -38,7 +39,8 @@ class Trained:
         yield f"linear head: C = {self.head.c:.1g} by cross-validation (log loss {min(self.head.losses):.3f})"
         if self.tuning:
             last, best = len(self.tuning.scores) - 1, self.tuning.best
-            yield f"fine-tuned for {last} epochs; kept: {f'epoch {best}' if best else 'the linear head, which was best'}"
+            kept = f"epoch {best}" if best else "the linear head, which was best"
+            yield f"fine-tuned for {last} epochs; kept: {kept}"
             yield "the held-out images chose the epoch: what is measured on them is a little too good"
 
 
@@ -55,14 +57,14 @@ def run(plan: Plan, settings: Settings, bars: Bars) -> Trained:
     found, val = _read(plan, bars)
     with bars.busy("resolving the model"):
         parent = models.resolve(settings)
-        network = parent.build()
+        network, layer = _with_classes(parent, len(found.classes))
     rows = features.features([found, *filter(None, [val])], parent, _pinned(settings, parent), bars)
     sides = _sides(plan, found, val)
     x = np.stack([rows[example.digest] for example in sides.learned])
     y = np.array([example.class_id for example in sides.learned], np.int64)
     with bars.busy("the linear head") as status:
         linear = head.fit(x, y, plan.seed, status.update)
-    put_head(network, linear)
+    put(linear, layer)
     tuning = None
     if plan.fine_tune:
         recipe = finetune.Recipe(plan.epochs, plan.batch_size, plan.seed)
@@ -77,9 +79,16 @@ def run(plan: Plan, settings: Settings, bars: Bars) -> Trained:
     return Trained(found.classes, len(sides.learned), metrics, linear, tuning, _warnings(parent, found, val))
 
 
-def put_head(network: nn.Module, linear: head.Head) -> None:
-    """The head as the network's last layer."""
-    layer = set_classes(network, len(linear.bias))
+def _with_classes(parent: Model, classes: int) -> tuple[nn.Module, nn.Linear | nn.Conv2d]:
+    """The network with a last layer of so many outputs, and that layer. Raises ModelError."""
+    if parent.architecture.startswith(ULTRALYTICS):
+        raise ModelError(f"{parent.name} is trained by Ultralytics' own package; choose another model to start from")
+    network = parent.build()
+    return network, set_classes(network, classes)
+
+
+def put(linear: head.Head, layer: nn.Linear | nn.Conv2d) -> None:
+    """The head as a network's last layer."""
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(linear.weight).view_as(layer.weight))
         assert layer.bias is not None
@@ -115,7 +124,7 @@ def _sides(plan: Plan, found: Examples, val: Examples | None) -> _Sides:
 
 def _pinned(settings: Settings, parent: Model) -> Settings:
     """Settings that name what was resolved: ``auto`` may be two models."""
-    if settings.model != "auto":
+    if settings.model != "auto" or parent.openvino:  # a folder that is mounted
         return settings
     name = parent.architecture
     return settings.model_copy(update={"model": name if name == embedded.NAME else f"{name}:{parent.weights}"})

@@ -15,7 +15,7 @@ _PATIENCE_S = 600.0
 
 
 class Rows:
-    """What the device says of files as it comes: ``rows`` by position, ``unreadable`` where that is why it says none."""
+    """What the device says of files as it comes: ``rows`` by position; ``unreadable`` tells why others have none."""
 
     def __init__(self, classifier: Classifier, paths: Sequence[Path], want: Want, advance: Advance) -> None:
         self.rows: dict[int, Row] = {}
