@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import health, pages, problems, protocols, routes
+from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
 from app.api.middleware import QUIET, CloseRefused, Observe, Prefix
 from app.api.ratelimit import RateLimit
@@ -94,6 +94,7 @@ def create_app(
     app.include_router(routes.router)
     app.include_router(pages.router)
     pages.mount_assets(app)
+    openapi.describe(app, settings)
     app.add_exception_handler(TopkError, problems.on_topk_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)

@@ -246,7 +246,9 @@ class Serving:
 def test_make_test_is_the_whole_suite() -> None:
     ran = shell(f"make -n test VENV={sys.prefix}")
     assert re.search(r"-m pytest *$", ran.stdout, re.MULTILINE)
-    assert "\nmake lint\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text()
+    ci = (REPOSITORY / ".ci" / "run").read_text()
+    assert re.search(r"^make lint$", ci, re.MULTILINE)
+    assert re.search(r"^make test( |$)", ci, re.MULTILINE)
 
 
 def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:

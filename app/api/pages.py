@@ -11,11 +11,11 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.datastructures import Headers
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter()
 
 _PAGE = ("app", "web")
 _OURS = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
@@ -25,9 +25,14 @@ _PAGE_POLICY = (
 )
 _CAMERA_ONLY = "camera=(self), microphone=(), geolocation=(), display-capture=()"
 _ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
+_DESCRIBED = {
+    "description": "The page",
+    "content": {"text/html": {"schema": {"type": "string"}, "example": "<!doctype html>..."}},
+}
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.head("/", include_in_schema=False)
+@router.get("/", tags=["page"], summary="The page", response_class=HTMLResponse, responses={200: _DESCRIBED})
 async def index(request: Request) -> Response:
     """The page: drop a photograph, see its classes."""
     page = await _Fresh(packages=[_PAGE]).get_response("index.html", request.scope)
@@ -36,7 +41,7 @@ async def index(request: Request) -> Response:
     return page
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
 async def docs(request: Request) -> Response:
     """Swagger UI from the package ``fastapi-offline``, without its CDN."""
     page = get_swagger_ui_html(

@@ -62,7 +62,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             ours = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
         case _:
             ours = MalformedRequest(str(error.detail))
-    return respond(ours, request.scope, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request) | {headers["Allow"]}))
+    return respond(ours, request.scope, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What is described at this path, by all of its routes: the framework names those of the first one alone."""
+    path = getattr(request.scope.get("route"), "path_format", None)
+    return {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:

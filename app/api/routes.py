@@ -16,11 +16,7 @@ from app.engine import Want
 from app.errors import Internal, InvalidParameter, NotFound, TopkError
 from app.taxonomy import CONFIDENCE
 
-router = APIRouter(
-    prefix="/v1",
-    responses=schemas.ERRORS,
-    tags=["classify"],
-)
+router = APIRouter(prefix="/v1", tags=["classify"])
 
 TopK = Annotated[
     int | None,
@@ -43,6 +39,7 @@ Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
     dependencies=gate(ONE),
     summary="Classify an image",
     response_model=schemas.PredictAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.PREDICTED),
     openapi_extra=schemas.image_body(several=False),
 )
 async def predict(
@@ -67,6 +64,7 @@ async def predict(
     dependencies=gate(SEVERAL),
     summary="Classify several images",
     response_model=schemas.BatchAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
 async def predict_batch(
@@ -92,6 +90,7 @@ async def predict_batch(
     dependencies=gate(ONE),
     summary="Embed an image",
     response_model=schemas.EmbedAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.EMBEDDED),
     openapi_extra=schemas.image_body(several=False),
 )
 async def embed(request: Request, encoding: Encoding = "float") -> Response:
@@ -108,6 +107,7 @@ async def embed(request: Request, encoding: Encoding = "float") -> Response:
     dependencies=gate(SEVERAL),
     summary="Embed several images",
     response_model=schemas.EmbedBatchAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.EMBEDDED_BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
 async def embed_batch(request: Request, encoding: Encoding = "float") -> Response:
@@ -124,7 +124,7 @@ async def embed_batch(request: Request, encoding: Encoding = "float") -> Respons
     "/taxonomy/{wnid}",
     summary="A node of WordNet",
     response_model=schemas.Synset,
-    responses=schemas.UNKNOWN_WNID,
+    responses=schemas.errors([401, 404, 503]) | schemas.shown(schemas.SYNSET),
     dependencies=[Depends(require_key)],
 )
 async def synset(request: Request, wnid: Wnid) -> Response:
@@ -137,7 +137,13 @@ async def synset(request: Request, wnid: Wnid) -> Response:
     return as_json(tree.describe(wnid))
 
 
-@router.get("/info", summary="What is served", dependencies=[Depends(require_key)])
+@router.get(
+    "/info",
+    summary="What is served",
+    response_model=schemas.Info,
+    responses=schemas.errors([401, 503]) | schemas.shown(schemas.INFO),
+    dependencies=[Depends(require_key)],
+)
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
     return as_json(served(request).info())

@@ -223,7 +223,10 @@ class Uploads:
     def _several(self, content: bytes) -> list[Upload]:
         document = loads(content, self._settings.max_batch_images)
         if isinstance(document, dict) and "images" in document:
-            return self.images(document["images"])
+            images = self.images(document["images"])
+            if not all(isinstance(value, str) for value in document["images"]):
+                raise MalformedRequest("images must be a list of base64 strings")
+            return images
         if not isinstance(document, dict) or "image" not in document:
             raise MalformedRequest('the JSON body must be {"images": ["<base64>", ...]}')
         return self.images([document["image"]])

@@ -1,7 +1,6 @@
 """What other servers' clients speak: a module a protocol, with its routes, its bodies, its answers and its errors."""
 
 from types import ModuleType
-from typing import Any
 
 from fastapi import FastAPI
 
@@ -27,21 +26,3 @@ def include(app: FastAPI, settings: Settings) -> None:
     for name, module in _MODULES.items():
         if name in settings.protocols:
             app.include_router(module.routes(settings))
-    described = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = described()
-        if app.state.classifier.ready:
-            _name(document, app.state.classifier.model.name)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _name(document: dict[str, Any], model: str) -> None:
-    """Make the served model's name the example of every path that has one."""
-    for methods in document["paths"].values():
-        for operation in methods.values():
-            for parameter in operation.get("parameters", ()):
-                if (parameter["in"], parameter["name"]) == ("path", "model"):
-                    parameter["example"] = model

@@ -114,6 +114,8 @@ def named(request: Request, model: str, version: str | None = None) -> Classifie
 
 def count(value: Any, name: str) -> int:
     """A whole number of 1 and more out of JSON. Raises InvalidParameter."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as JSON Schema has it
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidParameter(f"{name} must be a whole number, 1 or more")
     return value

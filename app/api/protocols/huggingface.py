@@ -46,7 +46,8 @@ def inputs(document: dict[str, Any], uploads: Uploads) -> Asked:
     """``{"inputs": "<base64>", "parameters": {...}}``. Raises MalformedRequest, InvalidParameter, PayloadTooLarge."""
     parameters = members(document.get("parameters"), "parameters")
     k = parameters.get("top_k")
-    function = parameters.get("function_to_apply") or "softmax"
+    function = parameters.get("function_to_apply")
+    function = "softmax" if function is None else function
     if function not in _FUNCTIONS:
         raise InvalidParameter(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}")
     return Inputs(uploads.images([document["inputs"]]), DEFAULT_K if k is None else count(k, "top_k"), function)
@@ -84,16 +85,16 @@ async def root(request: Request) -> Response:
 def routes(settings: Settings) -> APIRouter:
     """Its routes."""
     router = APIRouter(tags=[NAME])
-    failing = schemas.errors("application/json", SAID)
-    for path, endpoint, summary in (
-        ("/models/{model:path}", model_root, "Image classification by a model's name"),
-        ("/", root, "Image classification"),
+    for path, endpoint, summary, statuses in (
+        ("/models/{model:path}", model_root, "Image classification by a model's name", schemas.NAMING),
+        ("/", root, "Image classification", schemas.UPLOADING),
     ):
         router.post(
             path,
             summary=summary,
             dependencies=gate(_FORM),
-            responses=failing | {200: schemas.answer([{"label": "Egyptian cat", "score": 0.3864}])},
+            responses=schemas.errors(statuses, said, SAID)
+            | {200: schemas.answer([{"label": "Egyptian cat", "score": 0.3864}])},
             openapi_extra=_BODY,
         )(endpoint)
     return router
@@ -105,12 +106,12 @@ _BODY = schemas.image_body(
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "inputs": {"type": "string"},
+            "inputs": schemas.ONE_BASE64,
             "parameters": {
-                "type": "object",
+                "type": ["object", "null"],
                 "properties": {
-                    "top_k": {"type": "integer", "minimum": 1},
-                    "function_to_apply": {"enum": list(_FUNCTIONS)},
+                    "top_k": {"type": ["integer", "null"], "minimum": 1},
+                    "function_to_apply": {"enum": [*_FUNCTIONS, None]},
                 },
             },
         },

@@ -168,10 +168,11 @@ def _status(model: str) -> dict[str, Any]:
 def routes(settings: Settings) -> APIRouter:
     """Its routes."""
     router = APIRouter(prefix="/v1/models", tags=[NAME])
-    locked = schemas.errors("application/json", SAID, [401, 404, 503])
-    failing = schemas.errors("application/json", SAID)
+    locked = schemas.errors([401, 404, 503], said, SAID)
+    failing = schemas.errors(schemas.NAMING, said, SAID)
+    listing = schemas.errors([401, 503], said, SAID)
     key = [Depends(require_key)]
-    router.get("", summary="Models", dependencies=key, responses=locked | {200: schemas.answer(_MODELS)})(models)
+    router.get("", summary="Models", dependencies=key, responses=listing | {200: schemas.answer(_MODELS)})(models)
     each = (
         ("/{model}", status, predict_model, classify_model),
         ("/{model}/versions/{version}", version_status, predict_version, classify_version),
@@ -213,7 +214,7 @@ _RESULT = schemas.answer(
         "properties": {"result": {"type": "array", "items": {"type": "array", "items": _PAIR}}},
     },
 )
-_B64 = {"type": "object", "required": ["b64"], "properties": {"b64": {"type": "string"}}}
+_B64 = {"type": "object", "required": ["b64"], "properties": {"b64": schemas.ONE_BASE64}, "additionalProperties": False}
 INSTANCES = schemas.document(
     {
         "type": "object",
@@ -221,9 +222,9 @@ INSTANCES = schemas.document(
         "properties": {
             "instances": {"type": "array", "minItems": 1, "items": _B64},
             "parameters": {
-                "type": "object",
+                "type": ["object", "null"],
                 "properties": {
-                    "top_k": {"type": "integer", "minimum": 1},
+                    "top_k": schemas.TOP_K,
                     "min_score": {"type": "number", "minimum": 0, "maximum": 1},
                 },
             },
@@ -239,7 +240,12 @@ _EXAMPLES = schemas.document(
             "examples": {
                 "type": "array",
                 "minItems": 1,
-                "items": {"type": "object", "required": ["image"], "properties": {"image": _B64}},
+                "items": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": _B64},
+                    "additionalProperties": False,
+                },
             }
         },
     },

@@ -12,7 +12,5 @@ NAME = "litserve"
 def routes(settings: Settings) -> APIRouter:
     """Its route."""
     router = APIRouter(tags=[NAME])
-    plain.route(
-        router, "/predict", "Classify an image", schemas.ERRORS | {200: plain.ANSWER}, schemas.image_body(several=False)
-    )
+    plain.route(router, "/predict", "Classify an image", plain.RESPONSES, schemas.image_body(several=False))
     return router

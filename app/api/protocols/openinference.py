@@ -37,7 +37,11 @@ Model = Annotated[str, Path(description="The served model's name.")]
 Version = Annotated[str, Path(description="There is only `1`.", examples=[VERSION])]
 HeaderLength = Annotated[
     str | None,
-    Header(alias=BINARY_HEADER, description="Bytes of JSON before the binary tensors; 0 for an image alone."),
+    Header(
+        alias=BINARY_HEADER,
+        description="Bytes of JSON before the binary tensors; 0 for an image alone.",
+        json_schema_extra={"pattern": "^[0-9]{1,11}$"},
+    ),
 ]
 
 
@@ -294,6 +298,8 @@ async def infer_version(
 async def _infer(request: Request, classifier: Classifier, header_length: str | None) -> Response:
     uploads: Uploads = request.app.state.uploads
     crop = classifier.model.preprocessing.crop
+    if header_length is None and request.headers.get("content-type") == "application/octet-stream":
+        header_length = "0"
     return await answer(request, _FORM, lambda content: read(content, header_length, uploads, crop))
 
 
@@ -311,13 +317,14 @@ def _metadata(classifier: Classifier) -> dict[str, Any]:
 def routes(settings: Settings) -> APIRouter:
     """Its routes."""
     router = APIRouter(prefix="/v2", tags=[NAME])
-    unready = schemas.errors("application/json", SAID, [503])
-    unknown = schemas.errors("application/json", SAID, [404, 503])
-    locked = schemas.errors("application/json", SAID, [401, 404, 503])
+    unready = schemas.errors([503], said, SAID)
+    unknown = schemas.errors([404, 503], said, SAID)
+    locked = schemas.errors([401, 404, 503], said, SAID)
+    keyed = schemas.errors([401], said, SAID)
     key = [Depends(require_key)]
     router.get("/health/live", summary="Alive", responses=unready | _ok({"live": True}))(live)
     router.get("/health/ready", summary="Ready", responses=unready | _ok({"ready": True}))(ready)
-    router.get("", summary="Server metadata", dependencies=key, responses=locked | _ok(_SERVER))(server)
+    router.get("", summary="Server metadata", dependencies=key, responses=keyed | _ok(_SERVER))(server)
     each = (("", model_ready, model, infer), ("/versions/{version}", version_ready, model_version, infer_version))
     for version, is_ready, metadata, inference in each:
         path = f"/models/{{model}}{version}"
@@ -328,7 +335,7 @@ def routes(settings: Settings) -> APIRouter:
             f"{path}/infer",
             summary=f"Inference{of}",
             dependencies=gate(_FORM),
-            responses=schemas.errors("application/json", SAID)
+            responses=schemas.errors(schemas.NAMING, said, SAID)
             | {200: schemas.answer(_ANSWER, _SHAPE, "application/octet-stream")},
             openapi_extra=_BODY,
         )(inference)
@@ -387,7 +394,11 @@ _BODY = schemas.document(
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
+            "id": {"type": ["string", "null"]},
+            "parameters": {
+                "type": ["object", "null"],
+                "properties": {"binary_data_output": {"type": "boolean"}},
+            },
             "inputs": {
                 "type": "array",
                 "minItems": 1,
@@ -399,20 +410,28 @@ _BODY = schemas.document(
                         "name": {"type": "string"},
                         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
                         "datatype": {"enum": ["BYTES", "FP32"]},
-                        "data": {"type": "array", "items": {}},
+                        "data": {
+                            "anyOf": [
+                                {"type": "array", "minItems": 1, "items": schemas.ONE_BASE64},
+                                {"type": "array", "items": {"type": ["number", "array"]}},
+                            ]
+                        },
                     },
                 },
             },
             "outputs": {
-                "type": "array",
+                "type": ["array", "null"],
                 "items": {
                     "type": "object",
                     "required": ["name"],
                     "properties": {
                         "name": {"enum": ["scores", "logits"]},
                         "parameters": {
-                            "type": "object",
-                            "properties": {"classification": {"type": "integer", "minimum": 1}},
+                            "type": ["object", "null"],
+                            "properties": {
+                                "classification": {"type": "integer", "minimum": 1},
+                                "binary_data": {"type": "boolean"},
+                            },
                         },
                     },
                 },

@@ -6,18 +6,23 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from app.api import schemas
-from app.api.classify import gate
+from app.api.classify import DEFAULT_K, gate, served, top
 from app.api.protocols.asked import One, answer_any
 from app.api.uploads import FIELDS, Form
 from app.classifier import Classifier, Result
 
-TopK = Annotated[int, Query(ge=1, description="How many classes, 1 to the number of classes.")]
+TopK = Annotated[
+    int | None,
+    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
+]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
 _FORM = Form(fields=(*FIELDS, "request", "content"), documents=True)
 
 
-async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict(request: Request, top_k: TopK = None, min_score: MinScore = 0.0) -> Response:
     """The best classes of one image: its bytes, a multipart field or base64 in JSON; or JSON with `instances`."""
+
+    top(served(request), top_k)  # refused also where the body is another protocol's, which names its own
 
     def shape(classifier: Classifier, result: Result) -> dict[str, Any]:
         model = classifier.model
@@ -32,7 +37,6 @@ def route(router: APIRouter, path: str, summary: str, responses: schemas.Respons
     router.post(path, summary=summary, dependencies=gate(_FORM), responses=responses, openapi_extra=body)(predict)
 
 
-ANSWER: dict[str, Any] = {
-    "description": "The classes, highest score first",
-    "content": {"application/json": {"schema": schemas.PredictAnswer.model_json_schema()}},
+RESPONSES = schemas.errors() | {
+    200: schemas.answer(schemas.PREDICTED, {"$ref": "#/components/schemas/PredictAnswer"}),
 }

@@ -13,7 +13,6 @@ def routes(settings: Settings) -> APIRouter:
     """Its routes; TorchServe's ``/ping`` is the same."""
     router = APIRouter(tags=[NAME])
     if torchserve.NAME not in settings.protocols:
-        torchserve.ping_route(router, {503: schemas.ERRORS[503]})
-    responses = schemas.ERRORS | {200: plain.ANSWER}
-    plain.route(router, "/invocations", "Invocations", responses, schemas.image_body(several=False))
+        torchserve.ping_route(router, schemas.errors([503]))
+    plain.route(router, "/invocations", "Invocations", plain.RESPONSES, schemas.image_body(several=False))
     return router

@@ -66,7 +66,7 @@ def ping_route(router: APIRouter, errors: schemas.Responses) -> None:
 def routes(settings: Settings) -> APIRouter:
     """Its routes."""
     router = APIRouter(tags=[NAME])
-    ping_route(router, schemas.errors("application/json", _ERROR, [503]))
+    ping_route(router, schemas.errors([503], problem, _ERROR))
     for path, endpoint, of in (
         ("/predictions/{model}", predictions, ""),
         ("/predictions/{model}/{version}", version_predictions, " of a version"),
@@ -78,7 +78,7 @@ def routes(settings: Settings) -> APIRouter:
                 methods=[method],
                 summary=f"Predictions{of}",
                 dependencies=gate(_FORM),
-                responses=schemas.errors("application/json", _ERROR) | {200: schemas.answer(_BEST, _SHAPE)},
+                responses=schemas.errors(schemas.NAMING, problem, _ERROR) | {200: schemas.answer(_BEST, _SHAPE)},
                 openapi_extra=schemas.image_body(several=False, field="data"),
             )
     return router

@@ -24,9 +24,9 @@ def routes(settings: Settings) -> APIRouter:
     """Its routes, where there are any."""
     router = APIRouter(tags=[NAME])
     if path := settings.aip_health_route:
-        responses = schemas.errors("application/json", SAID, [503]) | {200: schemas.answer({"status": "ready"})}
+        responses = schemas.errors([503], said, SAID) | {200: schemas.answer({"status": "ready"})}
         router.get(path, summary="Ready", responses=responses)(healthy)
     if path := settings.aip_predict_route:
-        responses = schemas.errors("application/json", SAID) | {200: kserve.PREDICTIONS}
+        responses = schemas.errors(schemas.UPLOADING, said, SAID) | {200: kserve.PREDICTIONS}
         plain.route(router, path, "Predictions", responses, kserve.INSTANCES)
     return router
