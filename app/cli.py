@@ -370,7 +370,7 @@ def train(
     except KeyboardInterrupt:
         err.print("interrupted; nothing was written, and the features computed so far are kept")
         raise typer.Exit(130) from None
-    for warning in trained.warnings:
+    for warning in trained.learned.warnings:
         err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
     for line in trained.words():
         out.print(line, markup=False, highlight=False)

@@ -9,6 +9,7 @@ features.py   a row of the frozen backbone's features for each image; store.py k
 head.py       the linear head: features -> logits
 crops.py      images as the whole network's training sees them
 finetune.py   the whole network, from the linear head on
+learn.py      images -> a trained network
 result.py     network and labels -> a model folder, measured as it is served
 run.py        all of it in order
 progress.py   what is shown meanwhile

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.errors import TrainingError
+from app.evaluate.table import count
 from app.filenames import shown
 from app.train.listing import Listing, named
 
@@ -53,7 +54,7 @@ def read(listing: Listing, classes: Sequence[str], advance: Advance) -> Examples
         raise TrainingError(f"{shown(listing.folder)} has classes that are not trained: {named(unknown)}")
     examples = Examples(tuple(classes))
     if listing.strays:
-        examples.warnings.append(f"{listing.strays} files in {shown(listing.folder)} lie in no class: left out")
+        examples.warnings.append(f"left out, of no class: {count(listing.strays, 'file')} in {shown(listing.folder)}")
     for name, files in listing.files.items():
         for path in files:
             try:
@@ -85,7 +86,7 @@ def unreadable(examples: Examples) -> str | None:
     if not examples.unreadable:
         return None
     reasons = (f"{shown(path)} ({why})" for path, why in sorted(examples.unreadable.items()))
-    return f"{len(examples.unreadable)} files cannot be read as images: left out: {named(reasons)}"
+    return f"left out, not to be read: {count(len(examples.unreadable), 'file')}: {named(reasons)}"
 
 
 def _told(name: str, count: int, lost: int) -> str:
@@ -113,9 +114,9 @@ def _once(examples: Examples) -> None:
     torn = [same for same in of.values() if len({example.class_id for example in same}) > 1]
     if torn:
         pairs = (" = ".join(shown(example.path) for example in same) for same in torn)
-        examples.warnings.append(f"the same bytes lie in several classes: left out: {named(pairs, '; ')}")
+        examples.warnings.append(f"left out, the same bytes in several classes: {named(pairs, '; ')}")
     kept = [same[0] for same in of.values() if len({example.class_id for example in same}) == 1]
     again = len(examples.found) - len(kept) - sum(map(len, torn))
     if again:
-        examples.warnings.append(f"{again} files have the bytes of another one of their class: each counts once")
+        examples.warnings.append(f"counted once: {count(again, 'file')} with the bytes of another one of the class")
     examples.found = kept
