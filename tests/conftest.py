@@ -150,6 +150,16 @@ def embedded_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def keyed_server() -> Iterator[Server]:
+    """The same behind the key ``my-key``, with Vertex AI's routes and much patience."""
+    env = {"TOPK_API_KEYS": "my-key", "TOPK_REQUEST_TIMEOUT_MS": "60000"}
+    env |= {"AIP_HEALTH_ROUTE": "/aip/health", "AIP_PREDICT_ROUTE": "/aip/predict"}
+    server = Server("--model", "efficientnet_lite0", env=env)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
 def resnet_server() -> Iterator[Server]:
     """The real ResNet-50 weights of ../shared, as served by default."""
     server = Server("--model", "resnet50", "--weights", str(RESNET50))

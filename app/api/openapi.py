@@ -40,7 +40,6 @@ def _settle(document: dict[str, Any], most_images: int, keyed: bool) -> None:
             del operation["responses"]["422"]
         if not keyed:
             operation.pop("security", None)
-            operation["responses"].pop("401", None)
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = _without_null(parameter["schema"])
         _bound(operation.get("requestBody"), most_images)

@@ -245,7 +245,7 @@ _ERRORS: dict[int, tuple[str, TopkError]] = {
         "`empty_body`, `invalid_parameter` or `malformed_request`",
         MalformedRequest("the image is no valid base64"),
     ),
-    401: ("`unauthorized`", Unauthorized("the API key is not known")),
+    401: ("`unauthorized`, where the server has API keys", Unauthorized("the API key is not known")),
     404: ("`not_found`: another name than is served", NotFound("no model another is served here, but resnet50")),
     408: ("`upload_timeout`", UploadTimeout("the body did not come in time")),
     413: ("`payload_too_large`", PayloadTooLarge("an image of more than 20971520 bytes")),

@@ -39,12 +39,12 @@ schemathesis.openapi.format("byte", _ANY.map(lambda content: base64.b64encode(co
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Members of a valid request that depend on each other are made to agree; an invalid one is sent as it is."""
     # A deadline of a millisecond is valid, and rightly answered with 504: all wait long enough.
-    patience = (case.headers or {}).get("X-Request-Timeout-Ms", "")
-    if str(patience).isdigit() and int(patience) > 0:
+    patience = str(case.headers.get("X-Request-Timeout-Ms", "1"))
+    if patience.isdecimal() and int(patience) > 0:
         case.headers["X-Request-Timeout-Ms"] = "60000"
     if not case.meta or case.meta.generation.mode.is_negative:
         return
-    if "confidence" in (case.query or {}):
+    if "confidence" in case.query:
         case.query["taxonomy"] = "true"
     if case.path.endswith("/infer"):
         _agree(case)
@@ -62,7 +62,7 @@ def _agree(case: Any) -> None:
         else:
             tensor["data"] = [datum for datum in tensor["data"] if isinstance(datum, str)] or [_PIXEL]
             tensor["shape"] = [len(tensor["data"])]
-    if "Inference-Header-Content-Length" in (case.headers or {}):
+    if "Inference-Header-Content-Length" in case.headers:
         case.headers["Inference-Header-Content-Length"] = str(len(json.dumps(case.body)))
 
 
