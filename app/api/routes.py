@@ -6,6 +6,8 @@ import re
 import time
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
@@ -30,6 +32,7 @@ MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes tha
 Encoding = Annotated[
     Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
 ]
+Normalize = Annotated[bool, Query(description="Scale the features to a Euclidean length of 1; zeros stay zeros.")]
 Outcome = Result | BaseException
 
 
@@ -71,13 +74,13 @@ async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore =
     response_model=schemas.EmbedAnswer,
     openapi_extra=schemas.image_body(several=False),
 )
-async def embed(request: Request, encoding: Encoding = "float") -> Response:
+async def embed(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
     """The features of one image: the input of the model's last classifying layer."""
     classifier = _classifier(request)
     [(_, result)] = await _classify(request, lambda: Want(features=True), several=False)
     if isinstance(result, TopkError):
         raise result
-    return _json(_embed_head(classifier) | {"embedding": _embedding(result, encoding)})
+    return _json(_embed_head(classifier) | {"embedding": _embedding(result, encoding, normalize)})
 
 
 @router.post(
@@ -86,11 +89,11 @@ async def embed(request: Request, encoding: Encoding = "float") -> Response:
     response_model=schemas.EmbedBatchAnswer,
     openapi_extra=schemas.image_body(several=True),
 )
-async def embed_batch(request: Request, encoding: Encoding = "float") -> Response:
+async def embed_batch(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
     """The features of several images, in order; a bad image fails alone."""
     classifier = _classifier(request)
     results = [
-        {"filename": upload.filename} | _failed_or(result, lambda r: {"embedding": _embedding(r, encoding)})
+        {"filename": upload.filename} | _failed_or(result, lambda r: {"embedding": _embedding(r, encoding, normalize)})
         for upload, result in await _classify(request, lambda: Want(features=True), several=True)
     ]
     return _json(_embed_head(classifier) | {"results": results})
@@ -176,11 +179,20 @@ def _want_top(classifier: Classifier, top_k: int) -> Want:
     return Want(k=top_k)
 
 
-def _embedding(result: Result, encoding: str) -> Any:
+def _embedding(result: Result, encoding: str, normalize: bool) -> Any:
     features = result.row.features
     if features is None:
         raise Internal("no features came from the device")
+    if normalize:
+        features = _of_length_one(features)
     return base64.b64encode(features.astype("<f4").tobytes()).decode() if encoding == "base64" else features
+
+
+def _of_length_one(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """In double precision: squares of float32 may overflow, or vanish."""
+    wide = features.astype(np.float64)
+    length = float(np.linalg.norm(wide))
+    return (wide / length).astype(np.float32) if length else features
 
 
 def _head(classifier: Classifier) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class BatchAnswer(BaseModel):
 class EmbedAnswer(BaseModel):
     model: str
     dim: int = Field(examples=[2048])
-    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+    embedding: list[float] | str = Field(
+        description="Numbers, or base64 of little-endian float32; of length 1 with `normalize`."
+    )
 
 
 class EmbedItem(BaseModel):
