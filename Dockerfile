@@ -55,8 +55,9 @@ RUN echo "topk:x:10001:10001::/tmp:/sbin/nologin" >> /etc/passwd && echo "topk:x
 COPY --from=packages /opt/topk /opt/topk
 COPY --from=model /models /models
 # Nothing of these is written unless another model is asked for; a read-only root file system wants a tmpfs at /tmp.
+# SageMaker mounts a model's folder at /opt/ml/model; elsewhere there is none, and the image's own is served.
 ENV PATH=/opt/topk/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp TOPK_CACHE_DIR=/tmp/topk TORCH_HOME=/tmp/torch \
-    TOPK_MODEL=/models/default PORT=8080
+    TOPK_MODEL_FOLDERS=/opt/ml/model,/models/default PORT=8080
 USER 10001:10001
 WORKDIR /models
 EXPOSE 8080

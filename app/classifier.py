@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from app import containers, engine, machine, models
+from app import containers, engine, machine, models, taxonomy
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.decoding import Costly, Decoded, Decoder, ahead_of_queue, default_pixels
 from app.engine import Row, Want
@@ -36,6 +36,7 @@ from app.errors import (
 )
 from app.models.model import Model
 from app.settings import Settings
+from app.taxonomy import Taxonomy
 from app.telemetry import Metrics
 
 log = structlog.get_logger(__name__)
@@ -117,6 +118,7 @@ class Classifier:
     """A model in memory behind a batch queue. ``load`` blocks until it is warm; the rest is for one event loop."""
 
     queue: Queue
+    taxonomy: Taxonomy | None  # None where the model's classes have no place in WordNet
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None, decode_ahead: bool | None = None) -> None:
         self.settings = settings
@@ -154,7 +156,7 @@ class Classifier:
         """``load`` for a model and an engine already chosen."""
         machine.yield_cores(machine.COMPUTING)  # and all the threads that the engine and the queue start
         device.load()
-        self.model, self.engine = model, device
+        self.model, self.engine, self.taxonomy = model, device, taxonomy.of(model.labels)
         self.decoder = Decoder(
             model.preprocessing, self.settings.max_pixels, self.settings.decode_pixels, self.settings.fast_decode
         )
@@ -190,8 +192,10 @@ class Classifier:
             self._ahead_threads = max(1, machine.cores() // workers)
             self._ahead = self._decode_threads()
         self._tell_model(model, facts)
+        tree = taxonomy.of(model.labels)
         with self._settled:
             self.model, self.engine, self.decoder = model, cast(engine.Engine, facts), decoder
+            self.taxonomy = tree
             self.queue = queue
             self.ready = True
 
@@ -292,6 +296,7 @@ class Classifier:
             "weights": model.weights,
             "digest": f"sha256:{model.digest}",
             "classes": len(model.labels),
+            "taxonomy": self.taxonomy is not None,
             "dim": self.engine.dim,
             "engine": self.engine.name,
             "device": self.engine.device,
@@ -454,7 +459,8 @@ def _not_finite() -> Internal:
 
 
 def _finite(row: Row) -> bool:
-    return all(part is None or bool(np.isfinite(part).all()) for part in (row.scores, row.features, row.logits))
+    parts = (row.scores, row.features, row.logits, row.probabilities)
+    return all(part is None or bool(np.isfinite(part).all()) for part in parts)
 
 
 def _outcome(error: TopkError) -> str:

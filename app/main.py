@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import health, pages, problems, routes
+from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
 from app.api.middleware import QUIET, CloseRefused, Observe, Prefix
 from app.api.ratelimit import RateLimit
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("topk")
 
 _STARTING_S = 0.05
-_EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After"]
+_EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After", "Inference-Header-Content-Length"]
 _UNTRACED: "TelemetryConfig" = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
@@ -89,10 +89,12 @@ def create_app(
     metrics.inflight_bytes.set_function(lambda: uploads.inflight)
     metrics.ready.set_function(lambda: classifier.ready and not state.draining)
 
-    app.include_router(routes.router)
     app.include_router(health.router)
+    protocols.include(app, settings)
+    app.include_router(routes.router)
     app.include_router(pages.router)
     pages.mount_assets(app)
+    openapi.describe(app, settings)
     app.add_exception_handler(TopkError, problems.on_topk_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
@@ -101,7 +103,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT"],
             allow_headers=["*"],
             expose_headers=_EXPOSED,
         )

@@ -10,6 +10,8 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 2**20
+PROTOCOLS = ("v2", "v1", "torchserve", "huggingface", "sagemaker", "vertex", "litserve")
+_ROUTE = r"^/[^?#\s{}]*$"  # a path as it stands: braces would be parameters
 PILLOW_PIXEL_LIMIT = 178_956_970  # Pillow refuses to open larger pictures, whatever we say
 
 
@@ -24,6 +26,11 @@ class Settings(BaseSettings):
         "auto",
         description="What to serve: `auto`, a torchvision architecture, `resnet50[:IMAGENET1K_V2]`, `timm:NAME`, a"
         " model folder, or an Ultralytics checkpoint, `yolo11n-cls.pt`.",
+    )
+    model_folders: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (Path("/opt/ml/model"),),
+        description="Where `TOPK_MODEL` is `auto`, the first of these folders that is there and not empty is served,"
+        " comma-separated.",
     )
     weights: Path | None = Field(
         None, description="File with weights for the architecture: safetensors or a state dict."
@@ -76,6 +83,21 @@ class Settings(BaseSettings):
     )
     root_path: str = Field(
         "", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`."
+    )
+    protocols: Annotated[tuple[Literal[PROTOCOLS], ...], NoDecode] = Field(  # type: ignore[valid-type]
+        PROTOCOLS, description="Protocols that are spoken beside `/v1/predict`, comma-separated."
+    )
+    aip_health_route: str | None = Field(
+        None,
+        pattern=_ROUTE,
+        validation_alias=AliasChoices("TOPK_AIP_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
+        description="Path that Vertex AI asks whether the service is ready; `AIP_HEALTH_ROUTE` is read too.",
+    )
+    aip_predict_route: str | None = Field(
+        None,
+        pattern=_ROUTE,
+        validation_alias=AliasChoices("TOPK_AIP_PREDICT_ROUTE", "AIP_PREDICT_ROUTE"),
+        description="Path that Vertex AI sends its requests to; `AIP_PREDICT_ROUTE` is read too.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Origins whose pages may call the API, comma-separated, or `*`."
@@ -137,7 +159,7 @@ class Settings(BaseSettings):
         " `OTEL_EXPORTER_OTLP_ENDPOINT` and the like.",
     )
 
-    @field_validator("cors_origins", "api_keys", "trusted_proxies", mode="before")
+    @field_validator("cors_origins", "api_keys", "trusted_proxies", "protocols", "model_folders", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):

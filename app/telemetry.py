@@ -38,7 +38,9 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self.requests = Counter("topk_requests", "Requests answered", ["route", "status"], registry=registry)
+        self.requests = Counter(
+            "topk_requests", "Requests answered", ["route", "status", "protocol"], registry=registry
+        )
         self.request_seconds = Histogram(
             "topk_request_seconds", "Whole request, from its headers", ["route"], buckets=_SECONDS, registry=registry
         )

@@ -20,6 +20,12 @@ PHOTOGRAPHS = sorted((SHARED / "images" / "imagenet").glob("*/*.JPEG"))
 RESNET50 = SHARED / "weights" / "resnet50.safetensors"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CAT = REPOSITORY / "docs" / "cat.jpg"
+KSERVE = [
+    "kserve==0.21.0",
+    "kubernetes==35.0.0",
+    "cloudcoil.models.keda==2.16.1.0",
+    "cloudcoil.models.prometheus_operator==0.80.1.0",
+]
 SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json")
 
 
@@ -32,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def environment() -> dict[str, str]:
     """What a process that a test starts gets: no settings of the user's, but this run's cache."""
-    mine = {k: v for k, v in os.environ.items() if not k.startswith("TOPK_") and k not in ("PORT", "AIP_HTTP_PORT")}
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("TOPK_", "AIP_")) and k != "PORT"}
     return mine | {"TOPK_CACHE_DIR": os.environ["TOPK_CACHE_DIR"]}
 
 
@@ -172,3 +178,15 @@ def resnet18_folder(resnet18_weights: Path, tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("folders") / "resnet18"
     folder.write(zoo.from_file("resnet18", None, resnet18_weights), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def kserve_python() -> Iterator[str]:
+    """An interpreter that has KServe's SDK, which wants older releases than we do, and half a gigabyte."""
+    with tempfile.TemporaryDirectory(prefix="topk-kserve-") as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
+        python = f"{folder}/bin/python"
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *KSERVE]
+        ran = subprocess.run(pip, capture_output=True, text=True, timeout=280)
+        assert ran.returncode == 0, ran.stderr
+        yield python

@@ -86,7 +86,7 @@ def reference_server() -> Iterator[Server]:
 def test_the_reference_settings_equal_a_plain_torchvision_loop(
     reference_server: Server, reference: np.ndarray[Any, Any]
 ) -> None:
-    answers = classify(reference_server, PHOTOGRAPHS, 8)
+    answers = classify(reference_server, PHOTOGRAPHS, 4)
     assert accuracy(answers)[0] >= 84.5
     assert accuracy(answers)[1] >= 97
     for answer, row in zip(answers, reference, strict=True):

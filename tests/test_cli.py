@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +43,32 @@ def test_predict_goes_on_past_a_bad_file_and_says_so(tmp_path: Path) -> None:
     assert ran.returncode == 1
 
 
+def test_predict_shows_the_way_through_wordnet_as_a_tree() -> None:
+    ran = topk("predict", str(CAT), *MODEL, "--taxonomy", "--confidence", "0.5")
+    assert ran.returncode == 0
+    table, _, tree = ran.stdout.decode().partition("\nentity ")
+    _, *way, answer, _ = tree.splitlines()
+    assert "Egyptian cat" in table
+    assert [line.index("└") for line in way] == list(range(0, 2 * len(way), 2))
+    assert [line.strip(" └.0123456789") for line in way[:2]] == ["physical entity", "object"]
+    assert re.fullmatch(r"answer: (domestic cat|cat|feline) 0\.\d{4} n\d{8}", answer)
+
+
+def test_predict_gives_machines_the_keys_of_the_api() -> None:
+    [line] = topk("predict", str(CAT), *MODEL, "--taxonomy", "--json").stdout.splitlines()
+    answer = json.loads(line)
+    assert answer.keys() == {"file", "model", "weights", "predictions", "taxonomy", "answer"}
+    assert answer["answer"].keys() == answer["taxonomy"][0].keys() == {"wnid", "label", "score"}
+    assert answer["taxonomy"][-1]["wnid"] == answer["predictions"][0]["wnid"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["predict", str(CAT), "--model", "resnet5"], "no model 'resnet5'"),
         (["predict", str(CAT), *MODEL, "--top-k", "1001"], "more than the model's 1000 classes"),
+        (["predict", str(CAT), *MODEL, "--confidence", "0.5"], "which --taxonomy asks for"),
+        (["predict", str(CAT), *MODEL, "--taxonomy", "--confidence", "0"], "must be more than 0"),
         (["predict", str(CAT), *MODEL, "--precision", "float8"], "setting precision"),
         (["predict", str(CAT), *MODEL, "--device", "tpu"], "setting device"),
     ],

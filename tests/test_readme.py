@@ -18,8 +18,8 @@ import torchvision
 
 from app import errors
 from app.main import create_app
-from app.settings import Settings
-from tests.conftest import REPOSITORY, Server, environment
+from app.settings import PROTOCOLS, Settings
+from tests.conftest import CAT, REPOSITORY, SHARED, Server, environment
 
 README = (REPOSITORY / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -47,6 +47,8 @@ def defaults(field: Any) -> str:
     default = field.default
     if default in (None, ()) or default == "":
         return ""
+    if isinstance(default, tuple):
+        return f"`{','.join(map(str, default))}`"
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
@@ -58,9 +60,12 @@ def test_the_settings_table_is_the_settings() -> None:
 
 
 def test_the_api_table_names_every_route() -> None:
-    documented = set(re.findall(r"(?:GET|POST) (/\S*)`|`(/openapi.json)`", " ".join(rows("request"))))
-    served = set(create_app(Settings(_env_file=None)).openapi()["paths"]) | {"/", "/docs", "/openapi.json"}
-    assert {a or b for a, b in documented} == served
+    documented = set(re.findall(r"`(?:GET |POST )?(/[^\s`]*)`", " ".join(rows("request"))))
+    others = {name: re.findall(r"`(?:GET |POST )?(/[^\s`]*)`", row[0]) for name, row in rows("protocol").items()}
+    assert [name.strip("`") for name in others] == list(PROTOCOLS)
+    paths = create_app(Settings(_env_file=None)).openapi()["paths"]
+    served = {re.sub("(/versions)?/{version}", "", path) for path in paths} | {"/", "/docs", "/openapi.json"}
+    assert documented.union(*others.values()) == served
 
 
 def test_the_error_table_is_the_error_tree() -> None:
@@ -92,6 +97,21 @@ def test_the_first_curl_answers_what_the_readme_shows(embedded_server: Server) -
     assert got["predictions"][0].keys() == shown["predictions"][0].keys()
 
 
+def test_the_wordnet_answer_is_what_the_readme_shows(embedded_server: Server) -> None:
+    shown = json.loads(re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1])
+    [command] = [command for command in commands("curl") if "taxonomy=true" in command]
+    got = json.loads(shell(command.replace("localhost:8000", embedded_server.url)).stdout)
+    assert got.keys() == shown.keys()
+    for place, expected in zip(got["taxonomy"][:-1], shown["taxonomy"][:-1], strict=True):  # the cats are a near-tie
+        assert place == expected | {"score": pytest.approx(expected["score"], abs=0.02)}
+
+
+def test_the_tree_is_what_the_readme_shows() -> None:
+    [shown] = re.findall(r"^```\n(entity.*?)^```", README, re.MULTILINE | re.DOTALL)
+    [command] = [command for command in commands("topk predict") if "--taxonomy" in command]
+    assert shell(f"{command} --precision float32").stdout.partition("\nentity")[2].strip() == shown[6:].strip()
+
+
 @pytest.mark.parametrize("command", commands("curl") + commands("echo"))
 def test_every_curl_works_as_typed(embedded_server: Server, command: str) -> None:
     ran = shell(command.replace("localhost:8000", embedded_server.url))
@@ -114,6 +134,46 @@ def test_every_bench_command_works_as_typed(embedded_server: Server, command: st
     assert ran.returncode == 0, ran.stderr
     assert "goodput" in ran.stdout
     assert (tmp_path / "bench.html").exists() == ("--report" in command)
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A labelled cat, as a folder of folders and as a CSV."""
+    folder = tmp_path / "photographs"
+    (folder / "tabby").mkdir(parents=True)
+    shutil.copy(CAT, folder / "tabby")
+    (folder / "labels.csv").write_text("file,label\ntabby/cat.jpg,Egyptian cat\n")
+    return folder
+
+
+EVALUATIONS = commands("topk evaluate")
+
+
+@pytest.mark.parametrize("command", [command for command in EVALUATIONS if "photographs" in command])
+def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: Path, command: str) -> None:
+    """Only with its photographs and its report elsewhere."""
+    page = photographs.parent / "evaluation.html"
+    command = command.replace("localhost:8000", embedded_server.url).replace("evaluation.html", str(page))
+    ran = shell(command.replace("photographs", str(photographs)))
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["n"] == 1 if "--json" in command else "1 image of 1 class" in ran.stdout
+    assert page.exists() == ("--report" in command)
+
+
+@pytest.mark.shared
+def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
+    """To half a point of accuracy, and a point elsewhere; the reference is the float32 of torch."""
+    [command] = [command for command in EVALUATIONS if "../shared" in command]
+    ran = shell(command.replace("../shared", str(SHARED)))
+    assert ran.returncode == 0, ran.stderr
+    [shown] = re.findall(r"^```\n(resnet50 \(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    for name, bounds, expected in (("top-1", 0.5, 85.0), ("top-5", 0.5, 97.5)):
+        for text in (shown, ran.stdout):
+            [found] = re.findall(rf"^ {name} +([\d.]+) % .* ([\d.]+) % *$", text, re.MULTILINE)
+            assert [float(one) for one in found] == pytest.approx([expected, expected], abs=bounds)
+    for kind in ("animal", "mammal", "dog", "bird"):
+        expected, got = (re.findall(rf"^ +{kind} .*?([\d.]+) % *$", text, re.MULTILINE) for text in (shown, ran.stdout))
+        assert [float(one) for one in got] == pytest.approx([float(one) for one in expected], abs=5)
 
 
 def test_an_exported_model_is_served_as_the_readme_says(tmp_path: Path) -> None:
@@ -186,7 +246,9 @@ class Serving:
 def test_make_test_is_the_whole_suite() -> None:
     ran = shell(f"make -n test VENV={sys.prefix}")
     assert re.search(r"-m pytest *$", ran.stdout, re.MULTILINE)
-    assert "\nmake lint\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text()
+    ci = (REPOSITORY / ".ci" / "run").read_text()
+    assert re.search(r"^make lint$", ci, re.MULTILINE)
+    assert re.search(r"^make test( |$)", ci, re.MULTILINE)
 
 
 def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:
@@ -211,4 +273,8 @@ def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     names = shell(f"python -m zipfile --list {next(tmp_path.glob('*.whl'))}").stdout
     for name in ("app/web/index.html", "app/data/imagenet1k.csv", "app/loadtest/report.html", "entry_points.txt"):
+        assert name in names
+    for name in ("app/page.css", "app/evaluate/report.html"):
+        assert name in names
+    for name in ("app/data/wordnet.csv", "app/data/wordnet.LICENSE", "dist-info/licenses/app/data/wordnet.LICENSE"):
         assert name in names

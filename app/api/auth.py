@@ -13,6 +13,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from app.api.exchange import Exchange
 from app.api.ratelimit import RateLimit
+from app.api.uploads import UPLOADING
 from app.errors import ModelError, Unauthorized
 from app.settings import Settings
 
@@ -86,7 +87,7 @@ async def require_key(
     key = keys.check(bearer.credentials if bearer else None, header)
     exchange = Exchange.of(request.scope)
     exchange.caller = key or (request.client.host if request.client else "")
-    if request.method == "POST":
+    if request.method in UPLOADING:
         rate_limit: RateLimit = request.app.state.rate_limit
         await rate_limit.charge(exchange.caller, 1)
 

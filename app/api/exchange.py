@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from app.classifier import Timing
+from app.settings import PROTOCOLS
 
 _KEY = "topk.exchange"
+OURS = "topk"
 
 
 class ClientGone(Exception):
@@ -20,6 +22,7 @@ class Exchange:
     """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers.
 
     ``uploaded_at`` is when its body was there, in seconds of ``time.monotonic``; ``timings`` are its images'.
+    ``spoken`` is the protocol its body turned out to be in, where its path is that of several.
     """
 
     request_id: str
@@ -27,6 +30,7 @@ class Exchange:
     caller: str = ""
     started: float = field(default_factory=time.perf_counter)
     code: str | None = None
+    spoken: str | None = None
     images: int = 0
     bytes: int = 0
     stages: dict[str, float] = field(default_factory=dict)
@@ -42,6 +46,12 @@ class Exchange:
 
     def attach(self, scope: Scope) -> None:
         scope[_KEY] = self
+
+    @staticmethod
+    def protocol(scope: Scope) -> str:
+        """The protocol of a request's route, which is told by its tag; ``topk`` where there is none."""
+        tags = getattr(scope.get("route"), "tags", ())
+        return next((str(tag) for tag in tags if tag in PROTOCOLS), OURS)
 
     def ids(self) -> dict[str, str]:
         """What names it in a log line."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("topk.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
-QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}
+QUIET = {"/livez", "/readyz", "/healthz", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"}
 _LOGGED_PATH = 512
 _DEFENCES = {
     "X-Content-Type-Options": "nosniff",
@@ -94,7 +94,7 @@ class Observe:
             log.exception("defect", path=scope["path"], **exchange.ids())
             exchange.code = Internal.code
             if not status:
-                answer = problems.respond(Internal("the server failed; its log says how"), exchange.request_id)
+                answer = problems.respond(Internal("the server failed; its log says how"), scope)
                 await answer(scope, receive, observed_send)
         finally:
             self._record(scope, exchange, status)
@@ -102,7 +102,7 @@ class Observe:
     def _record(self, scope: Scope, exchange: Exchange, status: int) -> None:
         seconds = time.perf_counter() - exchange.started
         route = getattr(scope.get("route"), "path", "assets" if "endpoint" in scope else "unmatched")
-        self.metrics.requests.labels(route, status).inc()
+        self.metrics.requests.labels(route, status, exchange.protocol(scope)).inc()
         self.metrics.request_seconds.labels(route).observe(seconds)
         if (upload := exchange.stages.get("upload")) is not None:
             self.metrics.upload_seconds.observe(upload)

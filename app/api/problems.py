@@ -1,5 +1,6 @@
-"""Errors to answers: the one mapping from the error tree to ``application/problem+json`` (RFC 9457)."""
+"""Errors to answers: ``application/problem+json`` (RFC 9457), or the shape of the protocol that is being spoken."""
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -7,11 +8,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from app.api.exchange import Exchange
 from app.errors import InvalidParameter, MalformedRequest, MethodNotAllowed, NotFound, TopkError
 
 MEDIA_TYPE = "application/problem+json"
+
+Shape = Callable[[TopkError], dict[str, Any]]
+"""An error as the JSON body that a protocol's clients read."""
 
 
 def problem(error: TopkError, request_id: str) -> dict[str, Any]:
@@ -27,21 +32,23 @@ def problem(error: TopkError, request_id: str) -> dict[str, Any]:
     }
 
 
-def respond(error: TopkError, request_id: str, headers: dict[str, str] | None = None) -> Response:
-    """An error as a response."""
+def respond(error: TopkError, scope: Scope, headers: dict[str, str] | None = None) -> Response:
+    """An error as the response to the request of this scope."""
+    exchange = Exchange.of(scope)
+    exchange.code = error.code
+    shapes: dict[str, Shape] = scope["app"].state.shapes
+    shape = shapes.get(exchange.spoken or exchange.protocol(scope))
     return Response(
-        orjson.dumps(problem(error, request_id)),
+        orjson.dumps(shape(error) if shape else problem(error, exchange.request_id)),
         status_code=error.status,
         headers={**error.headers, **(headers or {})},
-        media_type=MEDIA_TYPE,
+        media_type="application/json" if shape else MEDIA_TYPE,
     )
 
 
 async def on_topk_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TopkError)
-    exchange = Exchange.of(request.scope)
-    exchange.code = error.code
-    return respond(error, exchange.request_id)
+    return respond(error, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
@@ -55,9 +62,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             ours = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
         case _:
             ours = MalformedRequest(str(error.detail))
-    exchange = Exchange.of(request.scope)
-    exchange.code = ours.code
-    return respond(ours, exchange.request_id, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request) | {headers["Allow"]}))
+    return respond(ours, request.scope, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What is described at this path, by all of its routes: the framework names those of the first one alone."""
+    path = getattr(request.scope.get("route"), "path_format", None)
+    return {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:

@@ -1,157 +1,155 @@
-"""``/v1``: predict, embed, info. Order of a request: headers' limits, key, admission, and only then its body."""
+"""``/v1``: predict, embed, WordNet, info."""
 
-import asyncio
 import base64
-import re
-import time
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import orjson
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from app.api import schemas
 from app.api.auth import require_key
-from app.api.exchange import ClientGone, Exchange
-from app.api.uploads import Upload, Uploads, check_limits
+from app.api.classify import DEFAULT_K, as_json, classify, gate, served, top
+from app.api.uploads import ONE, SEVERAL
 from app.classifier import Classifier, Result
 from app.engine import Want
-from app.errors import Internal, InvalidParameter, TopkError
+from app.errors import Internal, InvalidParameter, NotFound, TopkError
+from app.taxonomy import CONFIDENCE
 
-router = APIRouter(
-    prefix="/v1",
-    dependencies=[Depends(check_limits), Depends(require_key)],
-    responses=schemas.ERRORS,
-    tags=["classify"],
-)
+router = APIRouter(prefix="/v1", tags=["classify"])
 
-TopK = Annotated[int, Query(ge=1, description="How many classes, 1 to the number of classes.")]
+TopK = Annotated[
+    int | None,
+    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
+]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
+InWordNet = Annotated[bool, Query(description="Add the image's place in WordNet: `taxonomy` and `answer`.")]
+Confidence = Annotated[
+    float | None,
+    Query(gt=0, le=1, description=f"What the score of `answer` reaches, {CONFIDENCE} by default; with `taxonomy`."),
+]
 Encoding = Annotated[
     Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
 ]
 Normalize = Annotated[bool, Query(description="Scale the features to a Euclidean length of 1; zeros stay zeros.")]
-Outcome = Result | BaseException
+Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
 
 
 @router.post(
     "/predict",
+    dependencies=gate(ONE),
     summary="Classify an image",
     response_model=schemas.PredictAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.PREDICTED),
     openapi_extra=schemas.image_body(several=False),
 )
-async def predict(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict(
+    request: Request,
+    top_k: TopK = None,
+    min_score: MinScore = 0.0,
+    taxonomy: InWordNet = False,
+    confidence: Confidence = None,
+) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
-    classifier = _classifier(request)
-    [(_, result)] = await _classify(request, lambda: _want_top(classifier, top_k), several=False)
+    classifier = served(request)
+    sure = _sure(classifier, taxonomy, confidence)
+    wanted = top(classifier, top_k, probabilities=taxonomy)
+    [(_, result)] = await classify(request, ONE, lambda: wanted)
     if isinstance(result, TopkError):
         raise result
-    return _json(_head(classifier) | {"predictions": classifier.predictions(result.row, min_score)})
+    return as_json(_head(classifier) | _prediction(classifier, result, min_score, sure))
 
 
 @router.post(
     "/predict/batch",
+    dependencies=gate(SEVERAL),
     summary="Classify several images",
     response_model=schemas.BatchAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
-async def predict_batch(request: Request, top_k: TopK = 5, min_score: MinScore = 0.0) -> Response:
+async def predict_batch(
+    request: Request,
+    top_k: TopK = None,
+    min_score: MinScore = 0.0,
+    taxonomy: InWordNet = False,
+    confidence: Confidence = None,
+) -> Response:
     """The top-k classes of several images, in order; a bad image fails alone."""
-    classifier = _classifier(request)
+    classifier = served(request)
+    sure = _sure(classifier, taxonomy, confidence)
+    wanted = top(classifier, top_k, probabilities=taxonomy)
     results = [
-        {"filename": upload.filename}
-        | _failed_or(result, lambda r: {"predictions": classifier.predictions(r.row, min_score)})
-        for upload, result in await _classify(request, lambda: _want_top(classifier, top_k), several=True)
+        {"filename": upload.filename} | _failed_or(result, lambda r: _prediction(classifier, r, min_score, sure))
+        for upload, result in await classify(request, SEVERAL, lambda: wanted)
     ]
-    return _json(_head(classifier) | {"results": results})
+    return as_json(_head(classifier) | {"results": results})
 
 
 @router.post(
     "/embed",
+    dependencies=gate(ONE),
     summary="Embed an image",
     response_model=schemas.EmbedAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.EMBEDDED),
     openapi_extra=schemas.image_body(several=False),
 )
 async def embed(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
     """The features of one image: the input of the model's last classifying layer."""
-    classifier = _classifier(request)
-    [(_, result)] = await _classify(request, lambda: Want(features=True), several=False)
+    classifier = served(request)
+    [(_, result)] = await classify(request, ONE, lambda: Want(features=True))
     if isinstance(result, TopkError):
         raise result
-    return _json(_embed_head(classifier) | {"embedding": _embedding(result, encoding, normalize)})
+    return as_json(_embed_head(classifier) | {"embedding": _embedding(result, encoding, normalize)})
 
 
 @router.post(
     "/embed/batch",
+    dependencies=gate(SEVERAL),
     summary="Embed several images",
     response_model=schemas.EmbedBatchAnswer,
+    responses=schemas.errors() | schemas.shown(schemas.EMBEDDED_BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
 async def embed_batch(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
     """The features of several images, in order; a bad image fails alone."""
-    classifier = _classifier(request)
+    classifier = served(request)
     results = [
         {"filename": upload.filename} | _failed_or(result, lambda r: {"embedding": _embedding(r, encoding, normalize)})
-        for upload, result in await _classify(request, lambda: Want(features=True), several=True)
+        for upload, result in await classify(request, SEVERAL, lambda: Want(features=True))
     ]
-    return _json(_embed_head(classifier) | {"results": results})
+    return as_json(_embed_head(classifier) | {"results": results})
 
 
-@router.get("/info", summary="What is served")
+@router.get(
+    "/taxonomy/{wnid}",
+    summary="A node of WordNet",
+    response_model=schemas.Synset,
+    responses=schemas.errors([401, 404, 503]) | schemas.shown(schemas.SYNSET),
+    dependencies=[Depends(require_key)],
+)
+async def synset(request: Request, wnid: Wnid) -> Response:
+    """A class of the model, or what is above its classes in WordNet: what it is, and what is above and below it."""
+    tree = served(request).taxonomy
+    if tree is None:
+        raise NotFound("the model's classes have no place in WordNet")
+    if wnid not in tree.index:
+        raise NotFound("neither a class of the model nor anything above its classes in WordNet has this wnid")
+    return as_json(tree.describe(wnid))
+
+
+@router.get(
+    "/info",
+    summary="What is served",
+    response_model=schemas.Info,
+    responses=schemas.errors([401, 503]) | schemas.shown(schemas.INFO),
+    dependencies=[Depends(require_key)],
+)
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
-    return _json(_classifier(request).info())
-
-
-async def _classify(request: Request, want: Any, several: bool) -> list[tuple[Upload, Result | TopkError]]:
-    """Every image of a request with its result, as admitted: all of them or none."""
-    classifier = _classifier(request)
-    uploads: Uploads = request.app.state.uploads
-    exchange = Exchange.of(request.scope)
-    patience = _patience(request, classifier.settings.request_timeout_ms)
-    classifier.admit(1, time.monotonic() + patience)
-    wanted = want()
-    async with uploads.read(request, several) as images:
-        deadline = time.monotonic() + patience
-        exchange.images = len(images)
-        await request.app.state.rate_limit.charge(exchange.caller, len(images) - 1)  # one was before its body came
-        sound = [image.content for image in images if not isinstance(image.content, TopkError)]
-        classifier.admit(len(sound), deadline)
-        work = asyncio.gather(
-            *(classifier.classify(image, wanted, deadline) for image in sound), return_exceptions=True
-        )
-        outcomes = iter(await _unless_gone(request, work))
-        results = [
-            (image, image.content if isinstance(image.content, TopkError) else _expected(next(outcomes)))
-            for image in images
-        ]
-    exchange.took(result.timing for _, result in results if isinstance(result, Result))
-    return results
-
-
-async def _unless_gone(request: Request, work: "asyncio.Future[list[Outcome]]") -> list["Outcome"]:
-    """The work's result; cancelled, and ClientGone raised, when the client closes its connection first."""
-    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            work.cancel()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()  # looked at, or asyncio complains
-            raise ClientGone
-        return work.result()
-    finally:
-        gone.cancel()
-        work.cancel()
-
-
-def _expected(outcome: Outcome) -> Result | TopkError:
-    if isinstance(outcome, Result | TopkError):
-        return outcome
-    raise outcome
+    return as_json(served(request).info())
 
 
 def _failed_or(result: Result | TopkError, answer: Any) -> dict[str, Any]:
@@ -161,22 +159,22 @@ def _failed_or(result: Result | TopkError, answer: Any) -> dict[str, Any]:
     return answered
 
 
-def _patience(request: Request, most_ms: int) -> float:
-    """Seconds the client grants: its header, up to the server's own limit."""
-    given = request.headers.get("x-request-timeout-ms")
-    if given is None:
-        return most_ms / 1000
-    digits = given.strip().lstrip("0")
-    if not re.fullmatch("[0-9]+", digits):
-        raise InvalidParameter("X-Request-Timeout-Ms must be a positive whole number of milliseconds")
-    return min(int(digits[:12]), most_ms) / 1000  # Python refuses to read numbers of thousands of digits
+def _sure(classifier: Classifier, taxonomy: bool, confidence: float | None) -> float | None:
+    """What the answer from WordNet has to reach; None where none is asked for."""
+    if confidence is not None and not taxonomy:
+        raise InvalidParameter("confidence: it is that of the answer from WordNet, which taxonomy=true asks for")
+    if taxonomy and classifier.taxonomy is None:
+        raise InvalidParameter("taxonomy: the model's classes have no place in WordNet")
+    return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
 
 
-def _want_top(classifier: Classifier, top_k: int) -> Want:
-    classes = len(classifier.model.labels)
-    if top_k > classes:
-        raise InvalidParameter(f"top_k: {top_k} is more than the model's {classes} classes")
-    return Want(k=top_k)
+def _prediction(classifier: Classifier, result: Result, min_score: float, sure: float | None) -> dict[str, Any]:
+    answer: dict[str, Any] = {"predictions": classifier.predictions(result.row, min_score)}
+    if sure is None:
+        return answer
+    if classifier.taxonomy is None or result.row.probabilities is None:
+        raise Internal("no probabilities came from the device")
+    return answer | asdict(classifier.taxonomy.placing(result.row.probabilities, sure))
 
 
 def _embedding(result: Result, encoding: str, normalize: bool) -> Any:
@@ -201,12 +199,3 @@ def _head(classifier: Classifier) -> dict[str, Any]:
 
 def _embed_head(classifier: Classifier) -> dict[str, Any]:
     return {"model": classifier.model.name, "dim": classifier.engine.dim}
-
-
-def _classifier(request: Request) -> Classifier:
-    classifier: Classifier = request.app.state.classifier
-    return classifier
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

@@ -10,8 +10,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -33,24 +35,57 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FIELDS = ("file", "image", "data")
+UPLOADING = ("POST", "PUT")
+_VALUES = 10_000  # most values of a JSON document: what two bytes are in it takes a hundred in memory
 _PART_HEADERS_BYTES = 8192
 _GLANCE = 64
 _OFF_LOOP_BYTES = 256 * 1024  # larger JSON bodies are parsed in a thread
 
 
-async def check_limits(request: Request) -> None:
-    """Route dependency, before that of the API key: what the headers of an upload alone tell is refused first."""
-    if request.method == "POST":
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a route takes as its body.
+
+    ``several``: more than one image. ``fields``: which parts of a multipart body are images; without any the body is
+    one document, whatever its Content-Type. ``documents``: a JSON body may hold several images even so.
+    """
+
+    several: bool = False
+    fields: tuple[str, ...] = FIELDS
+    documents: bool = False
+
+    def kind(self, request: Request) -> str:
+        """How a body carries its images: multipart, json or raw."""
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not self.fields or given == "application/json" or given.endswith("+json"):
+            return "json"
+        return "multipart" if given == "multipart/form-data" else "raw"
+
+
+ONE = Form()
+SEVERAL = Form(several=True)
+
+
+def check_limits(form: Form) -> Callable[[Request], Any]:
+    """A route's dependency, before that of the API key: what the headers of an upload alone tell is refused first."""
+
+    async def check(request: Request) -> None:
         uploads: Uploads = request.app.state.uploads
-        uploads.check_headers(request, several=request.url.path.endswith("/batch"))
+        uploads.check_headers(request, form)
+
+    return check
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image as it came: its bytes, or why there are none."""
+    """One image as it came: its bytes, or a tensor that is preprocessed already, or why there is neither."""
 
-    content: bytes | TopkError
+    content: bytes | npt.NDArray[np.float32] | TopkError
     filename: str | None = None
+
+
+Parse = Callable[[bytes], list[Upload]]
+"""A whole document to its images; on a thread where it is large."""
 
 
 class Uploads:
@@ -61,7 +96,12 @@ class Uploads:
         self._predicted_wait = predicted_wait
         self.inflight = 0
 
-    def check_headers(self, request: Request, several: bool) -> None:
+    @property
+    def most_images(self) -> int:
+        """Most images of a request."""
+        return self._settings.max_batch_images
+
+    def check_headers(self, request: Request, form: Form) -> None:
         """Refuse what the headers alone tell: EmptyBody, UnsupportedMediaType, PayloadTooLarge, Overloaded."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
@@ -73,24 +113,24 @@ class Uploads:
             return
         if int(length) == 0:
             raise EmptyBody("send an image: multipart field `file`, the raw body, or JSON")
-        limit = self._body_limit(_form(request), several)
+        limit = self._body_limit(form, form.kind(request))
         if int(length) > limit:
             raise PayloadTooLarge(f"{length} bytes; at most {limit} are taken")
         self._check_inflight(int(length))
 
     @asynccontextmanager
-    async def read(self, request: Request, several: bool) -> AsyncIterator[list[Upload]]:
-        """The images of a body, held as long as the context lasts.
+    async def read(self, request: Request, form: Form, parse: Parse | None = None) -> AsyncIterator[list[Upload]]:
+        """The images of a body, held as long as the context lasts. ``parse`` reads documents that are not our own.
 
         Raises EmptyBody, MalformedRequest, PayloadTooLarge, UploadTimeout, Overloaded and ClientGone.
         """
         held = 0
-        form = _form(request)
-        body: _Raw | _Multipart = _Raw() if form != "multipart" else _Multipart(request, self._settings, several)
+        kind = form.kind(request)
+        body: _Raw | _Multipart = _Raw() if kind != "multipart" else _Multipart(request, self._settings, form)
         exchange = Exchange.of(request.scope)
         started = time.perf_counter()
         try:
-            limit = self._body_limit(form, several)
+            limit = self._body_limit(form, kind)
             async for chunk in self._chunks(request):
                 self._check_inflight(len(chunk))
                 self.inflight += len(chunk)
@@ -101,29 +141,49 @@ class Uploads:
                 body.feed(chunk)
             exchange.stages["upload"] = time.perf_counter() - started
             exchange.uploaded_at = time.monotonic()
-            yield await self._images(form, body, several)
+            yield await self._images(form, kind, body, parse)
         finally:
             self.inflight -= held
 
-    async def _images(self, form: str, body: "_Raw | _Multipart", several: bool) -> list[Upload]:
+    def images(self, values: Any) -> list[Upload]:
+        """Base64 strings to images, each of which may fail alone. Raises MalformedRequest, PayloadTooLarge."""
+        if not isinstance(values, list) or not values:
+            raise MalformedRequest("images must be a list of at least one base64 string")
+        self.check_count(len(values))
+        return [Upload(self._base64(value)) for value in values]
+
+    def check_count(self, images: int) -> None:
+        """Raises PayloadTooLarge where these are more images than a request may have."""
+        if images > self._settings.max_batch_images:
+            raise PayloadTooLarge(f"{images} images; at most {self._settings.max_batch_images} a request")
+
+    def image(self, content: bytes) -> Upload:
+        """Bytes out of a larger body. Raises PayloadTooLarge."""
+        if len(content) > self._settings.max_upload_bytes:
+            raise PayloadTooLarge(f"an image of more than {self._settings.max_upload_bytes} bytes")
+        return Upload(content or EmptyBody("the image is empty"))
+
+    def one_of(self, document: Any) -> list[Upload]:
+        """Our own document of one image. Raises MalformedRequest and the image's own error."""
+        if not isinstance(document, dict) or "image" not in document:
+            raise MalformedRequest('the JSON body must be {"image": "<base64>"}')
+        return _only(self.images([document["image"]]))
+
+    async def _images(self, form: Form, kind: str, body: "_Raw | _Multipart", parse: Parse | None) -> list[Upload]:
         if isinstance(body, _Multipart):
             uploads = body.images()
-        elif not body.content:
+            return uploads if form.several else _only(uploads)
+        if not body.content:
             raise EmptyBody("the body is empty")
-        elif form == "raw" and body.content[:_GLANCE].lstrip()[:1] == b"{":
-            raise UnsupportedMediaType("this looks like JSON: send it with Content-Type: application/json")
-        elif form == "raw":
-            return [Upload(bytes(body.content))]
-        elif len(body.content) > _OFF_LOOP_BYTES:
-            uploads = await asyncio.to_thread(self._json, bytes(body.content), several)
-        else:
-            uploads = self._json(bytes(body.content), several)
-        if not several:
-            if len(uploads) > 1:
-                raise MalformedRequest("one image a request; /v1/predict/batch takes several")
-            if isinstance(uploads[0].content, TopkError):
-                raise uploads[0].content
-        return uploads
+        content = bytes(body.content)
+        body.content.clear()
+        if kind == "raw":
+            if content[:_GLANCE].lstrip()[:1] != b"{":
+                return [Upload(content)]
+            if not form.documents:
+                raise UnsupportedMediaType("this looks like JSON: send it with Content-Type: application/json")
+        parse = parse or (self._several if form.several else self._one)
+        return await asyncio.to_thread(parse, content) if len(content) > _OFF_LOOP_BYTES else parse(content)
 
     async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
         """The body as it comes; raises UploadTimeout where it stalls or takes too long, ClientGone where it ends."""
@@ -143,35 +203,33 @@ class Uploads:
             if not message.get("more_body", False):
                 return
 
-    def _body_limit(self, form: str, several: bool) -> int:
+    def _body_limit(self, form: Form, kind: str) -> int:
         """Most bytes of a body: one image raw, its base64 in JSON, and always ``max_body_bytes``."""
         settings = self._settings
-        if form == "raw":
+        if kind == "raw":
             return min(settings.max_upload_bytes, settings.max_body_bytes)
-        if several:
+        if form.several or (form.documents and kind == "json"):
             return settings.max_body_bytes
-        around = settings.max_upload_bytes * 4 // 3 if form == "json" else settings.max_upload_bytes
+        around = settings.max_upload_bytes * 4 // 3 if kind == "json" else settings.max_upload_bytes
         return min(settings.max_body_bytes, around + 65536)
 
     def _check_inflight(self, more: int) -> None:
         if self.inflight + more > self._settings.max_inflight_bytes:
             raise Overloaded("too many bytes of uploads are under way", retry_after_s=self._predicted_wait())
 
-    def _json(self, content: bytes, several: bool) -> list[Upload]:
-        try:
-            document = orjson.loads(content)
-        except orjson.JSONDecodeError as error:
-            raise MalformedRequest(f"the body is no JSON: {error}") from None
-        key = "images" if several and isinstance(document, dict) and "images" in document else "image"
-        if not isinstance(document, dict) or key not in document:
-            wanted = '{"images": ["<base64>", ...]}' if several else '{"image": "<base64>"}'
-            raise MalformedRequest(f"the JSON body must be {wanted}")
-        values = document[key] if key == "images" else [document[key]]
-        if not isinstance(values, list) or not values:
-            raise MalformedRequest("images must be a list of at least one base64 string")
-        if len(values) > self._settings.max_batch_images:
-            raise PayloadTooLarge(f"{len(values)} images; at most {self._settings.max_batch_images} a request")
-        return [Upload(self._base64(value)) for value in values]
+    def _one(self, content: bytes) -> list[Upload]:
+        return self.one_of(loads(content))
+
+    def _several(self, content: bytes) -> list[Upload]:
+        document = loads(content, self._settings.max_batch_images)
+        if isinstance(document, dict) and "images" in document:
+            images = self.images(document["images"])
+            if not all(isinstance(value, str) for value in document["images"]):
+                raise MalformedRequest("images must be a list of base64 strings")
+            return images
+        if not isinstance(document, dict) or "image" not in document:
+            raise MalformedRequest('the JSON body must be {"images": ["<base64>", ...]}')
+        return self.images([document["image"]])
 
     def _base64(self, value: object) -> bytes | TopkError:
         if not isinstance(value, str):
@@ -197,6 +255,25 @@ class Uploads:
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
+def loads(content: bytes, more: int = 0) -> Any:
+    """A JSON document of a sane number of values, and so many ``more``. Raises MalformedRequest."""
+    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > _VALUES + more:
+        raise MalformedRequest("the JSON body has more values than images need")
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"the body is no JSON: {error}") from None
+
+
+def _only(uploads: list[Upload]) -> list[Upload]:
+    """The one image of a request; raises what is wrong with it."""
+    if len(uploads) > 1:
+        raise MalformedRequest("one image a request; /v1/predict/batch takes several")
+    if isinstance(uploads[0].content, TopkError):
+        raise uploads[0].content
+    return uploads
+
+
 class _Raw:
     """A body taken as it is."""
 
@@ -218,12 +295,13 @@ class _Part:
 class _Multipart:
     """A multipart/form-data body, parsed from the stream; parts that are no image are counted and dropped."""
 
-    def __init__(self, request: Request, settings: Settings, several: bool) -> None:
+    def __init__(self, request: Request, settings: Settings, form: Form) -> None:
         _, options = parse_options_header(request.headers.get("content-type"))
         if not (boundary := options.get(b"boundary")):
             raise MalformedRequest("multipart without a boundary")
         self._max_bytes = settings.max_upload_bytes
-        self._max_images = settings.max_batch_images if several else 1
+        self._max_images = settings.max_batch_images if form.several else 1
+        self._fields = form.fields
         self._parts: list[_Part] = []
         self._part = _Part()
         self._header = (bytearray(), bytearray())
@@ -252,7 +330,7 @@ class _Multipart:
         if not self._whole:
             raise MalformedRequest("the multipart body ends early")
         if not self._parts:
-            raise MalformedRequest(f"no part named {', '.join(FIELDS)}")
+            raise MalformedRequest(f"no part named {', '.join(self._fields)}")
         return [Upload(bytes(p.content) or EmptyBody("the image is empty"), p.filename) for p in self._parts]
 
     def _begin(self) -> None:
@@ -273,7 +351,7 @@ class _Multipart:
         self._part.name = options.get(b"name", b"").decode("utf-8", "replace")
         if filename := options.get(b"filename"):
             self._part.filename = filename.decode("utf-8", "replace")
-        if self._part.name in FIELDS:
+        if self._part.name in self._fields:
             self._parts.append(self._part)
             if len(self._parts) > self._max_images:
                 if self._max_images == 1:
@@ -281,18 +359,10 @@ class _Multipart:
                 raise PayloadTooLarge(f"more than {self._max_images} images in a request")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._part.name in FIELDS:
+        if self._part.name in self._fields:
             self._part.content += data[start:end]
             if len(self._part.content) > self._max_bytes:
                 raise PayloadTooLarge(f"an image of more than {self._max_bytes} bytes")
 
     def _end(self) -> None:
         self._whole = True
-
-
-def _form(request: Request) -> str:
-    """How the body carries its images: multipart, json or raw."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return "multipart"
-    return "json" if kind == "application/json" or kind.endswith("+json") else "raw"

@@ -86,7 +86,22 @@ def _built(spec: str, weights: Path | None) -> Model:
     return zoo.from_file(architecture, entry or None, weights) if weights else zoo.official(architecture, entry or None)
 
 
+def _mounted(folders: tuple[Path, ...]) -> Path | None:
+    """The first of these that somebody has put something into."""
+    for path in folders:
+        try:
+            if any(path.iterdir()):
+                return path
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    return None
+
+
 def _auto(settings: Settings, converted: bool) -> Model:
+    if found := _mounted(settings.model_folders):
+        return _named(settings, f"{found}{os.sep}", converted)
     if settings.weights:
         raise ModelError("weights need the architecture they are for: name it, as in --model resnet50")
     require_torch("the model auto")

@@ -65,7 +65,8 @@ class InProcess:
 
 @contextmanager
 def served(**options: Any) -> Iterator[InProcess]:
-    settings = Settings(model="efficientnet_lite0", host="127.0.0.1", port=0, _env_file=None, **options)
+    options = {"model": "efficientnet_lite0", "host": "127.0.0.1", "port": 0} | options
+    settings = Settings(_env_file=None, **options)
     ready = threading.Event()
     lifecycle = Lifecycle(on_ready=ready.set, on_failure=ready.set)
     app = create_app(settings, lifecycle)

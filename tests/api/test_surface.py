@@ -92,7 +92,7 @@ def test_a_defect_is_a_500_that_shows_nothing(app_server: InProcess, monkeypatch
 
 def test_metrics_count_requests_by_route_and_status(app_server: InProcess) -> None:
     def count(route: str, status: str) -> float:
-        labels = {"route": route, "status": status}
+        labels = {"route": route, "status": status, "protocol": "topk"}
         return app_server.app.state.metrics.registry.get_sample_value("topk_requests_total", labels) or 0
 
     before = count("/v1/predict", "200"), count("/v1/predict", "415"), count("unmatched", "404")
@@ -107,7 +107,7 @@ def test_metrics_are_named_as_documented(app_server: InProcess) -> None:
     httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO)
     text = httpx2.get(f"{app_server.url}/metrics").text
     for name in (
-        'topk_requests_total{route="/v1/predict",status="200"}',
+        'topk_requests_total{protocol="topk",route="/v1/predict",status="200"}',
         'topk_images_total{outcome="accepted"}',
         "topk_upload_seconds_bucket",
         "topk_decode_seconds_bucket",

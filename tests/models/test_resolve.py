@@ -54,6 +54,20 @@ def test_auto_falls_back_to_the_embedded_model_and_says_so(checkpoints: Path) ->
     assert list(checkpoints.iterdir()) == []
 
 
+def test_auto_is_the_first_folder_that_holds_something(resnet18_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    folders = (tmp_path / "none", tmp_path / "file", tmp_path / "empty", resnet18_folder, tmp_path)
+    assert resolve(settings(model_folders=folders)).name == "resnet18"
+    assert resolve(settings(model_folders=folders, model="efficientnet_lite0")).name == "efficientnet_lite0"
+
+
+def test_a_folder_that_holds_something_else_never_falls_back(tmp_path: Path) -> None:
+    (tmp_path / "model.tar.gz").touch()
+    with pytest.raises(ModelError, match="is no model folder"):
+        resolve(settings(model_folders=str(tmp_path)))
+
+
 def test_auto_with_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="name it, as in --model resnet50"):
         resolve(settings(weights=tmp_path / "weights.pth"))

@@ -183,7 +183,7 @@ def test_its_configuration(image: Built) -> None:
     assert (config["Entrypoint"], config["Cmd"]) == (["topk"], ["serve"])
     assert (config["User"], config["StopSignal"]) == ("10001:10001", "SIGTERM")
     assert list(config["ExposedPorts"]) == ["8080/tcp"]
-    assert {"PORT=8080", "TOPK_MODEL=/models/default"} <= set(config["Env"])
+    assert {"PORT=8080", "TOPK_MODEL_FOLDERS=/opt/ml/model,/models/default"} <= set(config["Env"])
     assert config["Labels"]["org.opencontainers.image.version"] == app.__version__
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
 

@@ -72,7 +72,7 @@ class Tally:
     def answered(self, answer: httpx2.Response, of_images: bool = True) -> None:
         with self.lock:
             self.statuses[str(answer.status_code)] += 1
-            if of_images:
+            if of_images and answer.status_code != 413:  # there was no image yet
                 document = answer.json()
                 for result in document.get("results", [document]):
                     code = result.get("error", result).get("code", "accepted")
@@ -136,7 +136,8 @@ class Client:
         self.tally.gone(when)
 
     def _mutant(self) -> bytes:
-        return mutants.mutant(self.chance) or b"\0"
+        mutant = mutants.mutant(self.chance)
+        return mutant if mutant and mutant.lstrip()[:1] != b"{" else b"\0"  # what looks like JSON is no image
 
     def _form(self, *images: bytes) -> tuple[bytes, str]:
         kind, body = multipart(*(("file", "a.jpg", data) for data in images), boundary="a-boundary-in-no-image")

@@ -43,6 +43,16 @@ def test_embeddings_are_those_of_one_process(service: Service, embedded_server: 
     assert got["embedding"] == pytest.approx(wanted["embedding"], abs=0.2)
 
 
+def test_answers_from_wordnet_are_those_of_one_process(service: Service, embedded_server: Server) -> None:
+    servers = (embedded_server, service)
+    query = "/v1/predict?taxonomy=true"
+    wanted, got = (httpx2.post(f"{server.url}{query}", content=PHOTO).json() for server in servers)
+    assert got["answer"] | {"score": None} == wanted["answer"] | {"score": None}
+    assert got["answer"]["score"] == pytest.approx(wanted["answer"]["score"], abs=0.02)
+    wanted, got = (httpx2.get(f"{server.url}/v1/taxonomy/n02084071").json() for server in servers)
+    assert got == wanted
+
+
 def test_a_bad_image_of_a_batch_fails_alone(service: Service) -> None:
     kind, body = multipart(("file", "a.jpg", PHOTO), ("file", "b.txt", b"no image"), ("file", "c.jpg", PHOTO))
     answer = httpx2.post(f"{service.url}/v1/predict/batch", content=body, headers={"Content-Type": kind}).json()

@@ -1,0 +1,165 @@
+"""The OpenAPI document: whole, true of the running service, and with examples that work."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jsonschema_rs
+import pytest
+
+from app.settings import PROTOCOLS
+from tests.conftest import CAT, REPOSITORY, Server, environment
+
+KEY = "the-key-of-this-test"
+BOUND = "X-Request-Timeout-Ms"
+CONFIG = f"""
+hooks = "tests.api.generators"
+headers = {{ Authorization = "Bearer {KEY}" }}
+parameters = {{ "path.model" = "efficientnet_lite0", "path.version" = "1" }}
+generation = {{ max-examples = 5, database = "none" }}
+
+# 413 refuses as well: more images than are taken.
+[checks]
+negative_data_rejection.expected-statuses = ["400", "401", "404", "405", "408", "413", "415", "422"]
+"""
+
+Operation = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """With a key, so that what is said of keys is seen to hold; and with Vertex AI's routes."""
+    env = {"TOPK_API_KEYS": KEY, "AIP_HEALTH_ROUTE": "/aip/health", "AIP_PREDICT_ROUTE": "/aip/predict"}
+    server = Server("--model", "efficientnet_lite0", env=env)
+    yield server
+    assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def document(server: Server) -> dict[str, Any]:
+    described: dict[str, Any] = httpx2.get(f"{server.url}/openapi.json").json()
+    return described
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, Operation]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield method, path, operation
+
+
+def test_every_route_is_described(document: dict[str, Any]) -> None:
+    """Its summary, what it answers, and how it fails, each with an example."""
+    tags = set()
+    for method, path, operation in operations(document):
+        where = f"{method} {path}"
+        tags |= set(operation["tags"])
+        assert operation["summary"], where
+        assert operation["description"], where
+        assert "200" in operation["responses"], where
+        failing = operation["responses"].keys() - {"200"}
+        assert failing or path in ("/", "/metrics"), where
+        if "requestBody" in operation:
+            assert failing >= {"400", "401", "408", "413", "415", "422", "429", "503", "504"}, where
+            assert BOUND in [parameter["name"] for parameter in operation["parameters"]], where
+        assert ("security" in operation) == ("401" in failing), where
+        for status, answer in operation["responses"].items():
+            assert answer["description"], where
+            for content in answer["content"].values():
+                assert content["schema"], (where, status)
+                assert "example" in content or content["schema"].get("format") == "binary", (where, status)
+        for parameter in operation.get("parameters", ()):
+            assert parameter["description"], (where, parameter["name"])
+    assert tags >= set(PROTOCOLS)
+
+
+def test_errors_have_their_protocol_s_shape(document: dict[str, Any]) -> None:
+    members = {"torchserve": {"code", "type", "message"}, "sagemaker": None, "litserve": None}
+    for method, path, operation in operations(document):
+        [tag] = operation["tags"]
+        shape = members.get(tag, {"error"}) if tag in PROTOCOLS else None
+        for status, answer in operation["responses"].items():
+            if status == "200":
+                continue
+            [(kind, content)] = answer["content"].items()
+            assert kind == ("application/json" if shape else "application/problem+json"), (method, path)
+            assert content["example"].keys() == (shape or {*content["example"], "code", "request_id"}), (method, path)
+            told = {content["example"][name] for name in ("status", "code") if name in content["example"]}
+            assert not told or int(status) in told, (method, path)
+
+
+def test_every_example_is_of_its_schema(document: dict[str, Any]) -> None:
+    checked = 0
+    for _, _, operation in operations(document):
+        bodies = [operation["requestBody"]["content"]] if "requestBody" in operation else []
+        for contents in (*bodies, *(answer["content"] for answer in operation["responses"].values())):
+            for content in contents.values():
+                if "example" in content:
+                    schema = content["schema"] | {"components": document["components"]}
+                    jsonschema_rs.validate(schema, content["example"])
+                    checked += 1
+    assert checked > 200
+
+
+def test_every_example_works(server: Server, document: dict[str, Any]) -> None:
+    """What has none, since it is an image's bytes, is tried with a photograph."""
+    photo = CAT.read_bytes()
+    tried = 0
+    with httpx2.Client(base_url=server.url, headers={"X-API-Key": KEY}) as client:
+        for method, path, operation in operations(document):
+            given = {p["name"]: example(p) for p in operation.get("parameters", ()) if p["in"] == "path"}
+            target = path.format(**given)
+            for kind, content in operation.get("requestBody", {"content": {None: {}}})["content"].items():
+                sent: dict[str, Any] = {}
+                if kind == "multipart/form-data":
+                    [field] = content["schema"]["properties"]
+                    sent = {"files": {field: photo}}
+                elif "example" in content:
+                    sent = {"json": content["example"]}
+                elif kind:
+                    sent = {"content": photo, "headers": {"Content-Type": kind}}
+                answer = client.request(method, target, **sent)
+                assert answer.status_code == 200, (method, target, kind, answer.text)
+                assert answer.headers["content-type"].partition(";")[0] in operation["responses"]["200"]["content"]
+                tried += 1
+    assert tried > 80
+
+
+def example(parameter: dict[str, Any]) -> str:
+    given: str = parameter["example"] if "example" in parameter else parameter["schema"]["examples"][0]
+    return given
+
+
+def test_without_keys_none_is_described(embedded_server: Server) -> None:
+    document = httpx2.get(f"{embedded_server.url}/openapi.json").json()
+    assert "securitySchemes" not in document["components"]
+    for _, _, operation in operations(document):
+        assert "security" not in operation
+        assert "401" not in operation["responses"]
+
+
+def test_the_model_is_described(document: dict[str, Any]) -> None:
+    assert document["components"]["schemas"]["TopK"]["maximum"] == 1000
+    [top_k] = [p for p in document["paths"]["/v1/predict"]["post"]["parameters"] if p["name"] == "top_k"]
+    assert (top_k["schema"]["maximum"], top_k["schema"]["type"]) == (1000, "integer")
+
+
+def test_a_path_of_several_protocols_tells_all_its_methods(server: Server) -> None:
+    for path, allowed in (("/", "GET, POST"), ("/predictions/efficientnet_lite0", "POST, PUT")):
+        answer = httpx2.delete(server.url + path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def test_schemathesis_finds_nothing(server: Server, tmp_path: Path) -> None:
+    """All of its checks: what is valid is taken and answered as described, what is not is refused, keys are asked."""
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG)
+    command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "run"]
+    options = ["--checks", "all", "--seed", "1", "--workers", "2", "--continue-on-failure", "--no-shrink"]
+    env = environment() | {"PYTHONPATH": str(REPOSITORY), "NO_COLOR": "1"}
+    run = [*command, *options, f"{server.url}/openapi.json"]
+    ran = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stdout[-20_000:]
+    assert "No issues found" in ran.stdout

@@ -1,0 +1,172 @@
+"""Open Inference v2's binary and JSON tensors, as no polite client sends them."""
+
+import base64
+import json
+import struct
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from tests.api.conftest import InProcess
+from tests.conftest import CAT
+
+PHOTO = CAT.read_bytes()
+BASE64 = base64.b64encode(PHOTO).decode()
+ELEMENT = struct.pack("<I", len(PHOTO)) + PHOTO
+ZEROS = bytes(4 * 3 * 224 * 224)
+
+
+def infer(server: InProcess, document: Any, tail: bytes = b"", length: object = None) -> httpx2.Response:
+    """JSON with tensors behind it; ``length`` is what the header says where that is not true."""
+    head = json.dumps(document).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head) if length is None else length)} if tail else {}
+    return httpx2.post(f"{server.url}/v2/models/efficientnet_lite0/infer", content=head + tail, headers=headers)
+
+
+def asked(datatype: str = "BYTES", shape: Any = (1,), size: Any = None, **members: Any) -> dict[str, Any]:
+    parameters = {} if size is None else {"parameters": {"binary_data_size": size}}
+    return {"inputs": [{"name": "image", "datatype": datatype, "shape": shape, **parameters, **members}]}
+
+
+def refused(answer: httpx2.Response, status: int = 400) -> str:
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    return str(answer.json()["error"])
+
+
+@pytest.mark.parametrize("length", ["-1", "+5", "1.5", "0x10", "", "x", "1e3", "9" * 40, "10000000", "\u00b2"])
+def test_a_header_that_is_no_length_is_refused(app_server: InProcess, length: str) -> None:
+    url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
+    headers = [(b"Inference-Header-Content-Length", length.encode("latin-1"))]
+    assert "must be the bytes of JSON" in refused(httpx2.post(url, content=PHOTO, headers=headers))
+
+
+@pytest.mark.parametrize("size", [len(ELEMENT) - 1, len(ELEMENT) + 1, 0, -1, "5", 2**63, 1.5, True, [], {}])
+def test_a_size_must_be_that_of_what_follows(app_server: InProcess, size: Any) -> None:
+    assert "binary_data_size" in refused(infer(app_server, asked(size=size), ELEMENT))
+
+
+@pytest.mark.parametrize(
+    ("tail", "said"),
+    [
+        (ELEMENT[:-1], "longer than what is left"),
+        (ELEMENT + b"\0\0\0", "ends within a length"),
+        (ELEMENT + ELEMENT, "wants 1 images, not 2"),
+        (struct.pack("<I", 2**32 - 1), "longer than what is left"),
+        (struct.pack("<I", 0), "image[0]: the image is empty"),
+        (struct.pack("<I", 0) * 10_000, "images; at most 32"),
+    ],
+)
+def test_elements_must_be_whole(app_server: InProcess, tail: bytes, said: str) -> None:
+    answer = infer(app_server, asked(size=len(tail)), tail)
+    assert said in refused(answer, 413 if "at most" in said else 400)
+
+
+@pytest.mark.parametrize("length", [0, 5, len(json.dumps(asked(size=len(ELEMENT)))) - 1])
+def test_a_header_that_cuts_the_json_is_refused(app_server: InProcess, length: int) -> None:
+    answer = infer(app_server, asked(size=len(ELEMENT)), ELEMENT, length)
+    refused(answer, 400 if length else 415)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        "text",
+        5,
+        None,
+        {},
+        {"inputs": None},
+        {"inputs": []},
+        {"inputs": [5]},
+        {"inputs": asked(data=[BASE64])["inputs"] * 2},
+        asked(data=BASE64),
+        asked(data=[]),
+        asked(data=None),
+        asked(data=[None]),
+        asked(data=[[BASE64], BASE64], shape=[2]),
+        asked(),
+        asked(data=[BASE64], size=len(BASE64)),
+        asked(data=[BASE64], shape=None),
+        asked(data=[BASE64], shape=1),
+        asked(data=[BASE64], shape=[0]),
+        asked(data=[BASE64], shape=[-1]),
+        asked(data=[BASE64], shape=[True]),
+        asked(data=[BASE64], shape=["1"]),
+        asked(data=[BASE64], shape=[1, 2]),
+        asked(data=[BASE64], name=5),
+        asked(data=[BASE64], parameters=5),
+        asked("UINT8", data=[1]),
+        asked(None, data=[1]),
+        asked("FP32", data=[1.0], shape=[1, 3, 224, 224]),
+        asked("FP32", data=[1.0], shape=[]),
+        asked("FP32", data=[1.0], shape=[1]),
+        asked("FP32", data="text", shape=[1, 3, 224, 224]),
+        asked("FP32", data=[[1.0], [1.0, 2.0]], shape=[1, 3, 224, 224]),
+        asked("FP32", shape=[1, 3, 224, 224]),
+        {**asked(data=[BASE64]), "id": 42},
+        {**asked(data=[BASE64]), "parameters": []},
+        {**asked(data=[BASE64]), "outputs": {"name": "scores"}},
+        {**asked(data=[BASE64]), "outputs": [5]},
+        {**asked(data=[BASE64]), "outputs": [{}]},
+        {**asked(data=[BASE64]), "outputs": [{"name": "features"}]},
+        {**asked(data=[BASE64]), "outputs": [{"name": "scores", "parameters": 5}]},
+        *[
+            {**asked(data=[BASE64]), "outputs": [{"name": "scores", "parameters": {"classification": k}}]}
+            for k in (0, -1, 1.5, "5", True, None)
+        ],
+    ],
+)
+def test_a_document_must_be_as_the_specification_has_it(app_server: InProcess, document: Any) -> None:
+    assert len(refused(infer(app_server, document))) > 10
+
+
+@pytest.mark.parametrize("values", [[float("nan")], [float("inf")], [-1e39], [1e5], [None], [[1.0]], ["x"]])
+def test_preprocessed_values_must_be_numbers_of_an_image(app_server: InProcess, values: list[Any]) -> None:
+    data = json.loads(json.dumps([0.0] * (3 * 224 * 224 - 1))) + values
+    body = json.dumps(asked("FP32", data=data, shape=[1, 3, 224, 224])).replace("NaN", "null").encode()
+    url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
+    refused(httpx2.post(url, content=body.replace(b"Infinity", b"1e999")))
+
+
+@pytest.mark.parametrize("tail", [ZEROS[:-1], ZEROS[:-4], ZEROS + bytes(4), b"\0"])
+def test_preprocessed_bytes_must_be_so_many(app_server: InProcess, tail: bytes) -> None:
+    answer = infer(app_server, asked("FP32", [1, 3, 224, 224], len(tail)), tail)
+    assert "bytes as FP32" in refused(answer)
+
+
+def test_a_tensor_that_is_not_finite_fails_its_own_request_alone(app_server: InProcess) -> None:
+    rows = np.zeros((2, 3, 224, 224), "<f4")
+    rows[1, 0, 0, 0] = np.nan
+    answer = infer(app_server, asked("FP32", list(rows.shape), rows.nbytes), rows.tobytes())
+    assert refused(answer).startswith("image[1]: preprocessed values must be finite")
+    assert infer(app_server, asked("FP32", [1, 3, 224, 224], len(ZEROS)), ZEROS).status_code == 200
+
+
+def test_values_are_flat_or_nested(app_server: InProcess) -> None:
+    flat = infer(app_server, asked(data=[BASE64, BASE64], shape=[2])).json()
+    nested = infer(app_server, asked(data=[[BASE64], [BASE64]], shape=[2, 1])).json()
+    assert flat == nested
+    assert flat["outputs"][0]["shape"] == [2, 1000]
+    zeros = np.zeros((1, 3, 224, 224)).tolist()
+    assert infer(app_server, asked("FP32", data=zeros, shape=[1, 3, 224, 224])).status_code == 200
+
+
+def test_a_whole_request_can_be_answered_in_binary(app_server: InProcess) -> None:
+    outputs = [{"name": "logits", "parameters": {"binary_data": False}}, {"name": "scores"}]
+    document = {**asked(data=[BASE64]), "outputs": outputs, "parameters": {"binary_data_output": True}, "id": "a"}
+    answer = infer(app_server, document)
+    assert answer.headers["content-type"] == "application/octet-stream"
+    length = int(answer.headers["inference-header-content-length"])
+    head = json.loads(answer.content[:length])
+    logits, scores = head["outputs"]
+    assert (head["id"], len(logits["data"]), scores["parameters"]) == ("a", 1000, {"binary_data_size": 4000})
+    assert np.frombuffer(answer.content[length:], "<f4").argmax() == np.argmax(logits["data"]) == 285
+
+
+def test_more_classes_than_there_are_means_all(app_server: InProcess) -> None:
+    outputs = [{"name": "scores", "parameters": {"classification": 5000}}]
+    [output] = infer(app_server, {**asked(data=[BASE64]), "outputs": outputs}).json()["outputs"]
+    assert (output["datatype"], output["shape"], len(output["data"])) == ("BYTES", [1, 1000], 1000)
