@@ -145,11 +145,19 @@ def predict(
 
 
 @app.command()
-def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+def models(
+    *,
+    timm: Annotated[
+        str | None, typer.Option(help="List those of timm's with such a name: 'convnext*'.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
     """What can be served: weights, size, published accuracy, and whether they are in the cache."""
     from app.models import require_torch
 
     require_torch("the list of models")
+    if timm is not None:
+        return _timm_models(timm, json)
     from app.models import download, zoo
 
     entries = zoo.entries()
@@ -178,9 +186,28 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
     out.print(table)
     out.print(
         "* what a bare model name means. Accuracy in per cent on ImageNet-1k's validation set, as published by "
-        "torchvision. Beside these, efficientnet_lite0 is built in and needs no download.",
+        "torchvision. Beside these, efficientnet_lite0 is built in and needs no download, and --timm '*' lists timm's.",
         highlight=False,
     )
+
+
+def _timm_models(pattern: str, json: bool) -> None:
+    from app.models.timm import entries
+
+    found = entries(pattern)
+    if not found:
+        raise ModelError(f"timm has no model that can be served and is named {pattern}")
+    if json:
+        for entry in found:
+            out.file.write(orjson.dumps(entry).decode() + "\n")
+        return
+    headers = (Column(name, justify="right", no_wrap=True) for name in ("classes", "resize", "crop"))
+    table = Table(Column("model", no_wrap=True), *headers, "interpolation", "cached", box=box.SIMPLE_HEAD, padding=0)
+    for entry in found:
+        resize = f"{entry.resize}x{entry.resize}" if entry.squash else str(entry.resize)
+        sizes = (str(entry.classes), resize, str(entry.crop))
+        table.add_row(f"timm:{entry.name}", *sizes, entry.interpolation, "yes" if entry.cached else "")
+    out.print(table)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import pytest
 from app import machine
 from tests.conftest import CAT, Server
 
-FRAMEWORKS = {"torch", "torchvision", "timm", "openvino", "nncf"}
+FRAMEWORKS = {"torch", "torchvision", "timm", "ultralytics", "openvino", "nncf"}
 MODULES = [
     "app.main",
     "app.classifier",

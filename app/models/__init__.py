@@ -57,12 +57,20 @@ def _named(settings: Settings, spec: str, converted: bool) -> Model:
 def _checkpoint(settings: Settings, spec: str, converted: bool) -> Model:
     if settings.weights:
         raise ModelError(f"{spec} is a checkpoint: it brings its own weights")
+    if not settings.trust_checkpoint:
+        raise ModelError(
+            f"{spec} is a checkpoint that has to be unpickled, which runs whatever code its maker put into it;"
+            " if you trust it, set TOPK_TRUST_CHECKPOINT=true"
+        )
     require_torch(f"the checkpoint {spec}")
+    if importlib.util.find_spec("ultralytics") is None:
+        raise ModelError(f"the checkpoint {spec} needs Ultralytics: pip install 'topk[ultralytics]'")
+    path = Path(spec).expanduser()
+    if converted:
+        return cache.converted(str(path), None, settings.cache_dir)
     from app.models import ultralytics
 
-    path = Path(spec).expanduser()
-    ultralytics.check(path, settings.trust_checkpoint)
-    return cache.converted(str(path), None, settings.cache_dir) if converted else ultralytics.from_checkpoint(path)
+    return ultralytics.from_checkpoint(path)
 
 
 def _built(spec: str, weights: Path | None) -> Model:

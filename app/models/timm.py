@@ -5,6 +5,7 @@ Official weights come from the Hugging Face hub, through its client and into its
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,35 @@ _timm_data: Any = timm.data  # its types are not all exported
 _FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One of timm's own sets of weights that classifies. Sizes in pixels; ``cached`` where it is on this machine."""
+
+    name: str
+    classes: int
+    resize: int
+    crop: int
+    interpolation: str
+    squash: bool
+    cached: bool
+
+
+def entries(pattern: str) -> list[Entry]:
+    """What can be served of timm's, by names that match ``pattern``, in which ``*`` stands for anything."""
+    return [entry for name in timm.list_pretrained(pattern) if (entry := _entry(name))]
+
+
+def _entry(name: str) -> Entry | None:
+    config = _config(name)
+    try:
+        fed = _check(name)
+    except ModelError:
+        return None
+    return Entry(
+        name, config.num_classes, fed.resize, fed.crop, fed.interpolation, fed.squash, _cached(config) is not None
+    )
+
+
 def network(name: str) -> nn.Module:
     """An architecture, ``resnet10t`` or ``resnet10t.c3_in1k``, with random weights. Raises ModelError."""
     _config(name)
@@ -38,14 +68,13 @@ def network(name: str) -> nn.Module:
 def official(name: str) -> Model:
     """A model with timm's own weights, from the hub's cache or downloaded. Raises ModelError."""
     config = _config(name)
-    _check(name, config)
-    return _model(name, config, _fetch(name, config), config.tag or name)
+    _check(name)
+    return _model(name, _fetch(name, config), config.tag or name)
 
 
 def from_file(name: str, path: Path) -> Model:
     """A model with the user's weights, fed as timm's own for that name. Raises ModelError."""
-    config = _config(name)
-    return _model(name, config, path, path.stem)
+    return _model(name, path, path.stem)
 
 
 def preprocessing(name: str) -> Preprocessing:
@@ -74,14 +103,20 @@ def preprocessing(name: str) -> Preprocessing:
 
 def labels(name: str) -> tuple[Label, ...]:
     """ImageNet-1k's, or those of the larger part of ImageNet that the model was trained on. Raises ModelError."""
-    classes = _config(name).num_classes
-    if classes == 1000:
+    subset = _subset(name)
+    if subset == "imagenet-1k":
         return imagenet1k()
-    subset = _timm_data.infer_imagenet_subset({"num_classes": classes})
-    if subset is None:
-        raise ModelError(f"{TIMM}{name} cannot be served: nothing tells the labels of its {classes} outputs")
     info = _timm_data.ImageNetInfo(subset)
     return _unique(info.label_names(), info.label_descriptions())
+
+
+def _subset(name: str) -> str:
+    """The part of ImageNet that the outputs stand for, told by their number."""
+    classes = _config(name).num_classes
+    subset: str | None = _timm_data.infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        raise ModelError(f"{TIMM}{name} cannot be served: nothing tells the labels of its {classes} outputs")
+    return subset
 
 
 def _unique(wnids: list[str], lemmas: list[str]) -> tuple[Label, ...]:
@@ -94,8 +129,8 @@ def _unique(wnids: list[str], lemmas: list[str]) -> tuple[Label, ...]:
     )
 
 
-def _model(name: str, config: Any, path: Path, weights: str) -> Model:
-    expected = _check(name, config)
+def _model(name: str, path: Path, weights: str) -> Model:
+    config, expected = _config(name), _check(name)
     pinned = f"{config.architecture}.{config.tag}" if config.tag else name  # another timm may mean other weights
 
     def build() -> nn.Module:
@@ -122,16 +157,16 @@ def _model(name: str, config: Any, path: Path, weights: str) -> Model:
     )
 
 
-def _check(name: str, config: Any) -> Preprocessing:
+def _check(name: str) -> Preprocessing:
     """Raise ModelError where the model cannot be served, before anything is downloaded."""
-    labels(name)
+    _subset(name)
     return preprocessing(name)
 
 
 def _config(name: str) -> Any:
     """What timm knows of the weights that a name means."""
     if "/" in name or ":" in name or not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}; https://huggingface.co/timm shows what it has")
+        raise ModelError(f"timm has no model {name!r}; `topk models --timm '*'` lists what it has")
     try:
         return get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
@@ -141,17 +176,27 @@ def _config(name: str) -> Any:
 
 def _fetch(name: str, config: Any) -> Path:
     """The file with timm's own weights, from a cache or downloaded."""
+    if found := _cached(config):
+        return found
     if config.hf_hub_id:
-        return _fetch_from_hub(config.hf_hub_id, (config.hf_hub_filename,) if config.hf_hub_filename else _FILES)
+        return _fetch_from_hub(config.hf_hub_id, _files(config))
     if config.url:
         return download.fetch(config.url)
     raise ModelError(f"timm has no weights for {name}; name a file with them")
 
 
+def _cached(config: Any) -> Path | None:
+    if config.hf_hub_id:
+        found = [try_to_load_from_cache(config.hf_hub_id, file) for file in _files(config)]
+        return next((Path(path) for path in found if isinstance(path, str)), None)
+    return download.cached(config.url) if config.url else None
+
+
+def _files(config: Any) -> tuple[str, ...]:
+    return (config.hf_hub_filename,) if config.hf_hub_filename else _FILES
+
+
 def _fetch_from_hub(repository: str, names: tuple[str, ...]) -> Path:
-    for file in names:
-        if isinstance(cached := try_to_load_from_cache(repository, file), str):
-            return Path(cached)
     for file in names:
         url = hf_hub_url(repository, file)
         try:

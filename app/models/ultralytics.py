@@ -5,7 +5,6 @@ torch and looks for a network; both are undone here, and converted models need n
 """
 
 import contextlib
-import importlib.util
 import os
 import re
 import sys
@@ -43,19 +42,8 @@ class Logits(nn.Module):
         return logits
 
 
-def check(path: Path, trusted: bool) -> None:
-    """Raise ModelError unless the checkpoint may be read: ``trusted`` says that its code may run."""
-    if not trusted:
-        raise ModelError(
-            f"{path} is a checkpoint that has to be unpickled, which runs whatever code its maker put into it;"
-            " if you trust it, say so: TOPK_TRUST_CHECKPOINT=true"
-        )
-    if importlib.util.find_spec("ultralytics") is None:
-        raise ModelError(f"{path} needs Ultralytics: pip install 'topk[ultralytics]'")
-
-
 def from_checkpoint(path: Path) -> Model:
-    """The model in a checkpoint, which is unpickled: see ``check``. Raises ModelError."""
+    """The model in a checkpoint, which is unpickled: its maker is to be trusted. Raises ModelError."""
     try:
         digest = download.sha256(path)
     except OSError as error:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -50,8 +53,11 @@ def transform(name: str) -> object:
 
 def assert_crops_equal(name: str, data: bytes) -> None:
     expected = transform(name)(Image.open(io.BytesIO(data)).convert("RGB"))  # type: ignore[operator]
-    found = pictures.decode(pictures.read_header(data, 50_000_000), ours.preprocessing(name), fast=False)
-    assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
+    header, preprocessing = pictures.read_header(data, 50_000_000), ours.preprocessing(name)
+    levels = expected.permute(1, 2, 0).numpy()
+    assert np.array_equal(pictures.decode(header, preprocessing, fast=False), levels)
+    fast = pictures.decode(header, preprocessing, fast=True).astype(np.int16)
+    assert np.abs(fast - levels).mean() < 0.5
 
 
 @pytest.mark.parametrize("name", CROPS)
@@ -233,9 +239,15 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+RESNET18 = "/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+
+
 @pytest.fixture
-def hub(weights: Path) -> Iterator[ThreadingHTTPServer]:
-    Hub.files = {"/timm/test_resnet.r160_in1k/resolve/main/model.safetensors": weights.read_bytes()}
+def hub(weights: Path, resnet18_weights: Path) -> Iterator[ThreadingHTTPServer]:
+    Hub.files = {
+        "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors": weights.read_bytes(),
+        RESNET18: resnet18_weights.read_bytes(),  # torchvision's tensors have the names of timm's
+    }
     Hub.asked, Hub.patience = [], threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -244,6 +256,11 @@ def hub(weights: Path) -> Iterator[ThreadingHTTPServer]:
         Hub.patience.set()
         server.shutdown()
         thread.join()
+
+
+def hub_client(hub: ThreadingHTTPServer, home: Path) -> dict[str, str]:
+    address = f"http://127.0.0.1:{hub.server_port}"
+    return environment() | {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
 
 FETCH = """
@@ -273,7 +290,7 @@ def test_official_weights_come_from_the_hub_once(hub: ThreadingHTTPServer, weigh
     ran = subprocess.run(
         [sys.executable, "-c", FETCH, *names],
         cwd=REPOSITORY,
-        env=environment() | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"},
+        env=hub_client(hub, tmp_path),
         capture_output=True,
         text=True,
         timeout=100,
@@ -284,3 +301,28 @@ def test_official_weights_come_from_the_hub_once(hub: ThreadingHTTPServer, weigh
     assert len([path for path in Hub.asked if "test_resnet" in path]) == 3, Hub.asked
     assert missing.startswith("timm/test_vit.r160_in1k has no weights of the names that timm looks for")
     assert f"the weights at {address}/timm/hangs/resolve/main/model.safetensors could not be had" in hanging
+
+
+DOCUMENT = (REPOSITORY / "docs" / "models.md").read_text()
+
+
+def test_the_document_s_commands_work_and_print_what_it_shows(
+    hub: ThreadingHTTPServer, resnet18_weights: Path, tmp_path: Path
+) -> None:
+    """In torch, which need not convert."""
+    commands = [line for line in DOCUMENT.splitlines() if line.startswith("topk") and "timm" in line]
+    shutil.copy(CAT, tmp_path / "cat.jpg")
+    shutil.copy(resnet18_weights, tmp_path / "mine.safetensors")
+    env = hub_client(hub, tmp_path) | {"PYTHONPATH": str(REPOSITORY), "TOPK_ENGINE": "torch", "COLUMNS": "100"}
+    said = []
+    for command in commands:
+        words = [sys.executable, "-m", "app", *shlex.split(command)[1:]]
+        ran = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100)
+        assert ran.returncode == 0, ran.stderr
+        said.append(ran.stdout)
+    listed, downloaded, own = said
+    shown = re.findall(r"^```\n( model .*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)[0]
+    assert [line.strip() for line in listed.splitlines() if line.strip()] == [x.strip() for x in shown.splitlines()]
+    assert RESNET18 in Hub.asked
+    assert downloaded == own
+    assert own.startswith("cat.jpg")
