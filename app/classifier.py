@@ -296,6 +296,7 @@ class Classifier:
             "weights": model.weights,
             "digest": f"sha256:{model.digest}",
             "classes": len(model.labels),
+            "taxonomy": self.taxonomy is not None,
             "dim": self.engine.dim,
             "engine": self.engine.name,
             "device": self.engine.device,

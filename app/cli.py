@@ -2,11 +2,11 @@
 
 import asyncio
 import inspect
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -21,13 +21,18 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app import __version__
-from app.errors import EmptyBody, LoadTestError, ModelError, TopkError
+from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError, TrainingError
+from app.filenames import shown
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
 out, err = Console(), Console(stderr=True)
 
-_MODEL_OPTIONS = ("model", "weights", "device", "engine", "precision", "cache_dir", "fast_decode", "max_pixels")
+_MODEL_OPTIONS = (
+    *("model", "weights", "trust_checkpoint", "device", "engine", "precision"),
+    *("cache_dir", "fast_decode", "max_pixels"),
+)
+_TOP_K = 5
 _PREDICT_S = 600.0
 _AT_ONCE = 64
 
@@ -106,7 +111,9 @@ def serve(*, settings: Settings) -> None:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or - for standard input.")],
     *,
-    top_k: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="How many classes. [default: 5, of fewer all]", show_default=False)
+    ] = None,
     min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out classes that score less.")] = 0.0,
     taxonomy: Annotated[
         bool, typer.Option("--taxonomy", help="Add each image's place in WordNet, and how far down one can be sure.")
@@ -138,11 +145,19 @@ def predict(
 
 
 @app.command()
-def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+def models(
+    *,
+    timm: Annotated[
+        str | None, typer.Option(help="List those of timm's with such a name: 'convnext*'.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
     """What can be served: weights, size, published accuracy, and whether they are in the cache."""
     from app.models import require_torch
 
     require_torch("the list of models")
+    if timm is not None:
+        return _timm_models(timm, json)
     from app.models import download, zoo
 
     entries = zoo.entries()
@@ -171,13 +186,32 @@ def models(*, json: Annotated[bool, typer.Option("--json", help="One JSON object
     out.print(table)
     out.print(
         "* what a bare model name means. Accuracy in per cent on ImageNet-1k's validation set, as published by "
-        "torchvision. Beside these, efficientnet_lite0 is built in and needs no download.",
+        "torchvision. Beside these, efficientnet_lite0 is built in and needs no download, and --timm '*' lists timm's.",
         highlight=False,
     )
 
 
+def _timm_models(pattern: str, json: bool) -> None:
+    from app.models.timm import entries
+
+    found = entries(pattern)
+    if not found:
+        raise ModelError(f"timm has no model that can be served and is named {pattern}")
+    if json:
+        for entry in found:
+            out.file.write(orjson.dumps(entry).decode() + "\n")
+        return
+    headers = (Column(name, justify="right", no_wrap=True) for name in ("classes", "resize", "crop"))
+    table = Table(Column("model", no_wrap=True), *headers, "interpolation", "cached", box=box.SIMPLE_HEAD, padding=0)
+    for entry in found:
+        resize = f"{entry.resize}x{entry.resize}" if entry.squash else str(entry.resize)
+        sizes = (str(entry.classes), resize, str(entry.crop))
+        table.add_row(f"timm:{entry.name}", *sizes, entry.interpolation, "yes" if entry.cached else "")
+    out.print(table)
+
+
 @app.command()
-@with_settings("weights", "precision")
+@with_settings("weights", "trust_checkpoint", "precision")
 def export(
     model: Annotated[str, typer.Argument(help="What `topk serve --model` takes.")],
     *,
@@ -241,9 +275,10 @@ def bench(
     ] = None,
 ) -> None:
     """Measure what a server answers under load, and how fast. Ctrl-C shows what was measured so far."""
+    from app import page
     from app.loadtest import plan, table
-    from app.loadtest import report as page
     from app.loadtest.progress import Live
+    from app.loadtest.report import write
     from app.loadtest.run import run
     from app.loadtest.target import Target
 
@@ -260,8 +295,114 @@ def bench(
     else:
         table.show(result, out)
     if report:
-        page.write(result, report)
+        write(result, report)
     raise typer.Exit(130 if result.interrupted else 0)
+
+
+class _Reference(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+@with_settings(*_MODEL_OPTIONS)
+def evaluate(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A folder with a folder of images for each class, named by wnid, label or index; or a CSV with the"
+            " header file,label.",
+        ),
+    ],
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Evaluate a running topk; the model options are then the reference's.", show_default=False),
+    ] = None,
+    api_key: Annotated[str | None, typer.Option(help="Sent as Authorization: Bearer.", show_default=False)] = None,
+    compare: Annotated[
+        _Reference | None,
+        typer.Option(
+            help="Run the reference beside it: torch in this precision, every pixel decoded. Prints the agreement.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with plots.", show_default=False)
+    ] = None,
+    settings: Settings,
+) -> None:
+    """How good are the answers on labelled images? Interrupted, the same command goes on where it stopped."""
+    from app import page
+    from app.evaluate import table
+    from app.evaluate.evaluation import Asked, evaluated
+    from app.evaluate.progress import Live
+    from app.evaluate.report import write
+    from app.telemetry import configure_logging
+
+    configure_logging(settings.log_format, "warning")
+    page.check(report)
+    live = Live(err)
+    try:
+        with evaluated(Asked(images, url, api_key, compare), settings, live) as found:
+            if report:
+                write(found, report, settings.max_pixels)
+            for note in found.notes:
+                err.print(note, style="yellow", markup=False, highlight=False)
+            if json:
+                out.file.write(orjson.dumps(found.as_dict()).decode() + "\n")
+            else:
+                table.tell(found, out)
+    except KeyboardInterrupt:
+        err.print(live.interrupted, markup=False, highlight=False)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+@with_settings(*_MODEL_OPTIONS)
+def train(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder with a folder of images for each class, named after it.")
+    ],
+    *,
+    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write, new or empty.")],
+    val: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the same kind: hold these images out.")
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="Without --val: share of each class that is held out.")] = 0.2,
+    fine_tune: Annotated[
+        bool, typer.Option("--fine-tune", help="Train the whole network, from the linear head on; best on a GPU.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: most passes over the images.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=2, help="With --fine-tune: images a step.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and folder give the same model.")] = 0,
+    settings: Settings,
+) -> None:
+    """Your own classes: a model folder from a folder of folders, on top of a pretrained model."""
+    from app.models import require_torch
+
+    require_torch("training")
+    from app.evaluate import table
+    from app.telemetry import configure_logging
+    from app.train.plan import Plan
+    from app.train.progress import Bars
+    from app.train.run import run
+
+    configure_logging(settings.log_format, "warning")
+    plan = Plan(folder, out_folder, val, holdout, seed, fine_tune, epochs, batch_size)
+    try:
+        trained = run(plan, settings, Bars(err))
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written, and the features computed so far are kept")
+        raise typer.Exit(130) from None
+    for warning in trained.learned.warnings:
+        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+    for line in trained.words():
+        out.print(line, markup=False, highlight=False)
+    table.show(trained.metrics, out)
+    out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
 
 
 def _images(files: Iterable[Path]) -> Iterable[Path]:
@@ -276,7 +417,7 @@ def _images(files: Iterable[Path]) -> Iterable[Path]:
 class Asked:
     """What is asked of each image. ``sure`` is what the answer from WordNet has to reach, None where none is wanted."""
 
-    top_k: int
+    top_k: int | None
     min_score: float
     sure: float | None
 
@@ -302,7 +443,7 @@ def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[s
     with err.status("loading the model"):
         classifier.load()
     try:
-        if asked.top_k > len(classifier.model.labels):
+        if asked.top_k and asked.top_k > len(classifier.model.labels):
             raise ModelError(f"--top-k {asked.top_k} is more than the model's {len(classifier.model.labels)} classes")
         if asked.sure and classifier.taxonomy is None:
             raise ModelError("--taxonomy: the model's classes have no place in WordNet")
@@ -316,7 +457,7 @@ def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[s
 async def _classify(classifier: Any, paths: list[Path], asked: Asked) -> list[dict[str, Any]]:
     from app.engine import Want
 
-    want = Want(k=asked.top_k, probabilities=asked.sure is not None)
+    want = Want(k=asked.top_k or _TOP_K, probabilities=asked.sure is not None)
     at_once = asyncio.Semaphore(_AT_ONCE)
     progress = Progress(console=err, transient=True, disable=len(paths) < 2)
     task = progress.add_task("classifying", total=len(paths))
@@ -328,15 +469,15 @@ async def _classify(classifier: Any, paths: list[Path], asked: Asked) -> list[di
                 result = await classifier.classify(content, want, time.monotonic() + _PREDICT_S)
             except OSError as error:
                 return {
-                    "file": _shown(path),
+                    "file": shown(path),
                     "error": {"code": "unreadable_file", "detail": error.strerror or str(error)},
                 }
             except TopkError as error:
-                return {"file": _shown(path), "error": {"code": error.code, "detail": error.detail}}
+                return {"file": shown(path), "error": {"code": error.code, "detail": error.detail}}
             finally:
                 progress.advance(task)
             answer = {
-                "file": _shown(path),
+                "file": shown(path),
                 "model": classifier.model.name,
                 "weights": classifier.model.weights,
                 "predictions": [asdict(p) for p in classifier.predictions(result.row, asked.min_score)],
@@ -354,12 +495,6 @@ def _read(path: Path) -> bytes:
     if not content:
         raise EmptyBody("the file is empty")
     return content
-
-
-def _shown(path: Path) -> str:
-    """A path as text that can be printed: file names may hold anything."""
-    name = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
 
 
 def _table(answer: dict[str, Any]) -> Table:
@@ -389,6 +524,6 @@ def main() -> None:
     """Entry point: errors of the user's making are one plain line and exit code 1."""
     try:
         app()
-    except (LoadTestError, ModelError) as error:
+    except (EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
         err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
         sys.exit(1)

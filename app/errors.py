@@ -11,7 +11,10 @@ TopkError
 ├── Internal                   queued -> predicted: a defect
 ├── ModelError                 start-up only: what was asked for cannot be served
 │   └── NotConvertible
-└── LoadTestError              `topk bench` only: what was asked for cannot be measured
+├── LoadTestError              `topk bench` only: what was asked for cannot be measured
+├── EvaluationError            `topk evaluate` only: what was asked for cannot be evaluated
+├── TrainingError              `topk train` only: what was asked for cannot be trained
+└── ReportError                a report cannot be written
 
 Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
 the framework's in ``api.problems``.
@@ -152,3 +155,15 @@ class NotConvertible(ModelError):
 
 class LoadTestError(TopkError):
     """The server or the images that `topk bench` is to use cannot be used. Never reaches a client."""
+
+
+class EvaluationError(TopkError):
+    """The images, their labels or the service that `topk evaluate` is to use cannot be used. Never reaches a client."""
+
+
+class TrainingError(TopkError):
+    """The folder that `topk train` is to learn from, or what is asked for, cannot be used. Never reaches a client."""
+
+
+class ReportError(TopkError):
+    """A report cannot be written. Never reaches a client."""

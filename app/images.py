@@ -68,7 +68,8 @@ _SWAPS_AXES = {_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 class Preprocessing:
     """What a model expects: resize the shorter edge to ``resize``, crop ``crop`` x ``crop``, scale by mean and std.
 
-    ``mean`` and ``std`` are for values in 0..1. ``resize >= crop``, as in every torchvision preset.
+    ``mean`` and ``std`` are for values in 0..1. ``resize >= crop``, as in every torchvision preset. With ``squash``
+    both edges are resized to ``resize``, which some of timm's models are trained on.
     """
 
     resize: int
@@ -76,6 +77,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    squash: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +152,45 @@ def decode(header: Header, preprocessing: Preprocessing, fast: bool) -> Crop:
     level, and a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, never below twice the size resized to. Raises
     UndecodableImage.
     """
+    with _opened(header) as image:
+        return _crop(image, header.orientation, fast, preprocessing)
+
+
+def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
+    """Decode and turn upright, for crops of one's own: uint8 RGB of shape [height, width, 3].
+
+    A large JPEG is decoded at a reduced scale as with ``decode``'s ``fast``. Raises UndecodableImage.
+    """
+    with _opened(header) as image:
+        _, turn = _load(image, header.orientation, True, preprocessing)
+        plain = _plain(image)
+        return _on_white(plain if turn is None else plain.transpose(turn))
+
+
+@contextmanager
+def _opened(header: Header) -> Iterator[Image.Image]:
     with (
         _pillow_errors(),
         Image.open(containers.open_file(header.data, header.format), formats=[header.format]) as image,
     ):
-        return _crop(image, header.orientation, fast, preprocessing)
+        yield image
 
 
-def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing) -> Crop:
+def _load(
+    image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing
+) -> tuple[int, Image.Transpose | None]:
+    """Decode the pixels: the fraction of its size that they are, and how they are turned upright."""
     width, height = image.size
     scale = _jpeg_scale(width, height, preprocessing) if fast and image.format in ("JPEG", "MPO") else 1
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
     image.load()  # before its EXIF is asked for: that of a PNG may stand at its end
-    turn = _UPRIGHT.get(orientation or containers.exif_orientation(image.info.get("exif") or b""))
+    return scale, _UPRIGHT.get(orientation or containers.exif_orientation(image.info.get("exif") or b""))
+
+
+def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing) -> Crop:
+    width, height = image.size
+    scale, turn = _load(image, orientation, fast, preprocessing)
     if not fast and max(width, height) <= _WHOLE * min(width, height):
         return _on_white(_crop_of_whole(_plain(image), turn, preprocessing))
     box = _stored_box(width, height, turn, preprocessing)
@@ -186,7 +213,7 @@ def _crop_of_whole(image: Image.Image, turn: Image.Transpose | None, preprocessi
 
 def _geometry(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """Width and height of the upright picture once resized, left and top of the crop in it, as torchvision rounds."""
-    short, long = sorted((width, height))
+    short, long = (1, 1) if preprocessing.squash else sorted((width, height))
     long_resized = preprocessing.resize * long // short
     resized_w, resized_h = (
         (preprocessing.resize, long_resized) if width <= height else (long_resized, preprocessing.resize)

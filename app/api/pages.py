@@ -2,34 +2,43 @@
 
 import base64
 import hashlib
+import os
 import re
-from importlib import resources
-from typing import Any
+from functools import cache
+from os import PathLike
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.datastructures import Headers
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
+from starlette.types import Scope
 
 router = APIRouter()
 
-
+_PAGE = ("app", "web")
 _OURS = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-_PAGE_POLICY = f"default-src 'self'; img-src 'self' blob: data:; {_OURS}"
-_PAGE = {
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
+    f" require-trusted-types-for 'script'; trusted-types 'none'; {_OURS}"
+)
+_CAMERA_ONLY = "camera=(self), microphone=(), geolocation=(), display-capture=()"
+_ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
+_DESCRIBED = {
     "description": "The page",
     "content": {"text/html": {"schema": {"type": "string"}, "example": "<!doctype html>..."}},
 }
-_ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
 
 
 @router.head("/", include_in_schema=False)
-@router.get("/", tags=["page"], summary="The page", response_class=HTMLResponse, responses={200: _PAGE})
-async def index() -> Response:
+@router.get("/", tags=["page"], summary="The page", response_class=HTMLResponse, responses={200: _DESCRIBED})
+async def index(request: Request) -> Response:
     """The page: drop a photograph, see its classes."""
-    page = (resources.files("app") / "web" / "index.html").read_bytes()
-    headers = _ASK_AGAIN | {"Content-Security-Policy": _PAGE_POLICY}
-    return Response(page, headers=headers, media_type="text/html; charset=utf-8")
+    page = await _Fresh(packages=[_PAGE]).get_response("index.html", request.scope)
+    # also on a 304, whose headers replace those that the browser has stored
+    page.headers.update({"Content-Security-Policy": _PAGE_POLICY, "Permissions-Policy": _CAMERA_ONLY})
+    return page
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
@@ -53,15 +62,29 @@ async def docs(request: Request) -> Response:
 
 
 class _Fresh(StaticFiles):
-    """Files that a browser asks about again; what has not changed costs a 304."""
+    """Files that a browser asks about again; what has not changed costs a 304.
 
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
+    Their ETag is that of their content: the time of an installed file says little about it.
+    """
+
+    def file_response(
+        self, full_path: str | PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = FileResponse(full_path, status_code=status_code, stat_result=stat_result)
+        del response.headers["last-modified"]
+        response.headers["ETag"] = _etag(os.fspath(full_path), stat_result.st_mtime_ns, stat_result.st_size)
         response.headers.update(_ASK_AGAIN)
+        if self.is_not_modified(response.headers, Headers(scope=scope)):
+            return NotModifiedResponse(response.headers)
         return response
+
+
+@cache
+def _etag(path: str, *_version: int) -> str:
+    return f'"{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]}"'
 
 
 def mount_assets(app: FastAPI) -> None:
     """The page's own files and Swagger UI's."""
-    app.mount("/web", _Fresh(packages=[("app", "web")]), name="web")
-    app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
+    app.mount("/web", _Fresh(packages=[_PAGE]), name="web")
+    app.mount("/docs-assets", _Fresh(packages=[("fastapi_offline", "static")]), name="docs-assets")

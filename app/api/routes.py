@@ -4,6 +4,8 @@ import base64
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
@@ -31,6 +33,7 @@ Confidence = Annotated[
 Encoding = Annotated[
     Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
 ]
+Normalize = Annotated[bool, Query(description="Scale the features to a Euclidean length of 1; zeros stay zeros.")]
 Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
 
 
@@ -93,13 +96,13 @@ async def predict_batch(
     responses=schemas.errors() | schemas.shown(schemas.EMBEDDED),
     openapi_extra=schemas.image_body(several=False),
 )
-async def embed(request: Request, encoding: Encoding = "float") -> Response:
+async def embed(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
     """The features of one image: the input of the model's last classifying layer."""
     classifier = served(request)
     [(_, result)] = await classify(request, ONE, lambda: Want(features=True))
     if isinstance(result, TopkError):
         raise result
-    return as_json(_embed_head(classifier) | {"embedding": _embedding(result, encoding)})
+    return as_json(_embed_head(classifier) | {"embedding": _embedding(result, encoding, normalize)})
 
 
 @router.post(
@@ -110,11 +113,11 @@ async def embed(request: Request, encoding: Encoding = "float") -> Response:
     responses=schemas.errors() | schemas.shown(schemas.EMBEDDED_BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
-async def embed_batch(request: Request, encoding: Encoding = "float") -> Response:
+async def embed_batch(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
     """The features of several images, in order; a bad image fails alone."""
     classifier = served(request)
     results = [
-        {"filename": upload.filename} | _failed_or(result, lambda r: {"embedding": _embedding(r, encoding)})
+        {"filename": upload.filename} | _failed_or(result, lambda r: {"embedding": _embedding(r, encoding, normalize)})
         for upload, result in await classify(request, SEVERAL, lambda: Want(features=True))
     ]
     return as_json(_embed_head(classifier) | {"results": results})
@@ -174,11 +177,20 @@ def _prediction(classifier: Classifier, result: Result, min_score: float, sure: 
     return answer | asdict(classifier.taxonomy.placing(result.row.probabilities, sure))
 
 
-def _embedding(result: Result, encoding: str) -> Any:
+def _embedding(result: Result, encoding: str, normalize: bool) -> Any:
     features = result.row.features
     if features is None:
         raise Internal("no features came from the device")
+    if normalize:
+        features = _of_length_one(features)
     return base64.b64encode(features.astype("<f4").tobytes()).decode() if encoding == "base64" else features
+
+
+def _of_length_one(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """In double precision: squares of float32 may overflow, or vanish."""
+    wide = features.astype(np.float64)
+    length = float(np.linalg.norm(wide))
+    return (wide / length).astype(np.float32) if length else features
 
 
 def _head(classifier: Classifier) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class BatchAnswer(BaseModel):
 class EmbedAnswer(BaseModel):
     model: str
     dim: int = Field(examples=[2048])
-    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32.")
+    embedding: list[float] | str = Field(
+        description="Numbers, or base64 of little-endian float32; of length 1 with `normalize`."
+    )
 
 
 class EmbedItem(BaseModel):
@@ -109,6 +111,7 @@ class Preprocessing(BaseModel):
     interpolation: str
     mean: list[float]
     std: list[float]
+    squash: bool = Field(description="Both edges are resized, not the shorter one alone.")
 
 
 class Decoding(BaseModel):
@@ -195,6 +198,7 @@ INFO: dict[str, Any] = {
         "interpolation": "bilinear",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
+        "squash": False,
     },
     "decode": {"fast": True, "ahead_of_queue": False, "heic": True},
     "batching": {"streams": 2, "ceiling": 4, "cost_ms": {"1": 18.2, "2": 25.6, "4": 43.1}, "alone_ms": 10.4},

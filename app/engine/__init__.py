@@ -23,7 +23,10 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What one item asks of the forward pass: its k best classes, and whole rows only where they are needed."""
+    """What one item asks of the forward pass: its k best classes, and whole rows only where they are needed.
+
+    Of fewer than k classes all are given.
+    """
 
     k: int = 0
     features: bool = False

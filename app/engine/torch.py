@@ -34,12 +34,12 @@ class TorchEngine:
 
     def __init__(self, model: Model, device: str, precision: str) -> None:
         self._model = model
-        self._device = _device(device)
+        self._device = device_of(device)
         self.device = str(self._device)
         precision = model.precision if precision == "auto" else precision
         if precision == "int8":
             raise ModelError(f"{model.name} is int8, which the engine openvino computes, on a CPU")
-        self.precision = _precision(self._device) if precision == "auto" else precision
+        self.precision = native_precision(self._device) if precision == "auto" else precision
         self._dtype: torch.dtype = getattr(torch, self.precision)
         on_cpu = self._device.type == "cpu"
         # Measured on 2 cores with resnet50 in bfloat16: 90 img/s with a single-threaded stream a core, 77 with one
@@ -123,7 +123,8 @@ class TorchEngine:
         features, logits = self._network(self._padded(self._batch(images)).to(self._dtype))
         logits = logits[: len(images)].float()
         probabilities = logits.softmax(1)
-        scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(max((want.k for want in wants), default=0), 1))
+        k = min(max((want.k for want in wants), default=0), logits.shape[1])
+        scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(k, 1))
         rows_of = {
             "features": self._whole(features, [want.features for want in wants]),
             "logits": self._whole(logits, [want.logits for want in wants]),
@@ -179,7 +180,8 @@ class TorchEngine:
         return dict(zip(indices, rows[indices].float().cpu().numpy(), strict=True)) if indices else {}
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """What the setting ``device`` means here. Raises ModelError."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")
@@ -192,7 +194,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _precision(device: torch.device) -> str:
+def native_precision(device: torch.device) -> str:
     """bfloat16 where the hardware computes it natively, else float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

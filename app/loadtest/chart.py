@@ -1,45 +1,17 @@
-"""The curves of a report as SVG. Text stays text, colours are the page's variables: one drawing for light and dark."""
+"""The curves of a report."""
 
-import io
-import itertools
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from app.drawing import COLOURS, figure, style, svg
 from app.loadtest.loads import Closed
 from app.loadtest.points import Point
 from app.loadtest.run import Result
 
-# What is drawn is replaced by the page's own variable of that name.
-_VARIABLES = ("ink", "quiet", "line", "edge", "faint", "accent", "middle", "bar", "danger", "surface")
-_COLOURS = {variable: f"#0102{number:02x}" for number, variable in enumerate(_VARIABLES, 3)}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "topk",  # the same ids in every run
-    "font.size": 9,
-    "text.color": _COLOURS["quiet"],
-    "axes.labelcolor": _COLOURS["quiet"],
-    "axes.edgecolor": _COLOURS["line"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _COLOURS["line"],
-    "grid.linewidth": 0.6,
-    "xtick.color": _COLOURS["line"],
-    "ytick.color": _COLOURS["line"],
-    "xtick.labelcolor": _COLOURS["quiet"],
-    "ytick.labelcolor": _COLOURS["quiet"],
-    "ytick.major.size": 0,
-    "xtick.major.size": 3,
-}
+_INCHES = 7.4
 _LEAD_WIDTH, _WIDTH = 2.4, 1.5
 
 
@@ -81,13 +53,13 @@ def drawn(result: Result) -> list[Point]:
 
 def latency(result: Result) -> str:
     """Latency over what was answered (closed loop) or offered (open loop) a second."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(3.5)
+    with style():
+        drawn_on, [axes] = figure(_INCHES, 3.5)
         points = [point for point in drawn(result) if point.p50_ms is not None]
         _curves(axes, points)
         _slo(axes, result.plan.slo_ms)
         if result.capacity is not None:
-            axes.axvline(result.capacity, color=_COLOURS["ink"], linewidth=0.9, dashes=(1, 2))
+            axes.axvline(result.capacity, color=COLOURS["ink"], linewidth=0.9, dashes=(1, 2))
             axes.annotate(
                 f"capacity {result.capacity:g}/s",
                 (result.capacity, 1),
@@ -96,22 +68,22 @@ def latency(result: Result) -> str:
                 ha="right",
                 xytext=(-2, 0),
                 textcoords="offset points",
-                color=_COLOURS["ink"],
+                color=COLOURS["ink"],
             )
         closed = bool(points) and isinstance(points[0].load, Closed)
         axes.set_xlabel("answers a second; the numbers are clients" if closed else "requests offered a second")
-        return _svg(figure, "Latency over throughput")
+        return svg(drawn_on, "Latency over throughput")
 
 
 def outcomes(result: Result) -> str:
     """What became of the requests of each point, a second."""
     points = drawn(result)
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(2.6)
+    with style():
+        drawn_on, [axes] = figure(_INCHES, 2.6)
         floor = [0.0] * len(points)
         for part in OUTCOMES:
             heights = [part.count(point) / point.seconds for point in points]
-            axes.bar(range(len(points)), heights, 0.62, floor, color=_COLOURS[part.colour], linewidth=0)
+            axes.bar(range(len(points)), heights, 0.62, floor, color=COLOURS[part.colour], linewidth=0)
             floor = [low + height for low, height in zip(floor, heights, strict=True)]
         axes.set_xticks(range(len(points)), [f"{point.load.size:g}" for point in points])
         axes.tick_params(axis="x", length=0)
@@ -119,7 +91,7 @@ def outcomes(result: Result) -> str:
         axes.set_xlim(-0.7, max(len(points), 4) - 0.3)
         closed = bool(points) and isinstance(points[0].load, Closed)
         axes.set_xlabel("clients" if closed else "requests offered a second", x=0.5)
-        return _svg(figure, "Outcomes of the requests of each point")
+        return svg(drawn_on, "Outcomes of the requests of each point")
 
 
 def _place(point: Point) -> float:
@@ -131,14 +103,6 @@ def _failed(point: Point) -> int:
     return point.requests - point.good - point.late - point.refused - point.errors.get("timeout", 0)
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.4, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    return figure, axes
-
-
 def _curves(axes: Axes, points: Sequence[Point]) -> None:
     x = [_place(point) for point in points]
     axes.set_yscale("log")
@@ -148,8 +112,8 @@ def _curves(axes: Axes, points: Sequence[Point]) -> None:
     axes.margins(x=0.06, y=0.12)
     for curve in reversed(CURVES):
         y, width = [curve.value(point) for point in points], _LEAD_WIDTH if curve is CURVES[0] else _WIDTH
-        [line] = axes.plot(x, y, "o-", color=_COLOURS[curve.colour], linewidth=width, markersize=width + 2.5)  # type: ignore[arg-type]
-        line.set(markeredgecolor=_COLOURS["surface"], markeredgewidth=0.8)
+        [line] = axes.plot(x, y, "o-", color=COLOURS[curve.colour], linewidth=width, markersize=width + 2.5)  # type: ignore[arg-type]
+        line.set(markeredgecolor=COLOURS["surface"], markeredgewidth=0.8)
     for point, place in zip(points, x, strict=True):
         if isinstance(point.load, Closed):
             axes.annotate(
@@ -158,7 +122,7 @@ def _curves(axes: Axes, points: Sequence[Point]) -> None:
                 xytext=(0, -13),
                 textcoords="offset points",
                 ha="center",
-                color=_COLOURS["ink"],
+                color=COLOURS["ink"],
             )
 
 
@@ -166,24 +130,8 @@ def _slo(axes: Axes, slo_ms: float) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low * 0.8, max(high, slo_ms * 1.3) if high > slo_ms / 5 else high)
     if slo_ms <= axes.get_ylim()[1]:
-        axes.axhline(slo_ms, color=_COLOURS["ink"], linewidth=0.9, dashes=(4, 3))
+        axes.axhline(slo_ms, color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3))
         axes.annotate(
             f"SLO {slo_ms:g} ms", (0, slo_ms), xycoords=("axes fraction", "data"), xytext=(4, 4),
-            textcoords="offset points", color=_COLOURS["ink"],
+            textcoords="offset points", color=COLOURS["ink"],
         )  # fmt: skip
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The drawing as an element of a page, with the page's colours and type."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for variable, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    ids = itertools.count()
-    prefix = re.sub(r"\W", "", name)
-    for old in re.findall(r'id="([^"]+)"', svg):  # two drawings stand in one page
-        svg = re.sub(rf'(id="|#){re.escape(old)}(?=["\)])', rf"\g<1>{prefix}{next(ids)}", svg)
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{name}"', svg, count=1)

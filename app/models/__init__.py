@@ -7,6 +7,8 @@ from pathlib import Path
 
 from app.errors import ModelError, NotConvertible
 from app.models import cache, download, embedded, folder
+from app.models.architecture import TIMM, is_checkpoint
+from app.models.architecture import network as network
 from app.models.model import Model
 from app.settings import Settings
 
@@ -38,24 +40,50 @@ def _named(settings: Settings, spec: str, converted: bool) -> Model:
         if settings.weights:
             raise ModelError(f"{spec} is a model folder: it brings its own weights")
         return folder.load(Path(spec))
+    if is_checkpoint(spec):
+        return _checkpoint(settings, spec, converted)
     weights = settings.weights.expanduser() if settings.weights else None
     architecture, _, entry = spec.partition(":")
     if architecture == embedded.NAME and (weights or entry):
         raise ModelError(f"{embedded.NAME} is served with its own weights only")
-    if os.sep in spec or spec.endswith("/"):
+    if (os.sep in spec and not spec.startswith(TIMM)) or spec.endswith("/"):
         raise ModelError(f"{spec} is no model folder: it has no {folder.DESCRIPTION}")
     require_torch(f"the model {spec}")
     if converted:
         return cache.converted(spec, weights, settings.cache_dir)
-    return _built(architecture, entry or None, weights)
+    return _built(spec, weights)
 
 
-def _built(architecture: str, entry: str | None, weights: Path | None) -> Model:
+def _checkpoint(settings: Settings, spec: str, converted: bool) -> Model:
+    if settings.weights:
+        raise ModelError(f"{spec} is a checkpoint: it brings its own weights")
+    if not settings.trust_checkpoint:
+        raise ModelError(
+            f"{spec} is a checkpoint that has to be unpickled, which runs whatever code its maker put into it;"
+            " if you trust it, set TOPK_TRUST_CHECKPOINT=true"
+        )
+    require_torch(f"the checkpoint {spec}")
+    if importlib.util.find_spec("ultralytics") is None:
+        raise ModelError(f"the checkpoint {spec} needs Ultralytics: pip install 'topk[ultralytics]'")
+    path = Path(spec).expanduser()
+    if converted:
+        return cache.converted(str(path), None, settings.cache_dir)
+    from app.models import ultralytics
+
+    return ultralytics.from_checkpoint(path)
+
+
+def _built(spec: str, weights: Path | None) -> Model:
+    architecture, _, entry = spec.partition(":")
     if architecture == embedded.NAME:
         return embedded.embedded()
+    if spec.startswith(TIMM):
+        from app.models import timm
+
+        return timm.from_file(entry, weights) if weights else timm.official(entry)
     from app.models import zoo
 
-    return zoo.from_file(architecture, entry, weights) if weights else zoo.official(architecture, entry)
+    return zoo.from_file(architecture, entry or None, weights) if weights else zoo.official(architecture, entry or None)
 
 
 def _mounted(folders: tuple[Path, ...]) -> Path | None:

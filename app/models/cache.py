@@ -17,6 +17,7 @@ import structlog
 
 from app.errors import ModelError, NotConvertible
 from app.models import download, folder
+from app.models.architecture import TIMM, is_checkpoint, name_of
 from app.models.model import Model
 
 log = structlog.get_logger(__name__)
@@ -38,19 +39,25 @@ def converted(spec: str, weights: Path | None, cache: Path) -> Model:
         log.warning("the converted model is converted again", reason=error.detail)
         _convert(spec, weights, entry)
         model = folder.load(entry)
-    return replace(model, name=model.architecture)
+    return replace(model, name=name_of(spec))
 
 
 def _key(spec: str, weights: Path | None) -> str:
-    parts = [spec]
-    if weights:
+    parts, makers, file = [spec], ["torchvision", "openvino"], weights
+    if is_checkpoint(spec):
+        parts, file = [], Path(spec)
+        makers.append("ultralytics")
+    elif spec.startswith(TIMM):
+        makers.append("timm")
+    if file:
         try:
-            parts += [weights.stem, download.sha256(weights)]
+            parts += [file.stem, download.sha256(file)]
         except OSError as error:
-            raise ModelError(f"{weights} cannot be read: {error}") from error
-    parts += [str(folder.FORMAT), *(importlib.metadata.version(name) for name in ("torchvision", "openvino"))]
+            raise ModelError(f"{file} cannot be read: {error}") from error
+    parts += [str(folder.FORMAT), *(importlib.metadata.version(name) for name in makers)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return f"{''.join(c if c.isalnum() else '-' for c in spec)}-{digest[:16]}"
+    shown = Path(spec).stem if is_checkpoint(spec) else spec
+    return f"{''.join(c if c.isalnum() else '-' for c in shown)}-{digest[:16]}"
 
 
 def _convert(spec: str, weights: Path | None, entry: Path) -> None:

@@ -81,7 +81,9 @@ def main(model: str, weights: str, folder: str) -> int:
     from app.settings import Settings
 
     try:
-        settings = Settings.model_construct(model=model, weights=Path(weights) if weights else None)
+        settings = Settings.model_construct(  # whether a checkpoint is trusted was asked before this process began
+            model=model, weights=Path(weights) if weights else None, trust_checkpoint=True
+        )
         write(models.resolve(settings), Path(folder), weights=False)
     except ModelError as error:
         print(error.detail)

@@ -1,6 +1,7 @@
 """``topk export``: any servable model as a folder, in int8 where that is asked for and its answers hold."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from app import models
@@ -49,5 +50,7 @@ def _export_int8(
     if not judgement.holds and not force:
         raise RuleBroken(f"int8 changes too many answers: {judgement}; --force writes it all the same")
     step("calibrating on all photographs")
+    if model.training:  # what float32 was measured to do is not what int8 does
+        model = replace(model, training=replace(model.training, metrics={}))
     folder.write(model, out, weights=weights, precision="int8", network=quantize(network, photographs.served))
     return judgement

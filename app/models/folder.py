@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from app import __version__
 from app.errors import ModelError
 from app.images import Preprocessing
-from app.models import download, embedded
+from app.models import download
+from app.models.architecture import ULTRALYTICS, allowed_name, network
 from app.models.labels import Label
-from app.models.model import Model
+from app.models.model import Model, Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +37,10 @@ FORMAT = 1
 
 
 class Description(BaseModel):
-    """``model.json``. ``files`` maps each file's name to its SHA-256."""
+    """``model.json``. ``files`` maps each file's name to its SHA-256.
+
+    ``parent`` and ``metrics`` are there where `topk train` made it: see ``Training``.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,6 +53,8 @@ class Description(BaseModel):
     precision: str
     files: dict[str, str]
     versions: dict[str, str]
+    parent: str | None = None
+    metrics: dict[str, Any] | None = None
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -65,7 +70,7 @@ def load(folder: Path) -> Model:
     if has_ir:
         _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
     return Model(
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name)[:128],
+        name=allowed_name(folder.resolve().name),
         architecture=description.architecture,
         weights=description.weights,
         digest=description.digest,
@@ -74,6 +79,7 @@ def load(folder: Path) -> Model:
         build=lambda: _build(folder, description),
         precision=description.precision,
         openvino=ir if has_ir else None,
+        training=Training(description.parent, description.metrics or {}) if description.parent else None,
     )
 
 
@@ -109,7 +115,7 @@ def write(
     built = model.build()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if weights:
+        if weights and not model.architecture.startswith(ULTRALYTICS):  # nothing but the pickle has that network
             with _full_disk_said(SafetensorError):
                 save_model(built, str(folder / WEIGHTS))
             os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone
@@ -127,11 +133,26 @@ def write(
             precision=precision,
             files=files,
             versions=_versions(),
+            parent=model.training.parent if model.training else None,
+            metrics=model.training.metrics or None if model.training else None,
         )
-        document = description.model_dump(mode="json") | {"preprocessing": asdict(model.preprocessing)}
-        (folder / DESCRIPTION).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+        _write(folder, description)
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {error}") from error
+
+
+def add_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Put into its description what a trained model was measured to do. Raises ModelError."""
+    try:
+        _write(folder, _read(folder).model_copy(update={"metrics": metrics}))
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error}") from error
+
+
+def _write(folder: Path, description: Description) -> None:
+    document = description.model_dump(mode="json", exclude_none=True)
+    document |= {"preprocessing": asdict(description.preprocessing)}
+    (folder / DESCRIPTION).write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
 @contextmanager
@@ -172,16 +193,14 @@ def _verify(folder: Path, description: Description, *names: str) -> None:
 
 
 def _build(folder: Path, description: Description) -> nn.Module:
-    from app.models import zoo
     from app.models.files import load_state, read_state
+    from app.models.split import set_classes
 
     if WEIGHTS not in description.files:
         raise ModelError(f"{folder} holds no {WEIGHTS}: it is served by OpenVINO alone")
     _verify(folder, description, WEIGHTS)
-    architecture = description.architecture
-    if architecture == embedded.NAME:
-        module = embedded.network()
-    else:
-        module = zoo.network(architecture, description.preprocessing.crop)
-    load_state(module, read_state(folder / WEIGHTS), architecture, str(folder / WEIGHTS))
+    module = network(description.architecture, description.preprocessing.crop)
+    if description.parent:
+        set_classes(module, len(description.labels))
+    load_state(module, read_state(folder / WEIGHTS), description.architecture, str(folder / WEIGHTS))
     return module

@@ -31,7 +31,7 @@ MAX_POINTS_LOST = 0.02
 class Photographs:
     """Crops in grey levels, float32 [n, crop, crop, 3]: as served, and as the reference decodes them.
 
-    ``classes`` are the true class ids where every photograph lies in a folder named by wnid, else None.
+    ``classes`` are the true class ids where every photograph lies in a folder named by wnid or label, else None.
     """
 
     served: Pixels
@@ -69,7 +69,7 @@ def read(
     """Decode up to ``MOST`` photographs, spread evenly over the folder's. Raises ModelError where there are too few."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST).astype(int))] if paths else []
-    served, reference, wnids = [], [], []
+    served, reference, names = [], [], []
     for path in paths:
         step(f"reading {path.name}")
         try:
@@ -79,11 +79,11 @@ def read(
             continue
         served.append(crops[0])
         reference.append(crops[1])
-        wnids.append(path.parent.name)
+        names.append(path.parent.name)
     if len(served) < LEAST:
         raise ModelError(f"{len(served)} photographs can be read in {folder}; calibration needs {LEAST} or more")
-    ids = {label.wnid: i for i, label in enumerate(labels) if label.wnid}
-    classes = np.array([ids[wnid] for wnid in wnids]) if all(wnid in ids for wnid in wnids) else None
+    ids = {label.wnid or label.label: i for i, label in enumerate(labels)}
+    classes = np.array([ids[name] for name in names]) if all(name in ids for name in names) else None
     return Photographs(
         np.stack(served).astype(np.float32),
         np.stack(reference).astype(np.float32),

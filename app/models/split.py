@@ -1,9 +1,13 @@
 """A classification network as (features, logits): cut before its last classifying layer."""
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet
+
+from app.errors import ModelError
+
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception that only their first training had
 
 
 class FeaturesAndLogits(nn.Module):
@@ -26,6 +30,21 @@ class FeaturesAndLogits(nn.Module):
         return (features.mean((2, 3)) if features.dim() == 4 else features), logits
 
 
+class SeveralHeads(FeaturesAndLogits):
+    """One of timm's with more than one classifying layer (distilled, or of several scales), which it combines itself.
+
+    Features are what timm calls so, and the heads compute in the backbone's precision.
+    """
+
+    def __init__(self, network: nn.Module, dim: int) -> None:
+        super().__init__(network, nn.Identity(), dim)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        network = cast(Any, self.backbone)
+        seen = network.forward_features(images)
+        return network.forward_head(seen, pre_logits=True).float(), network.forward_head(seen).float()
+
+
 def split(network: nn.Module) -> FeaturesAndLogits:
     """Cut a torchvision or timm classifier; its parameters are shared, and ``network`` is no longer to be used."""
     if isinstance(network, SqueezeNet):
@@ -33,6 +52,64 @@ def split(network: nn.Module) -> FeaturesAndLogits:
         return FeaturesAndLogits(
             network.features, nn.Sequential(network.classifier, nn.Flatten()), convolution.in_channels
         )
-    name, head = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    if _several(network):
+        return SeveralHeads(network, cast(Any, network).head_hidden_size)
+    name, layer = _last_layer(network)
     network.set_submodule(name, nn.Identity())
+    head = _linear(layer) if isinstance(layer, nn.Conv2d) else layer
     return FeaturesAndLogits(network, head, head.in_features)
+
+
+def set_classes(network: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
+    """Give a torchvision or timm classifier a new last layer of ``classes`` outputs, and return that.
+
+    Its logits are linear in the features that ``split`` has: SqueezeNet loses the ReLU that it ends with. Auxiliary
+    heads are dropped. Raises ModelError where the classes are decided by more than one layer.
+    """
+    for name in AUXILIARY:
+        if getattr(network, name, None) is not None:
+            setattr(network, name, None)
+            setattr(network, "aux_logits", False)  # noqa: B010
+    if isinstance(network, SqueezeNet):
+        convolution = nn.Conv2d(cast(nn.Conv2d, network.classifier[1]).in_channels, classes, kernel_size=1)
+        network.classifier[1], network.classifier[2] = convolution, nn.Identity()
+        return convolution
+    if _several(network):
+        raise ModelError("a network with several classifying layers cannot be given classes of its own")
+    name, layer = _last_layer(network)
+    new: nn.Linear | nn.Conv2d = (
+        nn.Conv2d(layer.in_channels, classes, kernel_size=1)
+        if isinstance(layer, nn.Conv2d)
+        else nn.Linear(layer.in_features, classes)
+    )
+    network.set_submodule(name, new)
+    return new
+
+
+def _several(network: nn.Module) -> bool:
+    """Whether timm adds up the logits of more than one layer."""
+    classifier = _classifier(network)
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
+        return True
+    return hasattr(classifier, "head_dist") or getattr(network, "aux_head", None) is not None
+
+
+def _last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """The classifying layer and its name. timm has convolutions for it as well, of features pooled to one position."""
+    classifier = _classifier(network)
+    kinds = nn.Linear if classifier is network else nn.Linear | nn.Conv2d
+    layer = [module for module in classifier.modules() if isinstance(module, kinds)][-1]
+    return next(name for name, module in network.named_modules() if module is layer), layer
+
+
+def _classifier(network: nn.Module) -> Any:
+    """What timm says decides the classes, where it says so."""
+    return cast(Any, network).get_classifier() if hasattr(network, "get_classifier") else network
+
+
+def _linear(convolution: nn.Conv2d) -> nn.Linear:
+    """The same layer for features that have been pooled to one position."""
+    head = nn.Linear(convolution.in_channels, convolution.out_channels, device=convolution.weight.device)
+    head.weight = nn.Parameter(convolution.weight.detach().flatten(1))
+    head.bias = nn.Parameter(cast(Tensor, convolution.bias).detach())
+    return head

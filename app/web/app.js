@@ -1,311 +1,258 @@
-// The page: one photograph at a time goes to v1/predict; v1/info says what is served. All URLs are relative.
+// The page: photographs or the camera on the left, what the server says of them on the right.
+
+import { Bars, showPath } from "./answer.js";
+import { Camera, cameras } from "./camera.js";
+import { Code } from "./code.js";
+import { takeFiles } from "./intake.js";
+import { MOST, Photos } from "./photos.js";
+import { Problem } from "./problem.js";
+import { Server, url } from "./server.js";
+import { Strip } from "./strip.js";
+import { sentence, size } from "./text.js";
+import { showTiming } from "./timing.js";
+
+const LIVE_MS = 200; // a bar's way to the next frame's score
+const SAY_MS = 3000; // between two things said of a film
 
 const at = (id) => document.getElementById(id);
-const url = (path) => new URL(path, document.baseURI);
+const server = new Server();
+const photos = new Photos(server);
+const camera = new Camera(server, at("video"));
+const bars = new Bars(at("classes"));
+const code = new Code(at("tabs"), at("code"), at("copy"));
+new Strip(photos, at("strip"));
 
-const AGAIN_MS = 1000; // between two looks at a server that is loading
-const AWAY_MS = 3000; // or that does not answer
-const STAGES = ["upload", "decode", "queue", "inference"];
+// ---- the server
 
-let underWay = null; // the AbortController of the photograph being classified
-let photograph = null; // the file last taken, to be sent again
-let sendWhenReady = false;
-let served = null; // v1/info, once known
-let watching = 0;
+const STATES = {
+  asking: () => "Asking the server…",
+  starting: () => sentence(server.detail),
+  away: () => "The server cannot be reached",
+  locked: () => "An API key is needed",
+  ready: () => {
+    const { model, weights, device, precision } = server.info;
+    return [...new Set([model, weights, device, precision])].join(" · ");
+  },
+};
 
-// ---- the API key, where the server wants one
+server.addEventListener("change", () => {
+  at("served").dataset.state = server.state;
+  write("served-text", STATES[server.state]());
+  if (server.state === "locked") askForKey();
+  if (server.state === "ready") showServed();
+  showCode();
+});
 
-let apiKey = remembered();
-
-function remembered(key) {
-  try {
-    if (key) sessionStorage.setItem("topk-api-key", key);
-    return sessionStorage.getItem("topk-api-key");
-  } catch {
-    return key ?? null; // storage is switched off: it lasts until the page is left
-  }
+function showServed() {
+  const { warning, classes } = server.info;
+  at("warning").hidden = !warning;
+  write("warning", sentence(warning ?? ""));
+  write("count", classes.toLocaleString("en"));
+  at("key-form").hidden = true;
+  at("forget").hidden = !server.key;
 }
 
-function askForKey(detail) {
+function askForKey() {
   at("key-form").hidden = false;
-  at("key-hint").textContent = apiKey ? sentence(detail) : "It is kept until this tab is closed.";
-  if (apiKey || photograph) at("key").focus();
-  showCurl();
+  at("forget").hidden = true;
+  write("key-hint", server.key ? sentence(server.detail) : "It is kept until this tab is closed.");
+  if (server.key || photos.chosen) at("key").focus();
 }
 
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  apiKey = at("key").value;
-  remembered(apiKey);
+  const key = at("key").value.trim();
+  if (!key) return;
+  server.unlock(key);
+  at("key").value = "";
   at("key-form").hidden = true;
   at("file").focus();
-  watchServed();
-  if (photograph) classify(photograph);
+});
+at("forget").addEventListener("click", () => {
+  server.unlock("");
+  at("forget").hidden = true;
 });
 
-function ask(path, options = {}) {
-  const headers = { ...options.headers, ...(apiKey && { "X-API-Key": apiKey }) };
-  return fetch(url(path), { ...options, headers, cache: "no-store" });
-}
+// ---- photographs
 
-// ---- what is served
+photos.addEventListener("choose", () => showPhoto());
+photos.addEventListener("photo", ({ detail }) => {
+  if (detail === photos.chosen && !camera.live) showReply(detail);
+});
 
-async function watchServed() {
-  const watch = ++watching;
-  for (;;) {
-    let wait = AWAY_MS;
-    try {
-      const response = await ask("v1/info");
-      const body = await response.json();
-      if (watch !== watching) return;
-      if (response.ok) return showServed(body);
-      if (response.status === 401) {
-        showState("locked", "An API key is needed");
-        return askForKey(body.detail);
-      }
-      showState("waiting", sentence(body.detail));
-      wait = AGAIN_MS;
-    } catch {
-      if (watch !== watching) return;
-      showState("away", "The server cannot be reached");
-    }
-    await new Promise((resolve) => setTimeout(resolve, wait));
-    if (watch !== watching) return;
+function take(files) {
+  if (!files.length) {
+    return showProblem(new Problem({ code: "no_file", title: "That is no file", detail: "drop or paste the image itself: the server fetches no addresses" }));
   }
+  camera.stop();
+  const left = photos.add(files);
+  if (left) say(`The first ${MOST} are taken, ${left} are not.`);
 }
 
-function showState(state, text) {
-  at("served").dataset.state = state;
-  if (at("served-text").textContent !== text) at("served-text").textContent = text; // said once, not at every look
+let shown = null; // the photograph on the stage
+
+function showPhoto() {
+  const photo = photos.chosen;
+  if (photo && camera.live) camera.stop();
+  if (photo !== shown) {
+    shown = photo;
+    showPreview(photo);
+  }
+  if (photo) showReply(photo);
+  else showIdle();
 }
 
-function showServed(info) {
-  served = info;
-  showState("ready", [info.model, info.weights, info.device, info.precision].filter(Boolean).join(" · "));
-  at("warning").hidden = !info.warning;
-  at("warning").textContent = sentence(info.warning ?? "");
-  at("count").textContent = info.classes.toLocaleString("en");
-  if (sendWhenReady && photograph) classify(photograph);
+function showPreview(photo) {
+  const image = at("preview");
+  URL.revokeObjectURL(image.src);
+  at("stage").dataset.shows = photo ? "name" : "nothing";
+  if (!photo) return image.removeAttribute("src");
+  const told = `${photo.name}, ${size(photo.file.size)}`;
+  write("caption", told);
+  write("placeholder", photo.name);
+  image.onload = () => {
+    at("stage").dataset.shows = "photo";
+    write("caption", `${photo.name}, ${image.naturalWidth} × ${image.naturalHeight} pixels, ${size(photo.file.size)}`);
+  };
+  image.onerror = () => write("caption", `${told}. Your browser cannot show it.`);
+  image.src = URL.createObjectURL(photo.file);
 }
 
-// ---- one photograph
-
-function take(files, otherwise) {
-  if (files?.length) classify(files[0]);
-  else if (otherwise) showProblem({ title: "That is no file", detail: otherwise });
+function showReply(photo) {
+  showCode(photo);
+  at("result").ariaBusy = String(photo.state === "sending" || (photo.state === "waiting" && !photo.problem));
+  if (photo.problem) return showProblem(photo.problem, photo);
+  if (photo.state !== "answered") return show(bars.empty ? "ghost" : "classes");
+  showAnswer(photo.reply, photo.reply.answer.predictions);
+  const [first] = photo.reply.answer.predictions;
+  say(first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.");
 }
 
-async function classify(file) {
-  underWay?.abort();
-  const mine = (underWay = new AbortController());
-  const stale = () => underWay !== mine;
-  sendWhenReady = false;
-  if (file !== photograph) showPhotograph(file);
-  photograph = file;
-  show("ghost");
+at("again").addEventListener("click", () => {
+  if (photos.chosen) photos.again(photos.chosen);
+});
+at("clear").addEventListener("click", () => {
+  photos.clear();
+  at("file").focus();
+});
+at("sample").addEventListener("click", async () => {
+  const response = await fetch(url("web/cat.webp"));
+  take([new File([await response.blob()], "cat.webp", { type: "image/webp" })]);
+});
+at("stage").addEventListener("click", () => {
+  if (!camera.live) at("file").click();
+});
+
+// ---- the camera
+
+at("camera").addEventListener("click", () => watch(() => camera.start()));
+at("turn").addEventListener("click", () => watch(() => camera.turn()));
+at("stop").addEventListener("click", () => {
+  camera.stop();
+  at("camera").focus();
+});
+at("picture").addEventListener("click", async () => {
+  take([await camera.picture()]);
+  at("camera").focus();
+});
+
+async function watch(start) {
+  showing(true);
   try {
-    const most = served?.limits.max_upload_bytes;
-    if (file.size > most) {
-      return showProblem({ title: "The file is too large", detail: `It has ${size(file.size)}; this server takes ${size(most)} at most.` });
-    }
-    if (!(await readable(file))) {
-      if (!stale()) showProblem({ title: "The file cannot be read", detail: "Is it a folder, or was it moved or changed?" });
-      return;
-    }
-    if (stale()) return;
-    const started = performance.now();
-    const response = await ask("v1/predict?top_k=5", {
-      method: "POST",
-      body: file,
-      headers: { "Content-Type": "application/octet-stream" }, // the server judges by content
-      signal: mine.signal,
-    });
-    const body = await response.json().catch(() => ({})); // a proxy's own page
-    const ms = performance.now() - started;
-    if (stale()) return;
-    if (response.ok) showAnswer(body, ms, response.headers.get("Server-Timing"));
-    else refused(response, body);
-  } catch {
-    if (stale()) return;
-    showProblem({ title: "No answer", detail: "The server could not be reached, or the connection broke.", again: true });
-    watchServed();
+    await start();
+    at("turn").hidden = (await cameras()).length < 2;
+  } catch (problem) {
+    ended(problem);
   }
 }
 
-async function readable(file) {
-  try {
-    await file.slice(0, 1).arrayBuffer();
-    return true;
-  } catch {
-    return false;
-  }
+function showing(live) {
+  at("stage").toggleAttribute("data-live", live);
+  at("still").hidden = live;
+  at("live").hidden = !live;
+  write("rate", "");
+  if (live) at("stop").focus();
+  if (live) show(bars.empty ? "ghost" : "classes");
 }
 
-function refused(response, problem) {
-  let detail = sentence(problem.detail ?? "The server did not say why");
-  const again = [408, 429, 503, 504].includes(response.status);
-  if (problem.code === "not_ready") {
-    sendWhenReady = true;
-    detail += " The photograph is sent as soon as it is ready.";
-    watchServed();
-  } else if (again) {
-    const ms = problem.retry_after_ms ?? Number(response.headers.get("Retry-After")) * 1000;
-    if (ms) detail += ` Try again in ${Math.max(1, Math.ceil(ms / 1000))} s.`;
-  }
-  showProblem({ title: problem.title ?? `Status ${response.status}`, detail, again: again && !sendWhenReady });
-  if (response.status === 401) askForKey(detail);
+let saidAt = 0;
+let saidOf = "";
+
+camera.addEventListener("frame", ({ detail: { reply, predictions, rate } }) => {
+  at("result").ariaBusy = "false";
+  showAnswer(reply, predictions, LIVE_MS);
+  showCode({ name: "frame.jpg", reply });
+  write("rate", `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} frames/s`);
+  const [first] = predictions;
+  if (!first || first.label === saidOf || performance.now() - saidAt < SAY_MS) return;
+  saidAt = performance.now();
+  saidOf = first.label;
+  say(first.label);
+});
+camera.addEventListener("busy", ({ detail }) => write("rate", `${detail.title}…`));
+camera.addEventListener("end", ({ detail }) => ended(detail));
+
+function ended(problem) {
+  showing(false);
+  if (problem) showProblem(problem);
+  else if (photos.chosen) showPhoto();
+  else showIdle();
 }
 
 // ---- what is shown
 
-function showPhotograph(file) {
-  const image = at("preview");
-  const name = file.name || "Pasted photograph";
-  URL.revokeObjectURL(image.src);
-  at("caption").textContent = `${name}, ${size(file.size)}`;
-  at("choose").textContent = "Choose another";
-  showPreview(false);
-  at("invite-text").textContent = name;
-  image.onload = () => {
-    showPreview(true);
-    at("caption").textContent = `${name}, ${image.naturalWidth} × ${image.naturalHeight} pixels, ${size(file.size)}`;
-  };
-  image.onerror = () => {
-    at("caption").textContent = `${name}, ${size(file.size)}. Your browser cannot show it.`;
-  };
-  image.src = URL.createObjectURL(file);
-}
-
-function showPreview(shown) {
-  at("preview").hidden = !shown;
-  at("invite").hidden = shown;
-  at("another").hidden = !shown;
-  at("zone").toggleAttribute("data-shown", shown);
-}
-
 function show(name) {
   for (const id of ["problem", "classes", "ghost"]) at(id).hidden = id !== name;
-  at("timing").hidden = name !== "classes";
   at("answer-title").hidden = name === "problem";
-  at("result").ariaBusy = String(name === "ghost");
+  if (name !== "classes") at("wordnet").hidden = at("timing").hidden = true;
 }
 
-function showProblem({ title, detail, again = false }) {
-  at("problem-title").textContent = title;
-  at("problem-detail").textContent = detail;
-  at("again").hidden = !again;
-  show("problem");
+function showIdle() {
+  at("result").ariaBusy = "false";
+  bars.clear();
+  show("ghost");
+  showCode();
 }
 
-function showAnswer(answer, ms, serverTiming) {
-  at("classes").replaceChildren(...answer.predictions.map(row));
-  const stages = timings(serverTiming);
-  at("timing").replaceChildren(
-    pair("Round trip", `${Math.round(ms)} ms`),
-    ...STAGES.filter((stage) => stage in stages).map((stage) => pair(sentence(stage, ""), milliseconds(stages[stage]))),
-  );
+function showAnswer(reply, predictions, ms) {
+  bars.show(predictions, ms);
   show("classes");
-  if (!served || answer.model !== served.model || answer.weights !== served.weights) watchServed();
+  showPath(at("wordnet"), reply.answer);
+  showTiming(at("timing"), reply);
 }
 
-function row({ label, score, class_id: id, wnid }) {
-  const item = element("li", "");
-  item.title = wnid ? `class ${id}, ${wnid}` : `class ${id}`;
-  const bar = element("span", "bar");
-  bar.style.setProperty("--score", score);
-  bar.ariaHidden = "true";
-  item.append(element("span", "label", label), element("span", "score", percent(score)), bar);
-  return item;
+function showProblem(problem, photo) {
+  const waits = photo?.state === "waiting" || photo?.state === "sending";
+  const when = problem.retryMs ? ` Trying again in ${Math.max(1, Math.ceil(problem.retryMs / 1000))} s.` : " It is sent again as soon as the server is ready.";
+  write("problem-title", problem.title);
+  write("problem-detail", problem.message + (waits ? when : ""));
+  write("problem-code", [problem.status || "", problem.code].filter(Boolean).join(" "));
+  write("problem-id", problem.requestId && `Request ${problem.requestId}`);
+  at("again").hidden = waits || !photo || !problem.passing;
+  at("result").ariaBusy = "false";
+  show("problem");
+  say(`${problem.title}. ${problem.message}`);
 }
 
-function pair(term, value) {
-  const both = element("div", "");
-  both.append(element("dt", "", term), element("dd", "", value));
-  return both;
+function showCode(photo = camera.live ? { name: "frame.jpg" } : photos.chosen) {
+  code.show({
+    name: photo?.name,
+    query: photo?.reply?.query ?? server.query,
+    keyed: server.keyed,
+    frame: camera.live ? camera.size : null,
+    reply: photo?.reply,
+  });
 }
 
-function element(tag, className, text = "") {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  made.textContent = text;
-  return made;
+// Said once by a screen reader, not at every look.
+function say(text) {
+  write("said", text);
 }
 
-// `decode;dur=9.20, queue;dur=0.70` as {decode: 9.2, queue: 0.7}
-function timings(header) {
-  const found = (header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g);
-  return Object.fromEntries([...found].map(([, stage, ms]) => [stage, Number(ms)]));
+function write(id, text) {
+  if (at(id).textContent !== text) at(id).textContent = text;
 }
 
-function percent(score) {
-  return score < 0.0005 ? "< 0.1%" : `${(score * 100).toFixed(1)}%`;
-}
-
-function milliseconds(ms) {
-  return ms < 0.05 ? "< 0.1 ms" : `${ms.toFixed(1)} ms`;
-}
-
-function size(bytes) {
-  if (bytes < 1024) return `${bytes} bytes`;
-  return bytes < 2 ** 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-}
-
-function sentence(text, end = ".") {
-  const said = text.charAt(0).toUpperCase() + text.slice(1);
-  return said && !/[.!?]$/.test(said) ? said + end : said;
-}
-
-// ---- ways in: picked, dropped anywhere, pasted
-
-at("file").addEventListener("change", (event) => {
-  take([...event.target.files]);
-  event.target.value = ""; // so that the same file can be picked again
-});
-
-let depth = 0; // of nested elements the drag is over
-const over = (change) => {
-  depth = change && Math.max(0, depth + change);
-  at("zone").toggleAttribute("data-over", depth > 0);
-};
-addEventListener("dragenter", () => over(+1));
-addEventListener("dragleave", () => over(-1));
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  over(0);
-  take(event.dataTransfer.files, "Drop the image file itself: the server fetches no addresses.");
-});
-addEventListener("paste", (event) => {
-  if (!event.clipboardData?.files.length) return;
-  event.preventDefault();
-  take(event.clipboardData.files);
-});
-at("again").addEventListener("click", () => classify(photograph));
-
-// ---- the same from a terminal
-
-function showCurl() {
-  const target = url("v1/predict").href.replaceAll("'", "%27");
-  const quoted = /[^\w:/.,%@~-]/.test(target) ? `'${target}'` : target;
-  const key = apiKey || !at("key-form").hidden ? '-H "X-API-Key: $API_KEY" ' : "";
-  at("curl").textContent = `curl ${key}-F file=@photo.jpg ${quoted}`;
-}
-
-at("copy").addEventListener("click", async () => {
-  const copied = await copy(at("curl"));
-  at("copy").textContent = copied ? "Copied" : "Selected";
-  setTimeout(() => (at("copy").textContent = "Copy"), 2000);
-});
-
-async function copy(source) {
-  getSelection().selectAllChildren(source);
-  try {
-    await navigator.clipboard.writeText(source.textContent);
-    return true;
-  } catch {
-    return document.execCommand("copy"); // the clipboard API is only there over https and on localhost
-  }
-}
-
-showCurl();
-watchServed();
+takeFiles(at("file"), at("stage"), take);
+showIdle();
+server.watch();

@@ -231,7 +231,7 @@ class EngineProcess(child.Child):
     def _described(self) -> dict[str, Any]:
         model = self.device.model
         told = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-        del told["build"], told["openvino"]
+        del told["build"], told["openvino"], told["training"]
         return told | {
             "preprocessing": dataclasses.asdict(model.preprocessing),
             "labels": [[label.label, label.wnid] for label in model.labels],

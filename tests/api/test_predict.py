@@ -4,6 +4,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from app.api.routes import _of_length_one
 from tests.api.conftest import InProcess
 from tests.conftest import CAT
 
@@ -164,6 +165,40 @@ def test_an_embedding_is_the_input_of_the_last_layer(app_server: InProcess) -> N
     assert numbers["dim"] == len(numbers["embedding"]) == 1280
     unpacked = np.frombuffer(base64.b64decode(packed["embedding"]), "<f4")
     assert unpacked == pytest.approx(np.array(numbers["embedding"], np.float32), abs=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_an_embedding_has_length_one_where_that_is_asked_for(app_server: InProcess, encoding: str) -> None:
+    def embedding(query: str) -> np.ndarray:
+        found = post(app_server, f"/v1/embed?encoding={encoding}{query}", content=PHOTO).json()["embedding"]
+        return np.frombuffer(base64.b64decode(found), "<f4") if encoding == "base64" else np.array(found)
+
+    plain = embedding("")
+    assert np.linalg.norm(plain) > 2
+    assert embedding("&normalize=false") == pytest.approx(plain, abs=1e-6)
+    assert embedding("&normalize=true") == pytest.approx(plain / np.linalg.norm(plain), abs=1e-6)
+
+
+def test_embeddings_of_a_batch_have_length_one_too(app_server: InProcess) -> None:
+    files = [("file", ("a", PHOTO)), ("file", ("b", b"x" * 99))]
+    good, bad = post(app_server, "/v1/embed/batch?normalize=true", files=files).json()["results"]
+    assert np.linalg.norm(good["embedding"]) == pytest.approx(1, abs=1e-5)
+    assert bad["error"]["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("query", ["normalize=perhaps", "normalize="])
+def test_normalize_is_true_or_false(app_server: InProcess, query: str) -> None:
+    answer = post(app_server, f"/v1/embed?{query}", content=PHOTO)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [0, 1e-30, 1, 1e30])
+def test_features_of_any_size_can_be_normalised(scale: float) -> None:
+    features = (np.array([3, 0, -4]) * scale).astype(np.float32)
+    found = _of_length_one(features)
+    assert found.dtype == np.float32
+    assert found == pytest.approx(np.array([0.6, 0, -0.8]) if scale else np.zeros(3), abs=1e-6)
 
 
 def test_embeddings_come_in_batches_too(app_server: InProcess) -> None:

@@ -1,19 +1,22 @@
-"""The page and the documentation in a real browser, against a real server."""
+"""Photographs on the page in a real browser, against a real server."""
 
 import base64
+import io
 import re
-from collections.abc import Iterator
 
+import pillow_heif
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, Route, expect, sync_playwright
+from PIL import Image
+from playwright.sync_api import FilePayload, Page, Route, expect
 
-from tests.conftest import CAT, CHROMIUM, Server
+from tests.browser.conftest import CATS, expect_cat, keep, opened, unlocked
+from tests.conftest import CAT, Server
 
 pytestmark = pytest.mark.browser
 
+PHOTO: FilePayload = {"name": "cat.jpg", "mimeType": "image/jpeg", "buffer": CAT.read_bytes()}
 BROKEN: FilePayload = {"name": "broken.jpg", "mimeType": "image/jpeg", "buffer": CAT.read_bytes()[:3000]}
 TEXT: FilePayload = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}
-CATS = ("tabby", "tiger cat", "Egyptian cat")
 PERCENT = re.compile(r"^\d+\.\d%$")
 HAND_OVER = """([type, base64]) => {
     const transfer = new DataTransfer();
@@ -23,53 +26,19 @@ HAND_OVER = """([type, base64]) => {
     const event = type === "paste" ? new ClipboardEvent(type, init) : new DragEvent(type, init);
     document.querySelector("main").dispatchEvent(event);
 }"""
+COUNT_URLS = """(() => {
+    const live = new Set();
+    const {createObjectURL, revokeObjectURL} = URL;
+    URL.createObjectURL = (of) => { const url = createObjectURL.call(URL, of); live.add(url); return url; };
+    URL.revokeObjectURL = (url) => { live.delete(url); revokeObjectURL.call(URL, url); };
+    window.liveUrls = () => live.size;
+})()"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=20_000)
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def blank(browser: Browser) -> Iterator[Page]:
-    """A page not yet opened, in a context of its own."""
-    context = browser.new_context(reduced_motion="reduce")
-    context.set_default_timeout(20_000)
-    page = context.new_page()
-    page.on("filechooser", lambda chooser: None)  # from here on choosers are intercepted, before any test presses a key
-    yield page
-    context.close()
-
-
-@pytest.fixture
-def page(blank: Page, embedded_server: Server) -> Page:
-    """The page at ``/``, its model shown."""
-    return _open(blank, embedded_server.url)
-
-
-def _open(page: Page, url: str) -> Page:
-    page.goto(f"{url}/")
-    expect(page.locator("#served")).to_have_attribute("data-state", "ready")
-    return page
-
-
-def _expect_cat(page: Page) -> None:
-    expect(page.locator("#classes li")).to_have_count(5)
-    assert page.locator("#classes .label").first.text_content() in CATS
-
-
-def _answers(page: Page, path: str, status: int, times: int | None = None, **body: object) -> None:
-    """Answer ``path`` with this problem instead of the server's answer."""
-
-    def answer(route: Route) -> None:
-        route.fulfill(status=status, content_type="application/problem+json", json=body)
-
-    page.route(f"**/{path}*", answer, times=times)
+def _png(name: str, color: tuple[int, int, int]) -> FilePayload:
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), color).save(content, "PNG")
+    return {"name": name, "mimeType": "image/png", "buffer": content.getvalue()}
 
 
 def _silent(page: Page, origin: str) -> list[str]:
@@ -83,84 +52,122 @@ def _silent(page: Page, origin: str) -> list[str]:
 
 def test_a_picked_photograph_gets_five_bars_and_a_time(page: Page) -> None:
     page.set_input_files("#file", CAT)
-    _expect_cat(page)
+    expect_cat(page)
     expect(page.locator("#classes .score").first).to_have_text(PERCENT)
-    expect(page.locator("#timing")).to_have_text(
-        re.compile(r"Round trip\d+ ms.*Decode.* ms.*Queue.* ms.*Inference.* ms")
-    )
+    expect(page.locator("#stages dt")).to_have_text(["Network", "Upload", "Decode", "Queue", "Device", "Other"])
+    assert page.locator("#stack i").count() == page.locator("#stages dt").count()
+    expect(page.locator("#round-trip")).to_have_text(re.compile(r"^[\d.]+ ms$"))
     expect(page.locator("#preview")).to_be_visible()
+    expect(page.locator("#caption")).to_have_text("cat.jpg, 451 \u00d7 300 pixels, 30 KiB")
+    keep(page, "light")
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_a_photograph_can_be_handed_over(page: Page, way: str) -> None:
     page.evaluate(HAND_OVER, [way, base64.b64encode(CAT.read_bytes()).decode()])
-    _expect_cat(page)
+    expect_cat(page)
+
+
+def test_the_cat_can_be_tried(page: Page) -> None:
+    page.click("#sample")
+    expect_cat(page)
 
 
 def test_the_served_model_is_named(page: Page) -> None:
     expect(page.locator("#served")).to_have_text(re.compile("efficientnet_lite0 · .+ · cpu · "))
 
 
-@pytest.mark.parametrize("file", [BROKEN, TEXT], ids=["broken", "text"])
-def test_a_bad_file_shows_what_the_server_says(page: Page, file: FilePayload) -> None:
+@pytest.mark.parametrize(
+    ("file", "title", "code"),
+    [
+        (BROKEN, "The image is damaged", "422 undecodable_image"),
+        (TEXT, "This is no image the server can read", "415 unsupported_media_type"),
+    ],
+    ids=["broken", "text"],
+)
+def test_a_bad_file_is_told_in_plain_words(page: Page, file: FilePayload, title: str, code: str) -> None:
     with page.expect_response("**/v1/predict*") as answered:
         page.set_input_files("#file", file)
-    expect(page.locator("#problem-detail")).to_contain_text(answered.value.json()["detail"], ignore_case=True)
-    expect(page.locator("#classes")).to_be_hidden()
-    expect(page.locator("#again")).to_be_hidden()
+    problem = answered.value.json()
+    expect(page.locator("#problem-title")).to_have_text(title)
+    expect(page.locator("#problem-detail")).to_contain_text(problem["detail"], ignore_case=True)
+    expect(page.locator("#problem-code")).to_have_text(code)
+    expect(page.locator("#problem-id")).to_contain_text(problem["request_id"])
+    for hidden in ("#classes", "#timing", "#again"):
+        expect(page.locator(hidden)).to_be_hidden()
+    keep(page, "problem")
 
 
-def test_what_the_browser_cannot_show_is_not_shown(page: Page) -> None:
-    page.set_input_files("#file", TEXT)
-    expect(page.locator("#caption")).to_have_text("notes.txt, 10 bytes. Your browser cannot show it.")
+def test_what_is_larger_than_the_server_takes_is_not_sent(blank: Page, walled_server: Server) -> None:
+    page = unlocked(blank, walled_server)
+    sent: list[str] = []
+    page.on("request", lambda asked: sent.append(asked.method))
+    page.set_input_files("#file", {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(102_400)})
+    expect(page.locator("#problem-title")).to_have_text("The file is too large")
+    expect(page.locator("#problem-detail")).to_have_text("It has 100 KiB; this server takes 88 KiB at most.")
+    assert "POST" not in sent
+
+
+def test_what_the_browser_cannot_show_is_classified_all_the_same(page: Page) -> None:
+    with Image.open(CAT) as cat:
+        heic = io.BytesIO()
+        pillow_heif.from_pillow(cat).save(heic)
+    page.set_input_files("#file", {"name": "cat.heic", "mimeType": "image/heic", "buffer": heic.getvalue()})
+    expect_cat(page)
+    expect(page.locator("#placeholder")).to_have_text("cat.heic")
+    expect(page.locator("#caption")).to_have_text(re.compile("^cat.heic, .* Your browser cannot show it.$"))
     expect(page.locator("#preview")).to_be_hidden()
 
 
-def test_a_busy_server_says_when_to_try_again(page: Page) -> None:
-    _answers(
-        page, "v1/predict", 503, times=1, code="overloaded", title="Overloaded", detail="busy", retry_after_ms=2300
-    )
+def test_several_files_are_answered_each_and_can_be_chosen(page: Page) -> None:
+    red = _png("red.png", (200, 0, 0))
+    page.set_input_files("#file", [PHOTO, red, TEXT])
+    expect(page.locator("#visit-count")).to_have_text("3")
+    expect_cat(page)
+    shots = page.locator("#visit .shot")
+    expect(shots.nth(0)).to_have_text(re.compile(r"Egyptian cat\d+\.\d%"))
+    expect(shots.nth(2)).to_have_text("txtThis is no image the server can read")
+    keep(page, "several")
+    shots.nth(2).click()
+    expect(page.locator("#problem-code")).to_have_text("415 unsupported_media_type")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#caption")).to_contain_text("red.png")
+    expect(page.locator("#classes")).to_be_visible()
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_cats_place_in_wordnet_is_shown(page: Page) -> None:
     page.set_input_files("#file", CAT)
-    expect(page.locator("#problem-detail")).to_have_text("Busy. Try again in 3 s.")
-    page.click("#again")
-    _expect_cat(page)
+    expect_cat(page)
+    expect(page.locator("#surest")).to_have_text("domestic cat")
+    expect(page.locator("#path [aria-current]")).to_have_text("domestic cat")
+    expect(page.locator("#path li").last).to_have_text(CATS)
 
 
-def test_a_lost_connection_is_told(page: Page) -> None:
-    page.route("**/v1/predict*", lambda route: route.abort("connectionreset"), times=1)
+def test_a_model_of_two_classes_of_its_own(blank: Page, own_classes_server: Server) -> None:
+    page = opened(blank, own_classes_server.url)
     page.set_input_files("#file", CAT)
-    expect(page.locator("#problem-title")).to_have_text("No answer")
-    page.click("#again")
-    _expect_cat(page)
+    expect(page.locator("#classes li")).to_have_count(2)
+    assert set(page.locator("#classes .label").all_inner_texts()) == {"a dog", "anything else"}
+    expect(page.locator("#wordnet")).to_be_hidden()
+    expect(page.locator("#count")).to_have_text("2")
 
 
-def test_a_model_that_loads_is_waited_for(blank: Page, embedded_server: Server) -> None:
-    for path in ("v1/info", "v1/predict"):
-        _answers(blank, path, 503, times=1, code="not_ready", detail="the model is being loaded")
-    blank.goto(f"{embedded_server.url}/")
-    expect(blank.locator("#served")).to_have_text("The model is being loaded.")
-    blank.set_input_files("#file", CAT)
-    _expect_cat(blank)
-
-
-def test_a_key_is_asked_for_and_sent(blank: Page, embedded_server: Server) -> None:
-    _answers(blank, "v1/info", 401, times=1, code="unauthorized", detail="send a key")
-    blank.goto(f"{embedded_server.url}/")
-    blank.get_by_label("API key").fill("sesame")
-    with blank.expect_request("**/v1/info") as asked:
-        blank.keyboard.press("Enter")
-    assert asked.value.headers["x-api-key"] == "sesame"
-    expect(blank.locator("#key-form")).to_be_hidden()
-    expect(blank.locator("#curl")).to_contain_text("X-API-Key: $API_KEY")
-
-
-def test_a_wrong_key_is_asked_for_again(blank: Page, embedded_server: Server) -> None:
-    _answers(blank, "v1/info", 401, times=2, code="unauthorized", detail="the API key is not known")
-    blank.goto(f"{embedded_server.url}/")
-    blank.get_by_label("API key").fill("wrong")
-    blank.keyboard.press("Enter")
-    expect(blank.locator("#key-hint")).to_have_text("The API key is not known.")
-    expect(blank.locator("#key")).to_be_focused()
+def test_a_visits_history_is_bounded_and_leaves_nothing_in_memory(blank: Page, embedded_server: Server) -> None:
+    blank.add_init_script(COUNT_URLS)
+    page = opened(blank, embedded_server.url)
+    page.set_input_files("#file", [_png(f"{i}.png", (i, i, i)) for i in range(50)])
+    expect(page.locator("#said")).to_have_text("The first 48 are taken, 2 are not.")
+    expect(page.locator("#visit-count")).to_have_text("48")
+    page.set_input_files("#file", CAT)
+    expect_cat(page)
+    expect(page.locator("#visit li")).to_have_count(48)
+    expect(page.locator("#visit img")).to_have_count(48)
+    assert page.evaluate("liveUrls()") == 49  # thumbnails, and the photograph on the stage
+    page.click("#clear")
+    expect(page.locator("#strip")).to_be_hidden()
+    expect(page.locator("#classes")).to_be_hidden()
+    assert page.evaluate("liveUrls()") == 0
 
 
 def test_a_warning_is_shown_as_text(blank: Page, embedded_server: Server) -> None:
@@ -169,59 +176,26 @@ def test_a_warning_is_shown_as_text(blank: Page, embedded_server: Server) -> Non
         route.fulfill(response=answer, json=answer.json() | {"warning": "made up <b>weights</b>"})
 
     blank.route("**/v1/info", warn)
-    _open(blank, embedded_server.url)
+    opened(blank, embedded_server.url)
     expect(blank.locator("#warning")).to_have_text("Made up <b>weights</b>.")
-
-
-def test_a_second_photograph_aborts_the_first(page: Page) -> None:
-    page.route("**/v1/predict*", lambda route: None, times=1)  # never answered
-    with page.expect_request("**/v1/predict*"):
-        page.set_input_files("#file", TEXT)
-    with page.expect_event("requestfailed") as aborted:
-        page.set_input_files("#file", CAT)
-    assert aborted.value.failure == "net::ERR_ABORTED"
-    _expect_cat(page)
-
-
-def test_everything_is_reached_by_keyboard(page: Page) -> None:
-    page.keyboard.press("Tab")
-    expect(page.locator("#file")).to_be_focused()
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(CAT)
-    _expect_cat(page)
-    for reached in ("#curl", "#copy", "a[href=docs]", "a[href='openapi.json']"):
-        page.keyboard.press("Tab")
-        expect(page.locator(reached)).to_be_focused()
-
-
-def test_the_command_line_can_be_copied(page: Page, embedded_server: Server) -> None:
-    expect(page.locator("#curl")).to_have_text(f"curl -F file=@photo.jpg {embedded_server.url}/v1/predict")
-    page.click("#copy")
-    expect(page.locator("#copy")).to_have_text("Copied")
 
 
 def test_the_page_is_silent_and_asks_nobody_else(blank: Page, embedded_server: Server) -> None:
     wrong = _silent(blank, embedded_server.url)
-    _open(blank, embedded_server.url).set_input_files("#file", CAT)
-    _expect_cat(blank)
-    assert wrong == []
-
-
-def test_the_page_works_under_a_prefix(blank: Page, embedded_server: Server) -> None:
-    wrong = _silent(blank, f"{embedded_server.url}/vision")
-    blank.route("**/vision/**", lambda route: route.continue_(url=route.request.url.replace("/vision/", "/")))
-    _open(blank, f"{embedded_server.url}/vision").set_input_files("#file", CAT)
-    _expect_cat(blank)
-    expect(blank.locator("#curl")).to_contain_text("/vision/v1/predict")
-    assert wrong == []
-
-
-def test_a_narrow_screen_does_not_scroll_sideways(page: Page) -> None:
-    page.set_viewport_size({"width": 320, "height": 640})
+    page = opened(blank, embedded_server.url)
     page.set_input_files("#file", CAT)
-    _expect_cat(page)
-    assert page.evaluate("document.documentElement.scrollWidth") == 320
+    expect_cat(page)
+    page.click("#camera")
+    expect(page.locator("#rate")).to_contain_text("frames/s")
+    assert wrong == []
+
+
+def test_a_page_seen_before_is_not_loaded_again(page: Page, embedded_server: Server) -> None:
+    page.goto(page.url)
+    page.set_input_files("#file", CAT)
+    expect_cat(page)  # under the policy that came with the 304
+    for path in ("/", "/web/app.js", "/web/camera.js", "/web/style.css"):
+        embedded_server.wait_for("request", path=path, status=304)
 
 
 def test_the_documentation_works_offline(blank: Page, embedded_server: Server) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from app.errors import LoadTestError
+from app import page
+from app.errors import ReportError
 from app.loadtest import report, table
 from app.loadtest.client import Record
 from app.loadtest.loads import Closed, Load, Open
@@ -108,7 +109,7 @@ def test_points_without_an_answer_are_no_reason_to_fail() -> None:
 
 
 def test_a_report_that_cannot_be_written_is_said_before_and_after(tmp_path: Path) -> None:
-    with pytest.raises(LoadTestError, match="no folder"):
-        report.check(tmp_path / "none" / "report.html")
-    with pytest.raises(LoadTestError, match="cannot be written"):
+    with pytest.raises(ReportError, match="no folder"):
+        page.check(tmp_path / "none" / "report.html")
+    with pytest.raises(ReportError, match="cannot be written"):
         report.write(CLOSED, tmp_path)

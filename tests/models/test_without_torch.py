@@ -31,10 +31,12 @@ def test_a_model_folder_is_served(resnet18_folder: Path) -> None:
         (("serve", "--port", "0", "--model", "efficientnet_lite0"), "the model efficientnet_lite0"),
         (("serve", "--port", "0", "--model", "auto"), "the model auto"),
         (("predict", CAT, "--model", "resnet50", "--engine", "torch"), "the model resnet50"),
+        (("predict", CAT, "--model", "timm:resnet10t"), "the model timm:resnet10t"),
+        (("predict", CAT, "--model", "yolo11n-cls.pt", "--trust-checkpoint"), "the checkpoint yolo11n-cls.pt"),
         (("export", "resnet50", "--out", "nowhere"), "an export"),
         (("models",), "the list of models"),
     ],
-    ids=["serve", "embedded", "auto", "predict", "export", "models"],
+    ids=["serve", "embedded", "auto", "predict", "timm", "checkpoint", "export", "models"],
 )
 def test_what_needs_it_says_so(arguments: tuple[str | Path, ...], what: str) -> None:
     ran = topk(*arguments)

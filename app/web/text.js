@@ -1,0 +1,27 @@
+// Numbers and elements as the page writes them.
+
+export function percent(score) {
+  return score < 0.0005 ? "< 0.1%" : `${(score * 100).toFixed(1)}%`;
+}
+
+export function milliseconds(ms) {
+  if (ms < 0.05) return "< 0.1 ms";
+  return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;
+}
+
+export function size(bytes) {
+  if (bytes < 1024) return `${bytes} bytes`;
+  return bytes < 2 ** 20 ? `${Math.round(bytes / 1024)} KiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
+
+export function sentence(text = "", end = ".") {
+  const said = text.charAt(0).toUpperCase() + text.slice(1);
+  return said && !/[.!?…]$/.test(said) ? said + end : said;
+}
+
+export function element(tag, className = "", text = "") {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text) made.textContent = text;
+  return made;
+}

@@ -1,0 +1,35 @@
+"""Draws docs/playground.png: the page with the cat, `python -m tests.browser.picture`."""
+
+import io
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from tests.browser.conftest import expect_cat, opened
+from tests.conftest import CAT, CHROMIUM, REPOSITORY, Server, environment
+
+OUT = REPOSITORY / "docs" / "playground.png"
+SIZE = {"width": 1180, "height": 935}
+WIDTH = 880  # pixels of the file
+COLOURS = 200
+
+
+def main() -> None:
+    server = Server("--model", "efficientnet_lite0", env=environment())
+    try:
+        with sync_playwright() as playwright:
+            chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            page = chromium.new_page(viewport=SIZE, reduced_motion="reduce")
+            for _ in range(3):  # the first answers are slow everywhere
+                opened(page, server.url).set_input_files("#file", CAT)
+                expect_cat(page)
+            shot = Image.open(io.BytesIO(page.screenshot()))
+            chromium.close()
+    finally:
+        server.stop()
+    small = shot.convert("RGB").resize((WIDTH, WIDTH * shot.height // shot.width), Image.Resampling.LANCZOS)
+    small.quantize(COLOURS).save(OUT, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Folders of made pictures, and a model that was trained on them."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+
+from app.settings import Settings
+from app.train.plan import Plan
+from app.train.progress import Bars
+from app.train.run import Trained, run
+
+SHAPES: dict[str, Callable[..., None]] = {
+    "disc": lambda draw, box, colour: draw.ellipse(box, fill=colour),
+    "square": lambda draw, box, colour: draw.rectangle(box, fill=colour),
+    "ring": lambda draw, box, colour: draw.ellipse(box, outline=colour, width=9),
+}
+BARS = Bars(Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A network: with several, a busy machine keeps them waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(model: str | Path = "efficientnet_lite0", **options: object) -> Settings:
+    return Settings(model=str(model), _env_file=None, **options)  # type: ignore[arg-type]
+
+
+def shape(name: str, seed: int) -> Image.Image:
+    """A shape on a background, both of some colour, somewhere."""
+    random = np.random.default_rng([seed, *name.encode()])
+    picture = Image.new("RGB", (96, 96), tuple(int(v) for v in random.integers(0, 100, 3)))
+    x, y, size = (int(v) for v in (*random.integers(4, 40, 2), random.integers(36, 52)))
+    colour = tuple(int(v) for v in random.integers(120, 256, 3))
+    SHAPES[name](ImageDraw.Draw(picture), (x, y, x + size, y + size), colour)
+    return picture
+
+
+def make(folder: Path, count: int = 8, names: tuple[str, ...] = ("disc", "square")) -> Path:
+    """So many pictures of each shape, in a folder named after it."""
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for seed in range(count):
+            shape(name, seed).save(folder / name / f"{seed}.png")
+    return folder
+
+
+def description(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "model.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="package")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of eight pictures. Not to be changed: make another one."""
+    return make(tmp_path_factory.mktemp("shapes") / "shapes")
+
+
+@pytest.fixture(scope="package")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
+    """What came of training on the shapes, and the model folder. Not to be changed: copy it."""
+    out = tmp_path_factory.mktemp("trained") / "my-shapes"
+    return run(Plan(shapes, out), settings(), BARS), out
