@@ -43,6 +43,19 @@ def test_a_header_that_is_no_length_is_refused(app_server: InProcess, length: st
     assert "must be the bytes of JSON" in refused(httpx2.post(url, content=PHOTO, headers=headers))
 
 
+def test_bytes_that_say_so_are_an_image(app_server: InProcess) -> None:
+    url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
+    answer = httpx2.post(url, content=PHOTO, headers={"Content-Type": "application/octet-stream"})
+    assert answer.json()["outputs"][0]["shape"] == [1, 1000]
+    assert "no JSON" in refused(httpx2.post(url, content=PHOTO))
+
+
+def test_a_count_may_be_written_as_a_number_of_any_kind(app_server: InProcess) -> None:
+    outputs = [{"name": "scores", "parameters": {"classification": 2.0}}]
+    answer = infer(app_server, asked(data=[BASE64]) | {"outputs": outputs})
+    assert answer.json()["outputs"][0]["shape"] == [1, 2]
+
+
 @pytest.mark.parametrize("size", [len(ELEMENT) - 1, len(ELEMENT) + 1, 0, -1, "5", 2**63, 1.5, True, [], {}])
 def test_a_size_must_be_that_of_what_follows(app_server: InProcess, size: Any) -> None:
     assert "binary_data_size" in refused(infer(app_server, asked(size=size), ELEMENT))

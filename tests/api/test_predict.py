@@ -141,6 +141,13 @@ def test_a_json_batch_works_like_a_multipart_one(app_server: InProcess) -> None:
     assert answer["results"][1] == {"filename": None, "error": answer["results"][1]["error"]}
 
 
+def test_a_list_with_what_is_no_string_is_no_batch(app_server: InProcess) -> None:
+    encoded = base64.b64encode(PHOTO).decode()
+    for other in (None, 5, {}, [encoded]):
+        answer = post(app_server, "/v1/predict/batch", json={"images": [encoded, other]})
+        assert code(answer) == (400, "malformed_request")
+
+
 def test_a_batch_says_how_large_its_batches_were(app_server: InProcess) -> None:
     answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16)
     batch = answer.headers["server-timing"].rsplit('batch;desc="', 1)[1].rstrip('"')
