@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-GRID = tuple(float(10**exponent) for exponent in np.arange(-4, 1.5, 0.5))
+GRID = tuple(float(f"{10**exponent:.1g}") for exponent in np.arange(-4, 1.5, 0.5))
 """Inverse strengths C of the regularisation, strong to weak: the loss is C times the log losses' sum, and |w|^2 / 2."""
 
 _PATIENCE = 2  # values of C in a row that are no better: the log loss has one minimum along them, weak ones take long

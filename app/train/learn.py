@@ -1,4 +1,4 @@
-"""From the images to a trained network: read, compute features, hold out, fit the head, train on where that is asked."""
+"""From images to a trained network: read, compute features, hold out, fit the head, tune where that is asked for."""
 
 from dataclasses import dataclass
 
