@@ -4,7 +4,6 @@ The loss is convex, so that there is one answer and no learning rate; the one ch
 to zero, is made by stratified cross-validation on the log loss. It needs the extra ``train``.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,8 +43,10 @@ class Head:
 
 def require() -> None:
     """Raise TrainingError where scikit-learn is not installed."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise TrainingError("training needs scikit-learn: pip install 'topk[train]'")
+    try:
+        import sklearn.linear_model  # noqa: F401
+    except ImportError as error:
+        raise TrainingError("training needs scikit-learn: pip install 'topk[train]'") from error
 
 
 def fit(features: Floats, class_ids: Ints, seed: int, step: Callable[[str], None]) -> Head:
