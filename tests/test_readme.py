@@ -20,6 +20,7 @@ from app import errors
 from app.main import create_app
 from app.settings import PROTOCOLS, Settings
 from tests.conftest import CAT, REPOSITORY, SHARED, Server, environment
+from tests.train.conftest import coarse, make
 
 README = (REPOSITORY / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -174,6 +175,37 @@ def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
     for kind in ("animal", "mammal", "dog", "bird"):
         expected, got = (re.findall(rf"^ +{kind} .*?([\d.]+) % *$", text, re.MULTILINE) for text in (shown, ran.stdout))
         assert [float(one) for one in got] == pytest.approx([float(one) for one in expected], abs=5)
+
+
+@pytest.mark.shared
+def test_training_says_what_the_readme_shows(tmp_path: Path) -> None:
+    command = commands("topk train")[0].replace("../shared", str(SHARED))
+    coarse(tmp_path / "photographs")
+    ran = shell(
+        command.replace("photographs", str(tmp_path / "photographs")).replace("my-model", f"{tmp_path}/my-model")
+    )
+    assert ran.returncode == 0, ran.stderr
+    [shown] = re.findall(r"^```\n(learned from .*?)^```", README, re.MULTILINE | re.DOTALL)
+    for pattern in (r"^learned from .*$", r"^ *(top-\d)", r"^(linear head: C = \d+)", r"^(12 images of 4 classes)"):
+        assert re.findall(pattern, ran.stdout, re.MULTILINE) == re.findall(pattern, shown, re.MULTILINE)
+    [accuracy] = re.findall(r"^ *top-1 +([\d.]+) %", ran.stdout, re.MULTILINE)
+    assert float(accuracy) >= 90
+
+
+def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tmp_path: Path) -> None:
+    """The whole network for an epoch, on made pictures, from seeded weights."""
+    [train] = [command for command in commands("topk train") if "--fine-tune" in command]
+    [serve] = [command for command in commands("topk serve") if "my-model" in command]
+    photographs, model = make(tmp_path / "photographs"), tmp_path / "my-model"
+    train = re.sub(r"--weights \S+", f"--weights {resnet18_weights} --epochs 1", train)
+    ran = shell(train.replace("photographs", str(photographs)).replace("my-tuned-model", str(model)))
+    assert ran.returncode == 0, ran.stderr
+    assert "fine-tuned for 1 epoch" in ran.stdout
+    with Serving(serve.replace("my-model", str(model)), tmp_path) as address:
+        content = (photographs / "disc" / "0.png").read_bytes()
+        answer = httpx2.post(f"{address}/v1/predict", content=content).json()
+    assert answer["model"] == "my-model"
+    assert {(p["label"], p["wnid"]) for p in answer["predictions"]} == {("disc", None), ("square", None)}
 
 
 def test_an_exported_model_is_served_as_the_readme_says(tmp_path: Path) -> None:

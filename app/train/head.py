@@ -4,7 +4,6 @@ The loss is convex, so that there is one answer and no learning rate; the one ch
 to zero, is made by stratified cross-validation on the log loss. It needs the extra ``train``.
 """
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-GRID = tuple(float(10**exponent) for exponent in np.arange(-4, 1.5, 0.5))
+GRID = tuple(float(f"{10**exponent:.1g}") for exponent in np.arange(-4, 1.5, 0.5))
 """Inverse strengths C of the regularisation, strong to weak: the loss is C times the log losses' sum, and |w|^2 / 2."""
 
 _PATIENCE = 2  # values of C in a row that are no better: the log loss has one minimum along them, weak ones take long
@@ -44,8 +43,10 @@ class Head:
 
 def require() -> None:
     """Raise TrainingError where scikit-learn is not installed."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise TrainingError("training needs scikit-learn: pip install 'topk[train]'")
+    try:
+        import sklearn.linear_model  # noqa: F401
+    except ImportError as error:
+        raise TrainingError("training needs scikit-learn: pip install 'topk[train]'") from error
 
 
 def fit(features: Floats, class_ids: Ints, seed: int, step: Callable[[str], None]) -> Head:

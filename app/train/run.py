@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.evaluate.metrics import Metrics
+from app.evaluate.table import count
 from app.models import folder
 from app.settings import Settings
 from app.train import result
@@ -25,10 +26,10 @@ class Trained:
         learned, tuning = self.learned, self.learned.tuning
         images = len(learned.sides.learned)
         yield f"learned from {images:,} images of {len(learned.classes)} classes; {self.metrics.n:,} were held out"
-        yield f"linear head: C = {learned.head.c:.1g} by cross-validation (log loss {min(learned.head.losses):.3f})"
+        yield f"linear head: C = {learned.head.c:g} by cross-validation (log loss {min(learned.head.losses):.3f})"
         if tuning:
             kept = f"epoch {tuning.best}" if tuning.best else "the linear head, which was best"
-            yield f"fine-tuned for {len(tuning.scores) - 1} epochs; kept: {kept}"
+            yield f"fine-tuned for {count(len(tuning.scores) - 1, 'epoch')}; kept: {kept}"
             yield "the held-out images chose the epoch: what is measured on them is a little too good"
 
 

@@ -12,8 +12,12 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from app.images import Preprocessing
+from app.models.labels import Label
+from app.models.quantize import read
 from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, RESNET50, Server, environment
 from tests.models.seeded import seeded
+from tests.train.conftest import make
 
 
 def topk(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -113,3 +117,13 @@ def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
         assert right >= 0.83
     finally:
         assert server.stop() == 0
+
+
+def test_photographs_are_told_apart_by_folders_of_own_classes_too(tmp_path: Path) -> None:
+    shapes = make(tmp_path, count=10)
+    labels = (Label("square"), Label("disc"))
+    preprocessing = Preprocessing(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    found = read(shapes, preprocessing, labels, 10**6, lambda _: None)
+    assert found.classes is not None
+    assert found.classes.tolist() == [1] * 10 + [0] * 10
+    assert read(shapes, preprocessing, labels[:1], 10**6, lambda _: None).classes is None

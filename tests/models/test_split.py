@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from app.models import zoo
-from app.models.split import FeaturesAndLogits, split
+from app.models.split import AUXILIARY, FeaturesAndLogits, set_classes, split
 from tests.models.seeded import images, seeded
 
 DIMS = {
@@ -111,3 +111,26 @@ def test_features_of_a_convolutional_head_are_the_mean_over_the_positions() -> N
     features, _ = split(network)(images())
     assert torch.equal(features, expected)
     assert features.shape == (2, 512)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1", "googlenet", "inception_v3", "vit_b_16"])
+def test_a_new_last_layer_is_linear_in_the_features(architecture: str) -> None:
+    crop = zoo.preprocessing(architecture, None).crop
+    network = seeded(lambda: zoo.network(architecture, crop))
+    layer = set_classes(network, 3)
+    pictures = images(crop, count=1)
+    expected = network.eval()(pictures)
+    assert not [name for name in network.state_dict() if name.startswith(AUXILIARY)]
+    features, logits = split(network)(pictures)
+    assert logits.shape == (1, 3)
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert torch.allclose(features @ layer.weight.flatten(1).T + layer.bias, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])
+def test_without_auxiliary_heads_a_network_trains_on_one_answer(architecture: str) -> None:
+    with MetaParameters():
+        network = zoo.network(architecture, 224).to("meta")
+    set_classes(network, 3)
+    assert network.to("meta").train()(torch.empty(2, 3, 299, 299, device="meta")).shape == (2, 3)

@@ -15,12 +15,23 @@ from app.settings import Settings
 from app.train.plan import Plan
 from app.train.progress import Bars
 from app.train.run import Trained, run
+from tests.conftest import PHOTOGRAPHS
 
 SHAPES: dict[str, Callable[..., None]] = {
     "disc": lambda draw, box, colour: draw.ellipse(box, fill=colour),
     "square": lambda draw, box, colour: draw.rectangle(box, fill=colour),
     "ring": lambda draw, box, colour: draw.ellipse(box, outline=colour, width=9),
 }
+# birds, dogs, food and vehicles of ../shared by the numbers of their wnids
+RANGES = {"bird": (1530575, 1622779), "dog": (2085240, 2114548), "food": (7584110, 7880969)}
+SCATTERED = {
+    "bird": (1795545, 1806567, 1820546, 1843065, 1860187, 2007558, 2013706, 2027492, 2056570),
+    "vehicle": (
+        *(3095699, 3345487, 3393912, 3445924, 3496892, 3662601, 3785016, 3791053, 3796401, 3895866),
+        *(4147183, 4310018, 4482393, 4509417, 4552348),
+    ),
+}
+
 BARS = Bars(Console(file=io.StringIO()))
 
 
@@ -53,6 +64,17 @@ def make(folder: Path, count: int = 8, names: tuple[str, ...] = ("disc", "square
         (folder / name).mkdir(parents=True, exist_ok=True)
         for seed in range(count):
             shape(name, seed).save(folder / name / f"{seed}.png")
+    return folder
+
+
+def coarse(folder: Path) -> Path:
+    """Links to the photographs of ../shared that show a bird, a dog, food or a vehicle, by that."""
+    for path in PHOTOGRAPHS:
+        number = int(path.parent.name[1:])
+        names = [name for name, (low, high) in RANGES.items() if low <= number < high]
+        for name in names + [name for name, numbers in SCATTERED.items() if number in numbers]:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name / path.name).symlink_to(path)
     return folder
 
 

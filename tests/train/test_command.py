@@ -1,10 +1,14 @@
 """The command itself: its exit codes and what it says."""
 
+import contextlib
+import json
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from app.train.run import Trained
 from tests.conftest import REPOSITORY, environment
 from tests.test_cli import topk
 from tests.train.conftest import make
@@ -22,21 +26,28 @@ def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_predict_prints_all_of_few_classes(trained: tuple[Trained, Path], shapes: Path) -> None:
+    picture, model = str(shapes / "disc" / "0.png"), str(trained[1])
+    ran = topk("predict", picture, "--model", model, "--json")
+    assert [p["label"] for p in json.loads(ran.stdout)["predictions"]] == ["disc", "square"]
+    refused = topk("predict", picture, "--model", model, "--top-k", "5")
+    assert refused.returncode == 1
+    assert b"--top-k 5 is more than the model's 2 classes" in refused.stderr
+
+
 def test_ctrl_c_ends_it_with_nothing_written(tmp_path: Path) -> None:
     make(tmp_path / "many", count=60)
     command = [sys.executable, "-m", "app", "train", str(tmp_path / "many"), "--out", str(tmp_path / "out"), *MODEL]
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment() | {"TOPK_CACHE_DIR": str(tmp_path / "cache")},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and not (tmp_path / "cache" / "features").exists():
-        pass
+    command += ["--no-fast-decode"]  # features of which there are none yet
+    stores = Path(os.environ["TOPK_CACHE_DIR"]) / "features"
+    before = {*stores.glob("*.sqlite")}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and before == {*stores.glob("*.sqlite")}:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted; nothing was written" in said
     assert "Traceback" not in said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "many"]
+    assert [path.name for path in tmp_path.iterdir()] == ["many"]

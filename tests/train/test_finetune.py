@@ -56,6 +56,9 @@ def test_it_learns_and_keeps_the_best_epoch(sides: tuple[list[Example], list[Exa
     assert found.best > 0
     assert found.scores[found.best].loss < found.scores[0].loss == pytest.approx(np.log(2), abs=1e-6)
     assert not any(score.beats(found.scores[found.best]) for score in found.scores)
+    untouched, seen = network().bn1, module.bn1
+    assert torch.equal(seen.running_mean, untouched.running_mean)  # type: ignore[arg-type, union-attr]
+    assert not torch.equal(seen.weight, untouched.weight)  # type: ignore[arg-type, union-attr]
     again = tuned(module, sides, replace(QUICK, epochs=1))
     assert again.scores[0] == found.scores[found.best]
 

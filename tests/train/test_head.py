@@ -1,5 +1,7 @@
 """The linear head against scikit-learn's own pipeline on the raw features."""
 
+import sys
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -7,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from app.errors import TrainingError
 from app.train import head
 from app.train.head import GRID, Head, fit
 
@@ -63,3 +66,9 @@ def test_of_very_many_images_enough_choose(monkeypatch: pytest.MonkeyPatch) -> N
     some = head._some(features.astype(np.float64), class_ids, 0)
     assert np.bincount(some[1]).tolist() == [12] * 4
     assert fit(features, class_ids, 0, lambda _: None).weight.shape == (4, 16)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(TrainingError, match=r"needs scikit-learn: pip install 'topk\[train\]'"):
+        head.require()
