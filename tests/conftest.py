@@ -30,7 +30,12 @@ SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache of this run's own, for this process and all that it starts: each model is converted once."""
+    """A cache of this run's own, for this process and all that it starts: each model is converted once.
+
+    Ctrl-C works in what it starts also where a shell runs all this in its background, and has it ignored.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
     config.add_cleanup(cache.cleanup)
     os.environ["TOPK_CACHE_DIR"] = cache.name

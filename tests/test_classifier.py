@@ -260,7 +260,7 @@ def test_wants_of_one_batch_are_kept_apart(serve: Serve) -> None:
 def test_info_tells_what_is_served(classifier: Classifier) -> None:
     info = classifier.info()
     assert list(info) == [
-        *("model", "architecture", "weights", "digest", "classes", "dim", "engine", "device", "precision"),
+        *("model", "architecture", "weights", "digest", "classes", "taxonomy", "dim", "engine", "device", "precision"),
         *("compilation", "preprocessing", "decode", "batching", "limits", "warning"),
     ]
     assert (info["model"], info["classes"], info["dim"]) == ("efficientnet_lite0", 1000, 1280)
