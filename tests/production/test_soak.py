@@ -23,13 +23,14 @@ from tests.conftest import CAT, RESNET50, Server
 from tests.production import mutants
 from tests.workers.conftest import wait_until
 
-REQUESTS = int(os.environ.get("SOAK_REQUESTS", "3000"))
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "4000"))
 MODELS = {
     "efficientnet_lite0": (REQUESTS, ("--model", "efficientnet_lite0")),
     "resnet50": (REQUESTS // 5, ("--model", "resnet50", "--weights", str(RESNET50))),
 }
 CLIENTS = 8
-GROWTH = 1.05  # resident memory at the end, to that after the first third
+WARM_UP = 2500  # requests, or a third of more: each thread of a pool has had its first costly picture by then
+GROWTH = 1.05  # resident memory at the end, to that after the warm-up
 POOLED = 8  # threads that pools may still start when they first have that much to do
 PHOTO = CAT.read_bytes()
 MIB = 2**20
@@ -178,9 +179,10 @@ def test_after_a_soak_all_is_as_it_was(server: Server, model: str) -> None:
         wait_until(lambda: len(process.net_connections()) == 1)
         return process.memory_info().rss, process.num_fds(), process.num_threads()
 
-    soak(count // 3)
+    warm_up = max(count // 3, WARM_UP // CLIENTS)
+    soak(warm_up)
     before = soak(1)
-    after = soak(count - count // 3 - 1)
+    after = soak(count - warm_up - 1)
     sent = sum(tally.statuses.values()) + sum(tally.left.values())
     print(f"\n{model}: {sent} requests: {dict(tally.statuses)}, left {dict(tally.left)}, images {dict(tally.images)}")
     print(f"resident {before[0] / MIB:.0f} -> {after[0] / MIB:.0f} MiB, files {before[1]} -> {after[1]}", end="")
