@@ -50,10 +50,7 @@ def _key(spec: str, weights: Path | None) -> str:
     elif spec.startswith(TIMM):
         makers.append("timm")
     if file:
-        try:
-            parts += [file.stem, download.sha256(file)]
-        except OSError as error:
-            raise ModelError(f"{file} cannot be read: {error}") from error
+        parts += [file.stem, download.sha256(file)]
     parts += [str(folder.FORMAT), *(importlib.metadata.version(name) for name in makers)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     shown = Path(spec).stem if is_checkpoint(spec) else spec

@@ -184,11 +184,7 @@ def _read(folder: Path) -> Description:
 
 def _verify(folder: Path, description: Description, *names: str) -> None:
     for name in names:
-        try:
-            sound = download.sha256(folder / name) == description.files.get(name)
-        except OSError as error:
-            raise ModelError(f"{folder / name} cannot be read: {error}") from error
-        if not sound:
+        if download.sha256(folder / name) != description.files.get(name):
             raise ModelError(f"{folder / name} is damaged: its SHA-256 is not the one in {DESCRIPTION}")
 
 

@@ -142,15 +142,11 @@ def _model(name: str, path: Path, weights: str) -> Model:
             raise ModelError(f"{path} does not fit {TIMM}{name}: {reason}") from error
         return module
 
-    try:
-        digest = download.sha256(path)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
     return Model(
         name=name,
         architecture=f"{TIMM}{pinned}",
         weights=weights,
-        digest=digest,
+        digest=download.sha256(path),
         preprocessing=expected,
         labels=labels(name),
         build=build,

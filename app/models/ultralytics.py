@@ -44,10 +44,7 @@ class Logits(nn.Module):
 
 def from_checkpoint(path: Path) -> Model:
     """The model in a checkpoint, which is unpickled: its maker is to be trusted. Raises ModelError."""
-    try:
-        digest = download.sha256(path)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+    digest = download.sha256(path)  # before it is unpickled
     network = _load(path)
     return Model(
         name=name_of(str(path)),

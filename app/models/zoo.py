@@ -93,15 +93,11 @@ def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Mo
         load_state(module, read_state(path), architecture, str(path))
         return module
 
-    try:
-        digest = download.sha256(path)
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
     return Model(
         name=architecture,
         architecture=architecture,
         weights=weights_name,
-        digest=digest,
+        digest=download.sha256(path),
         preprocessing=expected,
         labels=imagenet1k(),
         build=build,
