@@ -9,25 +9,36 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from tests.conftest import PHOTOGRAPHS, RESNET50, Server
 
 pytestmark = pytest.mark.shared
 
 Answers = list[list[dict[str, Any]]]
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+def patient(at_once: int = 1) -> requests.Session:
+    """A client that asks again where it is refused, when it is told to: a busy machine may refuse."""
+    client = requests.Session()
+    again = Retry(30, status_forcelist=[503], allowed_methods=None, respect_retry_after_header=True)
+    client.mount("http://", HTTPAdapter(pool_maxsize=at_once, max_retries=again))
+    return client
+
+
+def ask(client: requests.Session, server: Server, photograph: bytes, **query: int) -> list[dict[str, Any]]:
+    answer = client.post(f"{server.url}/v1/predict", params=query, data=photograph, headers=RAW, timeout=120)
+    assert answer.status_code == 200, answer.text
+    predictions: list[dict[str, Any]] = answer.json()["predictions"]
+    return predictions
 
 
 def classify(server: Server, paths: list[Path], at_once: int, **query: int) -> Answers:
-    with httpx2.Client(base_url=server.url, timeout=120, limits=httpx2.Limits(max_connections=at_once)) as client:
-
-        def one(path: Path) -> list[dict[str, Any]]:
-            answer = client.post("/v1/predict", params=query, content=path.read_bytes())
-            assert answer.status_code == 200, answer.text
-            predictions: list[dict[str, Any]] = answer.json()["predictions"]
-            return predictions
-
-        with ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(one, paths))
+    with patient(at_once) as client, ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda path: ask(client, server, path.read_bytes(), **query), paths))
 
 
 def classify_at_once(server: Server, paths: list[Path]) -> Answers:
@@ -36,13 +47,10 @@ def classify_at_once(server: Server, paths: list[Path]) -> Answers:
 
     def one(path: Path) -> list[dict[str, Any]]:
         photograph = path.read_bytes()
-        with httpx2.Client(base_url=server.url, timeout=120) as client:
-            client.get("/livez")
+        with patient() as client:
+            client.get(f"{server.url}/livez", timeout=120)
             together.wait(60)
-            answer = client.post("/v1/predict?top_k=1000", content=photograph)
-        assert answer.status_code == 200, answer.text
-        predictions: list[dict[str, Any]] = answer.json()["predictions"]
-        return predictions
+            return ask(client, server, photograph, top_k=1000)
 
     with ThreadPoolExecutor(len(paths)) as pool:
         return list(pool.map(one, paths))

@@ -75,6 +75,7 @@ at("forget").addEventListener("click", () => {
 
 // ---- photographs
 
+photos.addEventListener("list", () => write("left-out", ""));
 photos.addEventListener("choose", () => showPhoto());
 photos.addEventListener("photo", ({ detail }) => {
   if (detail === photos.chosen && !camera.live) showReply(detail);
@@ -86,7 +87,7 @@ function take(files) {
   }
   camera.stop();
   const left = photos.add(files);
-  if (left) say(`The first ${MOST} are taken, ${left} are not.`);
+  if (left) write("left-out", `The first ${MOST} are taken, ${left} ${left === 1 ? "is" : "are"} not.`);
 }
 
 let shown = null; // the photograph on the stage

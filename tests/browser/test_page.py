@@ -157,10 +157,11 @@ def test_a_visits_history_is_bounded_and_leaves_nothing_in_memory(blank: Page, e
     blank.add_init_script(COUNT_URLS)
     page = opened(blank, embedded_server.url)
     page.set_input_files("#file", [_png(f"{i}.png", (i, i, i)) for i in range(50)])
-    expect(page.locator("#said")).to_have_text("The first 48 are taken, 2 are not.")
+    expect(page.locator("#left-out")).to_have_text("The first 48 are taken, 2 are not.")
     expect(page.locator("#visit-count")).to_have_text("48")
     page.set_input_files("#file", CAT)
     expect_cat(page)
+    expect(page.locator("#left-out")).to_be_empty()
     expect(page.locator("#visit li")).to_have_count(48)
     expect(page.locator("#visit img")).to_have_count(48)
     assert page.evaluate("liveUrls()") == 49  # thumbnails, and the photograph on the stage
