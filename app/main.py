@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
-from app.api.middleware import QUIET, CloseRefused, Observe, Prefix
+from app.api.middleware import QUIET, CloseRefused, Defects, Observe, Prefix
 from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
@@ -99,6 +99,7 @@ def create_app(
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
     # The last one added is the outermost.
+    app.add_middleware(Defects)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

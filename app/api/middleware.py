@@ -38,7 +38,7 @@ DISCARD_S = 1.0
 
 
 class Observe:
-    """Request id, ``Server-Timing``, one log line, metrics, spans; a defect becomes a 500 that shows nothing."""
+    """Request id, ``Server-Timing``, one log line, metrics, spans."""
 
     def __init__(
         self,
@@ -90,12 +90,6 @@ class Observe:
             status = status or CLIENT_GONE
             if isinstance(gone, asyncio.CancelledError):
                 raise
-        except Exception:
-            log.exception("defect", path=scope["path"], **exchange.ids())
-            exchange.code = Internal.code
-            if not status:
-                answer = problems.respond(Internal("the server failed; its log says how"), scope)
-                await answer(scope, receive, observed_send)
         finally:
             self._record(scope, exchange, status)
 
@@ -117,6 +111,35 @@ class Observe:
             client=(scope.get("client") or ("-",))[0],
             **_known(code=exchange.code, images=exchange.images, bytes=exchange.bytes, batch=exchange.batch_size),
         )
+
+
+class Defects:
+    """A defect is logged with its trace, and becomes a 500 that shows nothing and that a page elsewhere can read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except ClientGone:
+            raise
+        except Exception:
+            exchange = Exchange.of(scope)
+            log.exception("defect", path=scope["path"], **exchange.ids())
+            exchange.code = Internal.code
+            if not started:
+                await problems.respond(Internal("the server failed; its log says how"), scope)(scope, receive, send)
 
 
 class Prefix:

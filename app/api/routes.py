@@ -37,6 +37,35 @@ Normalize = Annotated[bool, Query(description="Scale the features to a Euclidean
 Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
 
 
+class Predicting:
+    """What a request to predict asks of each of its images.
+
+    Raises NotReady, and InvalidParameter for what the served model cannot answer.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        top_k: TopK = None,
+        min_score: MinScore = 0.0,
+        taxonomy: InWordNet = False,
+        confidence: Confidence = None,
+    ) -> None:
+        self.classifier = served(request)
+        self.min_score = min_score
+        self.sure = _sure(self.classifier, taxonomy, confidence)
+        self.want = top(self.classifier, top_k, probabilities=taxonomy)
+
+    def answer(self, result: Result) -> dict[str, Any]:
+        """One image's part of the answer."""
+        answer: dict[str, Any] = {"predictions": self.classifier.predictions(result.row, self.min_score)}
+        if self.sure is None:
+            return answer
+        if self.classifier.taxonomy is None or result.row.probabilities is None:
+            raise Internal("no probabilities came from the device")
+        return answer | asdict(self.classifier.taxonomy.placing(result.row.probabilities, self.sure))
+
+
 @router.post(
     "/predict",
     dependencies=gate(ONE),
@@ -45,21 +74,12 @@ Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
     responses=schemas.errors() | schemas.shown(schemas.PREDICTED),
     openapi_extra=schemas.image_body(several=False),
 )
-async def predict(
-    request: Request,
-    top_k: TopK = None,
-    min_score: MinScore = 0.0,
-    taxonomy: InWordNet = False,
-    confidence: Confidence = None,
-) -> Response:
+async def predict(request: Request, asked: Annotated[Predicting, Depends()]) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
-    classifier = served(request)
-    sure = _sure(classifier, taxonomy, confidence)
-    wanted = top(classifier, top_k, probabilities=taxonomy)
-    [(_, result)] = await classify(request, ONE, lambda: wanted)
+    [(_, result)] = await classify(request, ONE, lambda: asked.want)
     if isinstance(result, TopkError):
         raise result
-    return as_json(_head(classifier) | _prediction(classifier, result, min_score, sure))
+    return as_json(_head(asked.classifier) | asked.answer(result))
 
 
 @router.post(
@@ -70,22 +90,13 @@ async def predict(
     responses=schemas.errors() | schemas.shown(schemas.BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
-async def predict_batch(
-    request: Request,
-    top_k: TopK = None,
-    min_score: MinScore = 0.0,
-    taxonomy: InWordNet = False,
-    confidence: Confidence = None,
-) -> Response:
+async def predict_batch(request: Request, asked: Annotated[Predicting, Depends()]) -> Response:
     """The top-k classes of several images, in order; a bad image fails alone."""
-    classifier = served(request)
-    sure = _sure(classifier, taxonomy, confidence)
-    wanted = top(classifier, top_k, probabilities=taxonomy)
     results = [
-        {"filename": upload.filename} | _failed_or(result, lambda r: _prediction(classifier, r, min_score, sure))
-        for upload, result in await classify(request, SEVERAL, lambda: wanted)
+        {"filename": upload.filename} | _failed_or(result, asked.answer)
+        for upload, result in await classify(request, SEVERAL, lambda: asked.want)
     ]
-    return as_json(_head(classifier) | {"results": results})
+    return as_json(_head(asked.classifier) | {"results": results})
 
 
 @router.post(
@@ -166,15 +177,6 @@ def _sure(classifier: Classifier, taxonomy: bool, confidence: float | None) -> f
     if taxonomy and classifier.taxonomy is None:
         raise InvalidParameter("taxonomy: the model's classes have no place in WordNet")
     return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
-
-
-def _prediction(classifier: Classifier, result: Result, min_score: float, sure: float | None) -> dict[str, Any]:
-    answer: dict[str, Any] = {"predictions": classifier.predictions(result.row, min_score)}
-    if sure is None:
-        return answer
-    if classifier.taxonomy is None or result.row.probabilities is None:
-        raise Internal("no probabilities came from the device")
-    return answer | asdict(classifier.taxonomy.placing(result.row.probabilities, sure))
 
 
 def _embedding(result: Result, encoding: str, normalize: bool) -> Any:

@@ -79,15 +79,19 @@ def test_without_cors_no_origin_is_named(app_server: InProcess) -> None:
     assert not {"access-control-allow-origin", "timing-allow-origin"} & set(headers)
 
 
-def test_a_defect_is_a_500_that_shows_nothing(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_a_500_that_shows_nothing_and_that_a_page_elsewhere_can_read(
+    small_limits: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret internals")
 
-    monkeypatch.setattr(app_server.app.state.classifier, "predictions", broken)
-    answer = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO)
+    monkeypatch.setattr(small_limits.app.state.classifier, "predictions", broken)
+    headers = {"Origin": "https://page.example", "X-API-Key": "first-key"}
+    answer = httpx2.post(f"{small_limits.url}/v1/predict", content=PHOTO, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert answer.headers["access-control-allow-origin"] == "https://page.example"
 
 
 def test_metrics_count_requests_by_route_and_status(app_server: InProcess) -> None:
