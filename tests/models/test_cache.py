@@ -52,15 +52,6 @@ def events(resolution: Callable[[], object]) -> list[str]:
 CONVERTING = "converting the model, once on this machine"
 
 
-def test_a_model_is_converted_once(weights: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "cache"
-    assert events(lambda: cache.converted("squeezenet1_1", weights, folder)) == [CONVERTING]
-    [entry] = folder.iterdir()
-    assert entry.name.startswith("squeezenet1-1-")
-    assert sorted(path.name for path in entry.iterdir()) == ["model.json", "openvino.bin", "openvino.xml"]
-    assert events(lambda: cache.converted("squeezenet1_1", weights, folder)) == []
-
-
 def test_a_converted_model_is_known_by_its_architecture_and_its_weights(kept: Path, weights: Path) -> None:
     model = cache.converted("squeezenet1_1", weights, kept)
     assert (model.name, model.architecture, model.weights) == ("squeezenet1_1", "squeezenet1_1", "mine")
@@ -74,7 +65,7 @@ def test_a_cache_may_lie_in_the_user_s_home(kept: Path, weights: Path, monkeypat
     assert events(lambda: cache.converted("squeezenet1_1", weights, Path("~") / kept.name)) == []
 
 
-@pytest.mark.parametrize("name", ["openvino.bin", "model.json"])
+@pytest.mark.parametrize("name", ["openvino.bin", pytest.param("model.json", marks=pytest.mark.production)])
 def test_a_damaged_entry_is_converted_again(copy: Path, weights: Path, name: str) -> None:
     [entry] = copy.iterdir()
     sound = (entry / name).read_bytes()
@@ -162,10 +153,18 @@ def resolving(weights: Path, folder: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
 
 
-def test_converting_imports_no_torch_into_the_process_that_serves(weights: Path, tmp_path: Path) -> None:
-    with resolving(weights, tmp_path) as process:
+def test_a_model_is_converted_once_and_imports_no_torch_into_the_process_that_serves(
+    weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "new" / "cache"
+    with resolving(weights, folder) as process:
         said, _ = process.communicate(timeout=120)
+    assert CONVERTING in said
     assert said.splitlines()[-1] == "squeezenet1_1 []"
+    [entry] = folder.iterdir()
+    assert entry.name.startswith("squeezenet1-1-")
+    assert sorted(path.name for path in entry.iterdir()) == ["model.json", "openvino.bin", "openvino.xml"]
+    assert events(lambda: cache.converted("squeezenet1_1", weights, folder)) == []
 
 
 @pytest.fixture

@@ -16,14 +16,11 @@ from app.models.labels import imagenet1k
 from app.models.model import Model
 from tests.models.seeded import seeded
 
-FAMILIES = [  # each brings operations that those before it do not have
-    "alexnet",
-    "squeezenet1_1",
-    "shufflenet_v2_x0_5",
+FAMILIES = ["alexnet", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0"]
+SLOW = [  # each brings operations that those before it do not have
     "mobilenet_v3_small",
     "googlenet",
     "densenet121",
-    "efficientnet_b0",
     "regnet_y_400mf",
     "convnext_tiny",
     "vit_b_32",
@@ -39,7 +36,7 @@ def compiled(network: openvino.Model) -> Any:
     return openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", FAMILIES + [pytest.param(name, marks=pytest.mark.production) for name in SLOW])
 @torch.inference_mode()
 def test_every_family_computes_in_openvino_what_it_computes_in_torch(architecture: str) -> None:
     preprocessing = zoo.preprocessing(architecture, None)

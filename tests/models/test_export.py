@@ -19,6 +19,8 @@ from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, RESNET50, Server, envir
 from tests.models.seeded import seeded
 from tests.train.conftest import make
 
+Answers = list[dict[str, object]]
+
 
 def topk(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -38,25 +40,31 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def predictions(*options: object) -> list[dict[str, object]]:
+def predictions(*options: object) -> Answers:
     ran = topk("predict", CAT, "--json", *options)
     assert ran.returncode == 0, ran.stderr
-    answer: list[dict[str, object]] = json.loads(ran.stdout)["predictions"]
+    answer: Answers = json.loads(ran.stdout)["predictions"]
     return answer
 
 
-def test_an_exported_folder_answers_as_the_model_does(weights: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def expected(weights: Path) -> Answers:
+    """What the model itself answers."""
+    return predictions("--model", "resnet18", "--weights", weights)
+
+
+def test_an_exported_folder_answers_as_the_model_does(weights: Path, expected: Answers, tmp_path: Path) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine")
     assert ran.returncode == 0, ran.stderr
     assert f"topk serve --model {tmp_path / 'mine'}" in ran.stdout
-    assert predictions("--model", tmp_path / "mine") == predictions("--model", "resnet18", "--weights", weights)
+    assert predictions("--model", tmp_path / "mine") == expected
 
 
-def test_a_folder_for_openvino_only_has_no_weights_for_torch(weights: Path, tmp_path: Path) -> None:
+def test_a_folder_for_openvino_only_has_no_weights_for_torch(weights: Path, expected: Answers, tmp_path: Path) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", "--openvino-only")
     assert ran.returncode == 0, ran.stderr
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["model.json", "openvino.bin", "openvino.xml"]
-    assert predictions("--model", tmp_path / "mine") == predictions("--model", "resnet18", "--weights", weights)
+    assert predictions("--model", tmp_path / "mine") == expected
     assert "served by OpenVINO alone" in topk("predict", CAT, "--model", tmp_path / "mine", "--engine", "torch").stderr
 
 
@@ -75,6 +83,7 @@ def test_a_few_photographs_are_too_few(weights: Path, tmp_path: Path) -> None:
     assert "calibration needs 20 or more" in ran.stderr
 
 
+@pytest.mark.production
 def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, tmp_path: Path) -> None:
     """Classes that hardly differ, so that int8 orders them anew."""
     state = load_file(weights)
