@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,27 +24,40 @@ CATS = re.compile("^(tabby|tiger cat|Egyptian cat)$")
 INSECURE = "page.example"  # a name of this machine's that is no secure context to a browser
 
 
+Launch = Callable[..., Browser]
+
+
 @pytest.fixture(scope="package")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
+    """Starts a browser: with a camera that shows the cat, or ``cameras`` of Chromium's; ``may`` a page use them?"""
     expect.set_options(timeout=20_000)
     film = tmp_path_factory.mktemp("camera") / "cat.mjpeg"
     film.write_bytes(_film())
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-dev-shm-usage",
-                "--disable-background-networking",
-                "--use-fake-device-for-media-stream",
-                "--use-fake-ui-for-media-stream",
-                f"--use-file-for-fake-video-capture={film}",
-                f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1",
-            ],
-        )
+
+        def start(cameras: int | None = None, may: bool = True) -> Browser:
+            devices = "--use-fake-device-for-media-stream"
+            seen = [f"--use-file-for-fake-video-capture={film}", devices]
+            return playwright.chromium.launch(
+                executable_path=CHROMIUM,
+                args=[
+                    "--no-sandbox",
+                    "--disable-gpu",
+                    "--disable-dev-shm-usage",
+                    "--disable-background-networking",
+                    *(seen if cameras is None else [f"{devices}=device-count={cameras}"]),
+                    f"--use-fake-ui-for-media-stream{'' if may else '=deny'}",
+                    f"--host-resolver-rules=MAP {INSECURE} 127.0.0.1",
+                ],
+            )
+
+        yield start
+
+
+@pytest.fixture(scope="package")
+def browser(launch: Launch) -> Iterator[Browser]:
+    with launch() as chromium:
         yield chromium
-        chromium.close()
 
 
 def _film() -> bytes:
@@ -58,12 +71,16 @@ def _film() -> bytes:
 @pytest.fixture
 def blank(browser: Browser) -> Iterator[Page]:
     """A page not yet opened, in a context of its own."""
-    context = browser.new_context(reduced_motion="reduce")
-    context.set_default_timeout(20_000)
-    page = context.new_page()
+    page = new_page(browser)
     page.on("filechooser", lambda chooser: None)  # from here on choosers are intercepted, before any test presses a key
     yield page
-    context.close()
+    page.context.close()
+
+
+def new_page(browser: Browser) -> Page:
+    context = browser.new_context(reduced_motion="reduce")
+    context.set_default_timeout(20_000)
+    return context.new_page()
 
 
 @pytest.fixture

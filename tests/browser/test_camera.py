@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
-from tests.browser.conftest import INSECURE, expect_cat, keep, opened
-from tests.conftest import Server
+from tests.browser.conftest import INSECURE, Launch, expect_cat, keep, new_page, opened
+from tests.conftest import CAT, Server
 
 pytestmark = pytest.mark.browser
 
@@ -27,6 +27,7 @@ HIDE = """(hidden) => {
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
 TRACK = "document.querySelector('#video').srcObject?.getTracks()[0].readyState ?? 'none'"
+DEVICE = "document.querySelector('#video').srcObject?.getTracks()[0].getSettings().deviceId"
 SIMULATED = """async ([round_trip, seconds, wait]) => {
     const {Pace} = await import("/web/pace.js");
     const pace = new Pace();
@@ -152,3 +153,38 @@ def test_without_a_secure_context_the_reason_is_said(blank: Page, embedded_serve
     expect(blank.locator("#problem-title")).to_have_text("The camera cannot be used")
     expect(blank.locator("#problem-detail")).to_have_text("Browsers allow it on https and on localhost only.")
     expect(blank.locator("#camera")).to_be_visible()
+
+
+def test_a_camera_that_may_not_be_used_is_said_to_be_one(launch: Launch, embedded_server: Server) -> None:
+    with launch(may=False) as browser:
+        page = opened(new_page(browser), embedded_server.url)
+        page.click("#camera")
+        expect(page.locator("#problem-title")).to_have_text("The camera cannot be used")
+        expect(page.locator("#problem-detail")).to_have_text("The browser was not allowed to use it.")
+        expect(page.locator("#camera")).to_be_visible()
+        page.set_input_files("#file", CAT)
+        expect_cat(page)
+
+
+def test_where_there_is_none_the_reason_is_said(launch: Launch, embedded_server: Server) -> None:
+    with launch(cameras=0) as browser:
+        page = opened(new_page(browser), embedded_server.url)
+        page.click("#camera")
+        expect(page.locator("#problem-detail")).to_have_text("There is none.")
+
+
+def test_the_other_camera_takes_over(launch: Launch, embedded_server: Server) -> None:
+    with launch(cameras=2) as browser:
+        page = _live(opened(new_page(browser), embedded_server.url))
+        first = page.evaluate_handle("document.querySelector('#video').srcObject.getTracks()[0]")
+        before = page.evaluate(DEVICE)
+        page.get_by_role("button", name="Other camera").click()
+        page.wait_for_function(f"(before) => {DEVICE} && {DEVICE} !== before", arg=before)
+        assert first.evaluate("track => track.readyState") == "ended"
+        with page.expect_response("**/v1/predict*"):
+            pass
+        expect(page.locator("#rate")).to_have_text(RATE)
+
+
+def test_one_camera_has_no_other(page: Page) -> None:
+    expect(_live(page).locator("#turn")).to_be_hidden()
