@@ -19,7 +19,7 @@ serve: $(VENV)/.serve
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
-# What needs nginx, prometheus and the like, or minutes: `make test-production`.
+# What needs nginx, prometheus and the like, or takes long: `make test-production`.
 test-production: $(VENV)/.production
 	$(BIN)/python -m pytest -m production $(ARGS)
 

@@ -161,6 +161,7 @@ def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: P
     assert page.exists() == ("--report" in command)
 
 
+@pytest.mark.production
 @pytest.mark.shared
 def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
     """To half a point of accuracy, and a point elsewhere; the reference is the float32 of torch."""
@@ -177,6 +178,7 @@ def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
         assert [float(one) for one in got] == pytest.approx([float(one) for one in expected], abs=5)
 
 
+@pytest.mark.production
 @pytest.mark.shared
 def test_training_says_what_the_readme_shows(tmp_path: Path) -> None:
     command = commands("topk train")[0].replace("../shared", str(SHARED))
