@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import orjson
 import typer
@@ -23,9 +23,14 @@ from rich.tree import Tree
 from app import __version__
 from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError, TrainingError
 from app.filenames import shown
-from app.settings import Settings
+from app.settings import Settings, complaint
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="POST an image, get the top-k ImageNet classes.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # it takes [default: 5] for markup, and cuts what a narrow column cannot hold
+    help="POST an image, get the top-k ImageNet classes.",
+)
 out, err = Console(), Console(stderr=True)
 
 _MODEL_OPTIONS = (
@@ -37,6 +42,11 @@ _PREDICT_S = 600.0
 _AT_ONCE = 64
 
 Command = Callable[..., None]
+
+
+def say(console: Console, line: str, style: str | None = None) -> None:
+    """One line, however long it is and wherever it goes."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def with_settings(*names: str) -> Callable[[Command], Command]:
@@ -61,20 +71,38 @@ def with_settings(*names: str) -> Callable[[Command], Command]:
 
 
 def _option(name: str, field: Any) -> inspect.Parameter:
+    """Taken as text, whatever it is: the settings themselves say what is wrong with it."""
     kind = bool if field.annotation is bool else str
-    default = "" if field.default is None or get_origin(field.annotation) is tuple else f" [default: {field.default}]"
-    option = typer.Option(help=f"{field.description}{default}", show_default=False)
+    metavar = None if kind is bool else f"<{_kind(field.annotation)}>"
+    option = typer.Option(help=f"{field.description}{_default(field.default)}", metavar=metavar, show_default=False)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
+
+
+def _kind(annotation: Any) -> str:
+    """What an option takes, in a word."""
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "list"
+    kinds = {annotation, *get_args(annotation)}
+    return "int" if int in kinds else "path" if Path in kinds else "str"
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    if value is None or value == "":
+        return ""
+    return f" [default: {str(value).lower() if isinstance(value, bool) else value}]"
 
 
 def _settings(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ModelError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ModelError(complaint(error, given)) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"the file .env is no UTF-8: {error}") from error
 
@@ -121,7 +149,8 @@ def predict(
     confidence: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="With --taxonomy: what the answer's score reaches. [default: 0.9]", show_default=False
+            help="With --taxonomy: what the answer's score reaches, more than 0 and at most 1. [default: 0.9]",
+            show_default=False,
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
@@ -136,7 +165,7 @@ def predict(
         if json:
             out.file.write(orjson.dumps(answer).decode() + "\n")
         elif "error" in answer:
-            err.print(f"{answer['file']}: {answer['error']['detail']}", markup=False, highlight=False)
+            say(err, f"{answer['file']}: {answer['error']['detail']}")
         else:
             out.print(_table(answer))
             if taxonomy:
@@ -234,8 +263,8 @@ def export(
             settings.model_copy(update={"model": model}), out_folder, calibrate, force, not openvino_only, status.update
         )
     if judgement:
-        out.print(f"int8: {judgement}", highlight=False)
-    out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
+        say(out, f"int8: {judgement}")
+    say(out, f"written: {out_folder}; serve it with: topk serve --model {out_folder}")
 
 
 @app.command()
@@ -289,7 +318,7 @@ def bench(
     with Live(err) as live:
         result = run(Target(url), asked, live)
     for warning in result.warnings:
-        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        say(err, f"warning: {warning}", "yellow")
     if json:
         out.file.write(orjson.dumps(result.as_dict()).decode() + "\n")
     else:
@@ -350,7 +379,7 @@ def evaluate(
             if report:
                 write(found, report, settings.max_pixels)
             for note in found.notes:
-                err.print(note, style="yellow", markup=False, highlight=False)
+                say(err, note, "yellow")
             if json:
                 out.file.write(orjson.dumps(found.as_dict()).decode() + "\n")
             else:
@@ -398,11 +427,11 @@ def train(
         err.print("interrupted; nothing was written, and the features computed so far are kept")
         raise typer.Exit(130) from None
     for warning in trained.learned.warnings:
-        err.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        say(err, f"warning: {warning}", "yellow")
     for line in trained.words():
-        out.print(line, markup=False, highlight=False)
+        say(out, line)
     table.show(trained.metrics, out)
-    out.print(f"written: {out_folder}; serve it with: topk serve --model {out_folder}", markup=False, highlight=False)
+    say(out, f"written: {out_folder}; serve it with: topk serve --model {out_folder}")
 
 
 def _images(files: Iterable[Path]) -> Iterable[Path]:
@@ -430,7 +459,7 @@ def _sure(taxonomy: bool, confidence: float | None) -> float | None:
     if not taxonomy:
         raise ModelError("--confidence is that of the answer from WordNet, which --taxonomy asks for")
     if not 0 < confidence <= 1:
-        raise ModelError("--confidence must be more than 0")
+        raise ModelError("--confidence must be more than 0 and at most 1")
     return confidence
 
 
@@ -448,7 +477,7 @@ def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[s
         if asked.sure and classifier.taxonomy is None:
             raise ModelError("--taxonomy: the model's classes have no place in WordNet")
         if classifier.model.warning:
-            err.print(f"warning: {classifier.model.warning}", style="yellow", markup=False)
+            say(err, f"warning: {classifier.model.warning}", "yellow")
         return asyncio.run(_classify(classifier, paths, asked))
     finally:
         classifier.close()
@@ -525,5 +554,5 @@ def main() -> None:
     try:
         app()
     except (EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
-        err.print(f"topk: {error.detail}", style="red", markup=False, highlight=False)
+        say(err, f"topk: {error.detail}", "red")
         sys.exit(1)

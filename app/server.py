@@ -25,7 +25,7 @@ from app import connections, machine
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
-from app.settings import Settings, unknown_names
+from app.settings import Settings, surroundings, unknown_names
 from app.telemetry import configure_logging
 
 log = structlog.get_logger("topk")
@@ -39,8 +39,8 @@ def serve(settings: Settings) -> int:
     """Serve until a signal comes; the process's exit code. Raises ModelError where the port is taken."""
     machine.return_memory()
     configure_logging(settings.log_format, settings.log_level)
-    if unknown := unknown_names(os.environ):
-        log.warning("environment variables that are no settings", names=unknown)
+    if unknown := unknown_names(surroundings()):
+        log.warning("these are no settings, and are ignored", names=unknown)
     listener = bind(settings.host, settings.port)
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle)

@@ -1,25 +1,34 @@
 """Every setting once: its name, its default and one sentence. A flag wins over the environment, that over ``.env``."""
 
-import re
-from collections.abc import Mapping
-from ipaddress import ip_network
+import os
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from dotenv import dotenv_values
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app import values
 
 MIB = 2**20
 PROTOCOLS = ("v2", "v1", "torchserve", "huggingface", "sagemaker", "vertex", "litserve")
-_ROUTE = r"^/[^?#\s{}]*$"  # a path as it stands: braces would be parameters
 PILLOW_PIXEL_LIMIT = 178_956_970  # Pillow refuses to open larger pictures, whatever we say
+
+_PREFIX, _DOTENV = "TOPK_", ".env"
+_Split = BeforeValidator(lambda value: values.parts(value) if isinstance(value, str) else value)
+_Route = Annotated[str, AfterValidator(values.route)]
+_Origin = Annotated[str, AfterValidator(values.origin)]
+_Network = Annotated[str, AfterValidator(values.network)]
 
 
 class Settings(BaseSettings):
     """Read once, by the command line or by ``create_app``'s caller, and passed in from there."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TOPK_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
+        env_prefix=_PREFIX, env_file=_DOTENV, env_ignore_empty=True, extra="ignore", frozen=True, populate_by_name=True
     )
 
     model: str = Field(
@@ -27,7 +36,7 @@ class Settings(BaseSettings):
         description="What to serve: `auto`, a torchvision architecture, `resnet50[:IMAGENET1K_V2]`, `timm:NAME`, a"
         " model folder, or an Ultralytics checkpoint, `yolo11n-cls.pt`.",
     )
-    model_folders: Annotated[tuple[Path, ...], NoDecode] = Field(
+    model_folders: Annotated[tuple[Path, ...], NoDecode, _Split] = Field(
         (Path("/opt/ml/model"),),
         description="Where `TOPK_MODEL` is `auto`, the first of these folders that is there and not empty is served,"
         " comma-separated.",
@@ -38,13 +47,13 @@ class Settings(BaseSettings):
     trust_checkpoint: bool = Field(
         False, description="Unpickle the Ultralytics checkpoint that is to be served, which runs code that it holds."
     )
-    model_name: str | None = Field(
+    model_name: Annotated[str, AfterValidator(values.model_name)] | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9._-]{1,128}$",
-        description="Name in answers; by default the architecture, or the folder's or file's name.",
+        description="Name in answers and in protocols' paths, of letters, digits, `.`, `_` and `-`, at most 128; by"
+        " default the architecture, or the folder's or file's name.",
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`."
+    device: Annotated[str, AfterValidator(values.device)] = Field(
+        "auto", description="`auto`, `cuda`, `cuda:N`, `mps` or `cpu`."
     )
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="What computes: `auto` is `openvino` on a CPU, `torch` on a GPU."
@@ -81,38 +90,37 @@ class Settings(BaseSettings):
         description="Listen while the model is loading, and answer `not_ready`; `false` lets a load balancer that asks"
         " no `/readyz` go elsewhere until then.",
     )
-    root_path: str = Field(
-        "", pattern=r"^(/[^/?#]+)*$", description="Prefix under which a proxy serves everything, `/vision`."
+    root_path: Annotated[str, AfterValidator(values.prefix)] = Field(
+        "", description="Prefix under which a proxy serves everything, `/vision`."
     )
-    protocols: Annotated[tuple[Literal[PROTOCOLS], ...], NoDecode] = Field(  # type: ignore[valid-type]
+    protocols: Annotated[tuple[Literal[PROTOCOLS], ...], NoDecode, _Split] = Field(  # type: ignore[valid-type]
         PROTOCOLS, description="Protocols that are spoken beside `/v1/predict`, comma-separated."
     )
-    aip_health_route: str | None = Field(
+    aip_health_route: _Route | None = Field(
         None,
-        pattern=_ROUTE,
         validation_alias=AliasChoices("TOPK_AIP_HEALTH_ROUTE", "AIP_HEALTH_ROUTE"),
         description="Path that Vertex AI asks whether the service is ready; `AIP_HEALTH_ROUTE` is read too.",
     )
-    aip_predict_route: str | None = Field(
+    aip_predict_route: _Route | None = Field(
         None,
-        pattern=_ROUTE,
         validation_alias=AliasChoices("TOPK_AIP_PREDICT_ROUTE", "AIP_PREDICT_ROUTE"),
         description="Path that Vertex AI sends its requests to; `AIP_PREDICT_ROUTE` is read too.",
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+    cors_origins: Annotated[tuple[_Origin, ...], NoDecode, _Split] = Field(
         (), description="Origins whose pages may call the API, comma-separated, or `*`."
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, _Split] = Field(
         (), description="Accepted API keys, comma-separated; none means no key is asked for."
     )
     api_keys_file: Path | None = Field(None, description="File with one accepted API key a line.")
 
-    rate_limit: str | None = Field(
+    rate_limit: Annotated[str, AfterValidator(values.rate_limit)] | None = Field(
         None,
         description="Most images of one API key, or of one address where there are no keys: `10/second`, `600/minute`."
-        " More is answered 429.",
+        " More is answered 429. Each of `TOPK_WORKERS` counts for itself: over several connections it may be that many"
+        " times as much.",
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+    trusted_proxies: Annotated[tuple[_Network, ...], NoDecode, _Split] = Field(
         (),
         description="Addresses or networks, comma-separated, whose `X-Forwarded-For` tells the client's address.",
     )
@@ -159,46 +167,51 @@ class Settings(BaseSettings):
         " `OTEL_EXPORTER_OTLP_ENDPOINT` and the like.",
     )
 
-    @field_validator("cors_origins", "api_keys", "trusted_proxies", "protocols", "model_folders", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        parts = tuple(part.strip() for part in value.split(",") if part.strip())
-        if value and not parts:
-            raise ValueError("nothing but separators")  # an open server, were this taken for no keys
-        return parts
 
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for network in value:
-            ip_network(network)
-        return value
-
-    @field_validator("rate_limit")
-    @classmethod
-    def _rate(cls, value: str | None) -> str | None:
-        if value:
-            import limits
-
-            try:
-                limits.parse(value)
-            except ValueError:
-                raise ValueError(f"{value!r} is no rate, such as 10/second or 600/minute") from None
-        return value
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin, such as https://page.example, without a path")
-        return value
+def surroundings() -> dict[str, str]:
+    """The variables that settings are read from: the environment's, and those of ``.env`` that it has not."""
+    return {name: value for name, value in {**dotenv_values(_DOTENV), **os.environ}.items() if value is not None}
 
 
 def unknown_names(environment: Mapping[str, str]) -> list[str]:
-    """Variables that look like settings and are none: most are misspelt."""
-    prefix = Settings.model_config["env_prefix"]
-    known = {f"{prefix}{name}".upper() for name in Settings.model_fields}
-    return sorted(name for name in environment if name.upper().startswith(prefix) and name.upper() not in known)
+    """Variables that look like settings and are none, with the setting that may be meant: most are misspelt."""
+    known = [name for field in Settings.model_fields for name in _variables(field) if name.startswith(_PREFIX)]
+    found = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
+    nearest = {name: get_close_matches(name.upper(), known, 1) for name in found}
+    return [f"{name} ({near[0]}?)" if (near := nearest[name]) else name for name in found]
+
+
+def complaint(error: ValidationError, options: Collection[str] = ()) -> str:
+    """What is wrong first, as a sentence that begins with what was set: one of the ``options``, or a variable."""
+    fault = error.errors()[0]
+    place = str(fault["loc"][0])
+    field = next(name for name in Settings.model_fields if place in (name, *_variables(name)))
+    if field in options:
+        return f"--{field.replace('_', '-')}: {_sentence(fault)}"
+    names = {name.upper(): name for name, value in surroundings().items() if value}
+    set_by = next((names[name] for name in _variables(field) if name in names), field)
+    return f"{set_by}: {_sentence(fault)}"
+
+
+def _variables(field: str) -> list[str]:
+    """Environment variables of a setting, its own first."""
+    alias = Settings.model_fields[field].validation_alias
+    return [str(name) for name in alias.choices] if isinstance(alias, AliasChoices) else [f"{_PREFIX}{field}".upper()]
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    given, about = repr(fault["input"]), fault.get("ctx", {})
+    match fault["type"]:
+        case "value_error":
+            return str(about["error"])
+        case "int_parsing" | "int_parsing_size":
+            return f"{given} is no whole number"
+        case "bool_parsing":
+            return f"{given} is neither true nor false"
+        case "literal_error":
+            return f"{given} is none of {about['expected'].replace(' or ', ' and ')}"
+        case "greater_than_equal":
+            return f"{given} is less than {about['ge']}"
+        case "less_than_equal":
+            return f"{given} is more than {about['le']}"
+    return fault["msg"]

@@ -1,14 +1,18 @@
+import os
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, unknown_names
+from app.settings import Settings, complaint, surroundings, unknown_names
+from tests.conftest import environment
 
 
 @pytest.fixture(autouse=True)
-def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name not in environment()]:
+        monkeypatch.delenv(name)
 
 
 def test_an_argument_wins_over_the_environment_and_that_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +38,8 @@ def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         {"model_name": "a/b"},
         {"device": "gpu"},
         {"root_path": "vision"},
-        {"root_path": "/v/"},
+        *({"root_path": path} for path in ("/a b", "/ä", "/../x", "/%41", "//x", "/v?x")),
+        *({"model_name": name} for name in (".", "..", "", "a" * 129)),
         {"max_pixels": 0},
         {"engine": "x"},
     ],
@@ -42,6 +47,48 @@ def test_lists_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_senseless_values_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Settings(**wrong)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("/", ""), ("/a/", "/a"), ("/a/b", "/a/b"), ("", "")])
+def test_a_prefix_is_taken_with_and_without_a_slash_at_its_end(given: str, meant: str) -> None:
+    assert Settings(root_path=given).root_path == meant
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"PORT": "abc"}, "PORT: 'abc' is no whole number"),
+        ({"AIP_HTTP_PORT": "70000", "PORT": "1"}, "AIP_HTTP_PORT: '70000' is more than 65535"),
+        ({"AIP_HEALTH_ROUTE": "x"}, "AIP_HEALTH_ROUTE: 'x' is no path, such as /predict: it begins with / and has no"),
+        ({"TOPK_MAX_PIXELS": "0"}, "TOPK_MAX_PIXELS: '0' is less than 1"),
+        ({"topk_traces": "perhaps"}, "topk_traces: 'perhaps' is neither true nor false"),
+        ({"TOPK_ENGINE": "x"}, "TOPK_ENGINE: 'x' is none of 'auto', 'torch' and 'openvino'"),
+        ({"TOPK_PROTOCOLS": "v2,v3"}, "TOPK_PROTOCOLS: 'v3' is none of 'v2', 'v1', "),
+        ({"TOPK_API_KEYS": ",,"}, "TOPK_API_KEYS: ',,' holds nothing but commas"),
+        ({"TOPK_DEVICE": "gpu"}, "TOPK_DEVICE: 'gpu' is no device: auto, cpu, mps, cuda, or one of several"),
+        ({"TOPK_RATE_LIMIT": "10"}, "TOPK_RATE_LIMIT: '10' is not one rate above 0, such as 10/second"),
+        ({"TOPK_TRUSTED_PROXIES": "10.0.0.1/8"}, "TOPK_TRUSTED_PROXIES: '10.0.0.1/8' is no address or network; write"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_plainly_of_what_was_set(
+    variables: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert complaint(error.value).startswith(sentence)
+
+
+def test_what_is_wrong_with_an_option_or_in_dotenv_is_said_of_it() -> None:
+    Path(".env").write_text("PORT=abc\n")
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert complaint(error.value) == "PORT: 'abc' is no whole number"
+    with pytest.raises(ValidationError) as error:
+        Settings(port="http")
+    assert complaint(error.value, ["port"]) == "--port: 'http' is no whole number"
 
 
 def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,11 +99,29 @@ def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_misspelt_variables_are_found() -> None:
-    environment = {"TOPK_MODEL": "x", "TOPK_MODLE": "x", "topk_port": "1", "HOME": "/"}
-    assert unknown_names(environment) == ["TOPK_MODLE"]
+    variables = {"TOPK_MODEL": "x", "TOPK_MODLE": "x", "topk_port": "1", "HOME": "/"}
+    assert unknown_names(variables) == ["TOPK_MODLE (TOPK_MODEL?)"]
+    assert unknown_names({"TOPK_QQQ": "1", "TOPK_AIP_HEALTH_ROUTE": "/x"}) == ["TOPK_QQQ"]
 
 
-@pytest.mark.parametrize("origin", ["page.example", "https://page.example/", "https://page.example/path", "ftp://x"])
+def test_misspelt_variables_are_found_in_dotenv_too() -> None:
+    Path(".env").write_text("TOPK_MAX_PIXELZ=1\nTOPK_PORT=1\nOTHER=1\n")
+    assert unknown_names(surroundings()) == ["TOPK_MAX_PIXELZ (TOPK_MAX_PIXELS?)"]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("page.example", "https://page.example/", "https://page.example/path", "ftp://x", "https://a b.example"),
+        *("https://*.page.example", "https://page.example:443", "http://page.example:80", "https://ü.example"),
+        *("https://Page.example", "https://page.example:0443", "https://page.example:70000", "https://me@page.example"),
+    ],
+)
 def test_what_no_browser_sends_as_its_origin_is_refused(origin: str) -> None:
     with pytest.raises(ValidationError):
         Settings(cors_origins=origin)
+
+
+@pytest.mark.parametrize("origin", ["*", "https://page.example", "http://localhost:3000", "http://[::1]:8080"])
+def test_what_browsers_send_as_their_origin_is_taken(origin: str) -> None:
+    assert Settings(cors_origins=origin).cors_origins == (origin,)

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from app.api.auth import require_key
 from app.api.exchange import ClientGone, Exchange
+from app.api.ratelimit import RateLimit
 from app.api.uploads import Form, Parse, Upload, Uploads, check_limits
 from app.classifier import Classifier, Result
 from app.engine import Want
@@ -35,16 +36,19 @@ async def classify(
     """
     classifier = served(request)
     uploads: Uploads = request.app.state.uploads
+    rate_limit: RateLimit = request.app.state.rate_limit
     exchange = Exchange.of(request.scope)
     patience = _patience(request, classifier.settings.request_timeout_ms)
     classifier.admit(1, time.monotonic() + patience)
+    upload = rate_limit.charge(exchange.caller, 1)  # how many images it has is not known before its body
     async with uploads.read(request, form, parse) as images:
         deadline = time.monotonic() + patience
         wanted = want()
         exchange.images = len(images)
-        await request.app.state.rate_limit.charge(exchange.caller, len(images) - 1)  # one was before its body came
         sound = [image.content for image in images if not isinstance(image.content, TopkError)]
+        rate_limit.give_back(upload)  # what is refused as a whole now costs nothing
         classifier.admit(len(sound), deadline)
+        rate_limit.charge(exchange.caller, len(images))
         work = asyncio.gather(
             *(classifier.classify(image, wanted, deadline) for image in sound), return_exceptions=True
         )

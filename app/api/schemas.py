@@ -255,7 +255,7 @@ _ERRORS: dict[int, tuple[str, TopkError]] = {
     413: ("`payload_too_large`", PayloadTooLarge("an image of more than 20971520 bytes")),
     415: ("`unsupported_media_type`", UnsupportedMediaType("the bytes are no image format that is decoded here")),
     422: ("`undecodable_image` or `too_many_pixels`", UndecodableImage("the image is truncated")),
-    429: ("`rate_limited`", RateLimited("more than 600 per 1 minute", 12.0)),
+    429: ("`rate_limited`", RateLimited("more images than the rate limit, 600/minute, grants", 12.0)),
     503: ("`overloaded` (with `Retry-After`) or `not_ready`", Overloaded("the answer would come too late", 1.4)),
     504: ("`deadline_exceeded`", DeadlineExceeded("the answer did not come in time")),
 }

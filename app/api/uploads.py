@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 FIELDS = ("file", "image", "data")
-UPLOADING = ("POST", "PUT")
 _VALUES = 10_000  # most values of a JSON document: what two bytes are in it takes a hundred in memory
 _PART_HEADERS_BYTES = 8192
 _GLANCE = 64

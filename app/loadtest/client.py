@@ -3,6 +3,7 @@
 import asyncio
 import io
 import itertools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,12 +45,16 @@ def session(headers: dict[str, str]) -> aiohttp.ClientSession:
 
 
 class Client:
-    """Sends bodies in turn to one URL; ``records`` holds what became of them, in the order they ended."""
+    """Sends bodies in turn to one URL; ``records`` holds what became of them, in the order they ended.
+
+    ``unreachable`` is why no connection came about, the last time that it did not.
+    """
 
     def __init__(self, session: aiohttp.ClientSession, url: str, bodies: Sequence[Body]) -> None:
         self.session = session
         self.url = url
         self.records: list[Record] = []
+        self.unreachable = ""
         self._bodies = itertools.cycle(bodies)
 
     async def send(self, due: float, give_up: float) -> Record:
@@ -61,6 +66,8 @@ class Client:
                 status = await self._post(next(self._bodies))
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             error = _kind(failure)
+            if isinstance(failure, aiohttp.ClientConnectorError):
+                self.unreachable = _reason(failure)
         record = Record(due, begun, time(), status, error)
         self.records.append(record)
         return record
@@ -71,6 +78,14 @@ class Client:
         async with self.session.post(self.url, data=data, headers=headers, allow_redirects=False) as answer:
             await answer.read()
             return answer.status
+
+
+def _reason(failure: aiohttp.ClientConnectorError) -> str:
+    """In the system's words: refused, no such host, no route; a certificate's fault in its own."""
+    cause = failure.os_error
+    if isinstance(failure, aiohttp.ClientConnectorDNSError) or not cause.errno:
+        return str(cause.strerror or cause)
+    return os.strerror(cause.errno)
 
 
 def _kind(failure: Exception) -> str:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import responses
 from typing import Any
 
 from app.loadtest.client import Record
@@ -75,7 +76,7 @@ class Point:
         return self.good / self.requests if self.requests else 0.0
 
     def warnings(self, slo_ms: float) -> list[str]:
-        """Why these figures may be the client's rather than the server's."""
+        """Why these figures may say less of the server than they seem to."""
         found = []
         if self.client_cpu > BUSY:
             found.append(
@@ -83,6 +84,10 @@ class Point:
             )
         if (self.behind_p99_ms or 0) > LATE * slo_ms:
             found.append(f"{self.load.label}: the client fell {self.behind_p99_ms:.0f} ms behind its schedule (p99)")
+        for status, count in self.statuses.items():
+            if not 200 <= status < 300 and status not in REFUSALS:
+                phrase = responses.get(status, "")
+                found.append(f"{self.load.label}: {count} of {self.requests} requests were answered {status} {phrase}")
         return found
 
     def as_dict(self) -> dict[str, Any]:

@@ -119,7 +119,8 @@ async def _first_answer(client: Client) -> None:
     now = asyncio.get_running_loop().time()
     record = await client.send(now, now + PATIENCE_S)
     if record.error:
-        raise LoadTestError(f"{client.url} {_WORDS[record.error]}")
+        reason = f": {client.unreachable}" if record.error == "connect" else ""
+        raise LoadTestError(f"{client.url} {_WORDS[record.error]}{reason}")
     if 300 <= record.status < 500 and record.status not in points.REFUSALS:
         raise LoadTestError(f"{client.url} answered {record.status} {responses.get(record.status, '')}")
 

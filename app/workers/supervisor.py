@@ -23,7 +23,7 @@ import structlog
 
 import app
 from app.server import DRAIN_DELAY_MS, bind, say_ready
-from app.settings import Settings, unknown_names
+from app.settings import Settings, surroundings, unknown_names
 from app.telemetry import configure_logging
 from app.workers.metrics import Snapshot, Totals
 from app.workers.wire import Messages
@@ -43,8 +43,8 @@ _PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before starting again 
 def serve(settings: Settings) -> int:
     """Serve with ``settings.workers`` HTTP processes; the exit code. Raises ModelError where the port is taken."""
     configure_logging(settings.log_format, settings.log_level)
-    if unknown := unknown_names(os.environ):
-        log.warning("environment variables that are no settings", names=unknown)
+    if unknown := unknown_names(surroundings()):
+        log.warning("these are no settings, and are ignored", names=unknown)
     listener = bind(settings.host, settings.port)
     delay = settings.drain_delay_ms
     if delay is None:

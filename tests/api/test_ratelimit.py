@@ -1,7 +1,5 @@
 """Rate limits by key, by address, and by image."""
 
-import asyncio
-
 import httpx2
 import pytest
 from pydantic import ValidationError
@@ -40,11 +38,84 @@ def test_a_batch_costs_its_images() -> None:
         assert client.post("/v1/predict/batch", files=files(3)).status_code == 429
 
 
+def test_a_batch_that_is_refused_costs_nothing() -> None:
+    with served(rate_limit="4/hour") as server, httpx2.Client(base_url=server.url) as client:
+        too_many = client.post("/v1/predict/batch", files=files(5))
+        assert (too_many.status_code, "retry-after" in too_many.headers) == (429, False)
+        assert too_many.json()["detail"].startswith("5 images in one request are more than the rate limit, 4/hour")
+        assert client.post("/v1/predict/batch", files=files(2)).status_code == 200
+        later = client.post("/v1/predict/batch", files=files(3))
+        assert (later.status_code, 3500 < int(later.headers["retry-after"]) <= 3600) == (429, True)
+        assert client.post("/v1/predict/batch", files=files(2)).status_code == 200
+        assert client.post("/v1/predict", content=PHOTO).status_code == 429
+
+
+def test_what_is_no_upload_costs_nothing_and_one_that_comes_to_nothing_costs_one() -> None:
+    with served(rate_limit="1/hour") as server, httpx2.Client(base_url=server.url) as client:
+        assert client.post("/v1/predict?top_k=0", content=PHOTO).status_code == 400
+        assert client.post("/v1/predict", json={"image": 1}).status_code == 400
+        assert client.post("/v1/predict", content=PHOTO).status_code == 429
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def limited(rate: str, **settings: object) -> tuple[RateLimit, Clock]:
+    clock = Clock()
+    return RateLimit(Settings(_env_file=None, rate_limit=rate, **settings), clock), clock
+
+
 def test_what_is_over_the_limit_even_alone_is_not_told_to_come_again() -> None:
-    limit = RateLimit(Settings(_env_file=None, rate_limit="4/hour"))
+    limit, _ = limited("4/hour")
     with pytest.raises(RateLimited, match="5 images") as refused:
-        asyncio.run(limit.charge("somebody", 5))
+        limit.charge("somebody", 5)
     assert refused.value.headers == {}
+
+
+def test_a_batch_is_told_when_all_of_it_fits() -> None:
+    limit, clock = limited("4/minute")
+    for images in (1, 2, 1):
+        limit.charge("somebody", images)
+        clock.now += 10
+    for images, seconds in ((1, 30), (2, 40), (3, 40), (4, 50)):
+        with pytest.raises(RateLimited, match="4/minute") as refused:
+            limit.charge("somebody", images)
+        assert refused.value.retry_after_s == seconds
+    clock.now += 40
+    limit.charge("somebody", 3)
+
+
+def test_only_the_charge_that_is_given_back_counts_no_more() -> None:
+    limit, clock = limited("2/minute")
+    slow = limit.charge("somebody", 1)
+    clock.now += 30
+    limit.charge("somebody", 1)
+    limit.give_back(slow)
+    limit.give_back(slow)
+    clock.now += 30
+    limit.charge("somebody", 1)  # the later one counts on
+    with pytest.raises(RateLimited):
+        limit.charge("somebody", 1)
+
+
+def test_callers_are_forgotten_once_nothing_of_theirs_counts() -> None:
+    limit, clock = limited("2/second")
+    for number in range(100):
+        limit.give_back(limit.charge(str(number), 1))
+    clock.now += 1
+    limit.charge("somebody", 1)
+    assert list(limit._windows) == ["somebody"]
+
+
+def test_each_of_several_processes_grants_all_that_was_set() -> None:
+    limit, _ = limited("8/minute", workers=4)
+    limit.charge("somebody", 8)
+    with pytest.raises(RateLimited, match="8/minute"):
+        limit.charge("somebody", 1)
 
 
 def test_without_keys_an_address_is_a_caller_and_only_a_trusted_proxy_tells_another() -> None:
@@ -61,7 +132,15 @@ def test_without_keys_an_address_is_a_caller_and_only_a_trusted_proxy_tells_anot
 
 
 @pytest.mark.parametrize(
-    "setting", [{"rate_limit": "fast"}, {"rate_limit": "-1/second"}, {"trusted_proxies": "nginx"}], ids=str
+    "setting",
+    [
+        *(
+            {"rate_limit": rate}
+            for rate in ("fast", "-1/second", "0/second", "1/0second", "2/minute,1/second", "1/week")
+        ),
+        {"trusted_proxies": "nginx"},
+    ],
+    ids=str,
 )
 def test_what_is_no_rate_or_network_is_refused_at_start(setting: dict[str, str]) -> None:
     with pytest.raises(ValidationError):

@@ -85,7 +85,21 @@ def test_nothing_listening_is_one_plain_line() -> None:
         port = taken.getsockname()[1]
     ran = bench(f"127.0.0.1:{port}")
     assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.split() == f"topk: http://127.0.0.1:{port}/v1/predict cannot be reached".split()
+    assert ran.stderr == f"topk: http://127.0.0.1:{port}/v1/predict cannot be reached: Connection refused\n"
+
+
+def test_an_unknown_host_is_one_plain_line() -> None:
+    ran = bench("nowhere.invalid")
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (1, 1)
+    assert "cannot be reached: " in ran.stderr
+    assert "refused" not in ran.stderr
+
+
+def test_answers_that_refuse_what_is_sent_are_warned_of() -> None:
+    with Known(200, 422) as server:
+        ran = bench(server.url, "--clients", "1", *SHORT)
+    assert ran.returncode == 0
+    assert "requests were answered 422" in ran.stderr
 
 
 @pytest.mark.parametrize(
