@@ -46,8 +46,7 @@ def create_app(
 
     ``load`` makes the classifier ready, at start and on the event loop, where it is not to load the model itself.
 
-    Raises ModelError where the API keys' file cannot be read, traces cannot be exported, or Vertex AI's paths
-    are taken.
+    Raises ModelError where the API keys' file cannot be read, or traces cannot be exported.
     """
     settings = settings or Settings()
     metrics = Metrics()
@@ -91,10 +90,10 @@ def create_app(
     metrics.ready.set_function(lambda: classifier.ready and not state.draining)
 
     app.include_router(health.router)
-    pages.mount_assets(app)
-    protocols.include(app, settings, [*app.routes, *health.router.routes, *routes.router.routes, *pages.router.routes])
+    protocols.include(app, settings)
     app.include_router(routes.router)
     app.include_router(pages.router)
+    pages.mount_assets(app)
     openapi.describe(app, settings)
     app.add_exception_handler(TopkError, problems.on_topk_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)

@@ -1,10 +1,8 @@
 """What other servers' clients speak: a module a protocol, with its routes, its bodies, its answers and its errors."""
 
-from collections.abc import Sequence
 from types import ModuleType
 
 from fastapi import FastAPI
-from starlette.routing import BaseRoute
 
 from app.api.protocols import huggingface, kserve, litserve, openinference, sagemaker, torchserve, vertex
 from app.settings import PROTOCOLS, Settings
@@ -14,12 +12,10 @@ _MODULES: dict[str, ModuleType] = {
 }
 
 
-def include(app: FastAPI, settings: Settings, own: Sequence[BaseRoute]) -> None:
-    """Add the routes of the protocols that the settings name; ``own`` are those beside which they are.
+def include(app: FastAPI, settings: Settings) -> None:
+    """Add the routes of the protocols that the settings name.
 
     Vertex AI's come before those that it may share a path with: it is asked for by name.
-
-    Raises ModelError where Vertex AI's paths are those of something else.
     """
     assert set(_MODULES) == set(PROTOCOLS)
     app.state.shapes = {name: module.problem for name, module in _MODULES.items() if hasattr(module, "problem")}
@@ -27,8 +23,6 @@ def include(app: FastAPI, settings: Settings, own: Sequence[BaseRoute]) -> None:
         "instances": (kserve.NAME, kserve.instances),
         "inputs": (huggingface.NAME, huggingface.inputs),
     }
-    if vertex.NAME in settings.protocols:
-        vertex.check(settings, own)
     for name, module in _MODULES.items():
         if name in settings.protocols:
             app.include_router(module.routes(settings))
