@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
-from app.api.middleware import QUIET, CloseRefused, Defects, Observe, Prefix
+from app.api.middleware import QUIET, AnswerHead, CloseRefused, Defects, Observe, Prefix
 from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
@@ -77,6 +77,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to a host that the request itself names
         telemetry=traces.of_requests if traces else _UNTRACED,
     )
     app.state.lifecycle = state
@@ -99,6 +100,7 @@ def create_app(
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
     # The last one added is the outermost.
+    app.add_middleware(AnswerHead)
     app.add_middleware(Defects)
     if settings.cors_origins:
         app.add_middleware(

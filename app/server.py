@@ -31,7 +31,6 @@ from app.telemetry import configure_logging
 log = structlog.get_logger("topk")
 
 DRAIN_DELAY_MS = 5_000
-HEADER_BYTES = 65_536
 _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
 
 
@@ -72,7 +71,6 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
         # headers of any size
         http=connections.bounded(settings.upload_idle_ms / 1000),
-        h11_max_incomplete_event_size=HEADER_BYTES,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",

@@ -20,7 +20,6 @@ def _told(status: str) -> schemas.Responses:
     return schemas.errors([503]) | {200: schemas.answer({"status": status})}
 
 
-@router.head("/livez", include_in_schema=False)
 @router.get("/livez", tags=["health"], summary="Alive", responses=_told("alive"))
 async def livez(request: Request) -> Response:
     """200 while the process works; starting, overloaded and draining are all alive."""
@@ -28,7 +27,6 @@ async def livez(request: Request) -> Response:
     return JSONResponse({"status": "alive"})
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", tags=["health"], summary="Ready", responses=_told("ready"))
 async def readyz(request: Request) -> Response:
     """200 once the model is warm, 503 while starting or draining."""
@@ -36,7 +34,6 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", tags=["health"], summary="Ready, by another name", responses=_told("ready"))
 async def healthz(request: Request) -> Response:
     """The same as `/readyz`."""

@@ -160,6 +160,23 @@ class Prefix:
         await self.app(scope, receive, send)
 
 
+class AnswerHead:
+    """HEAD is answered wherever GET is, as GET is (RFC 9110, 9.1); the server leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self.app(as_get, receive, send)
+        finally:
+            scope.update(as_get, method="HEAD")  # the route, for those around
+
+
 class CloseRefused:
     """An answer that comes before its request's body was read must still arrive.
 

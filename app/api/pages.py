@@ -31,7 +31,6 @@ _DESCRIBED = {
 }
 
 
-@router.head("/", include_in_schema=False)
 @router.get("/", tags=["page"], summary="The page", response_class=HTMLResponse, responses={200: _DESCRIBED})
 async def index(request: Request) -> Response:
     """The page: drop a photograph, see its classes."""
@@ -41,7 +40,7 @@ async def index(request: Request) -> Response:
     return page
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"], include_in_schema=False)
+@router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
     """Swagger UI from the package ``fastapi-offline``, without its CDN."""
     page = get_swagger_ui_html(

@@ -57,6 +57,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     ours: TopkError
     match error.status_code:
         case 404:
+            Exchange.of(request.scope).spoken = _below(request)
             ours = NotFound(f"nothing is served at {request.url.path}")
         case 405:
             ours = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
@@ -64,8 +65,16 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             ours = MalformedRequest(str(error.detail))
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(sorted(_methods(request) | {headers["Allow"]}))
+        methods = _methods(request) | {headers["Allow"]}
+        headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
     return respond(ours, request.scope, headers)
+
+
+def _below(request: Request) -> str | None:
+    """The protocol below whose prefix nothing was found."""
+    path = request.scope["path"].removeprefix(request.scope["root_path"])
+    prefixes: dict[str, str] = request.app.state.prefixes
+    return next((protocol for prefix, protocol in prefixes.items() if path.startswith(prefix)), None)
 
 
 def _methods(request: Request) -> set[str]:

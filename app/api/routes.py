@@ -1,6 +1,7 @@
 """``/v1``: predict, embed, WordNet, info."""
 
 import base64
+import inspect
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -66,9 +67,45 @@ class Predicting:
         return answer | asdict(self.classifier.taxonomy.placing(result.row.probabilities, self.sure))
 
 
+class Embedding:
+    """How the features of an image are to be written. Raises NotReady."""
+
+    def __init__(self, request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> None:
+        self.classifier = served(request)
+        self.encoding = encoding
+        self.normalize = normalize
+        self.want = Want(features=True)
+
+    def answer(self, result: Result) -> dict[str, Any]:
+        """One image's part of the answer."""
+        features = result.row.features
+        if features is None:
+            raise Internal("no features came from the device")
+        if self.normalize:
+            features = _of_length_one(features)
+        packed = self.encoding == "base64"
+        return {"embedding": base64.b64encode(features.astype("<f4").tobytes()).decode() if packed else features}
+
+
+def _spelled(asked: type[Predicting | Embedding]) -> Any:
+    """Refuse what is one of these parameters but for case, ``_`` and ``-``; others are let be: gateways add theirs."""
+    known = {_bare(name): name for name in inspect.signature(asked).parameters if name != "request"}
+
+    async def check(request: Request) -> None:
+        for name in request.query_params:
+            if (meant := known.get(_bare(name), name)) != name:
+                raise InvalidParameter(f"{name}: there is no such parameter; {meant} is meant")
+
+    return Depends(check)
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
 @router.post(
     "/predict",
-    dependencies=gate(ONE),
+    dependencies=[*gate(ONE), _spelled(Predicting)],
     summary="Classify an image",
     response_model=schemas.PredictAnswer,
     responses=schemas.errors() | schemas.shown(schemas.PREDICTED),
@@ -84,7 +121,7 @@ async def predict(request: Request, asked: Annotated[Predicting, Depends()]) -> 
 
 @router.post(
     "/predict/batch",
-    dependencies=gate(SEVERAL),
+    dependencies=[*gate(SEVERAL), _spelled(Predicting)],
     summary="Classify several images",
     response_model=schemas.BatchAnswer,
     responses=schemas.errors() | schemas.shown(schemas.BATCH),
@@ -101,37 +138,35 @@ async def predict_batch(request: Request, asked: Annotated[Predicting, Depends()
 
 @router.post(
     "/embed",
-    dependencies=gate(ONE),
+    dependencies=[*gate(ONE), _spelled(Embedding)],
     summary="Embed an image",
     response_model=schemas.EmbedAnswer,
     responses=schemas.errors() | schemas.shown(schemas.EMBEDDED),
     openapi_extra=schemas.image_body(several=False),
 )
-async def embed(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
+async def embed(request: Request, asked: Annotated[Embedding, Depends()]) -> Response:
     """The features of one image: the input of the model's last classifying layer."""
-    classifier = served(request)
-    [(_, result)] = await classify(request, ONE, lambda: Want(features=True))
+    [(_, result)] = await classify(request, ONE, lambda: asked.want)
     if isinstance(result, TopkError):
         raise result
-    return as_json(_embed_head(classifier) | {"embedding": _embedding(result, encoding, normalize)})
+    return as_json(_embed_head(asked.classifier) | asked.answer(result))
 
 
 @router.post(
     "/embed/batch",
-    dependencies=gate(SEVERAL),
+    dependencies=[*gate(SEVERAL), _spelled(Embedding)],
     summary="Embed several images",
     response_model=schemas.EmbedBatchAnswer,
     responses=schemas.errors() | schemas.shown(schemas.EMBEDDED_BATCH),
     openapi_extra=schemas.image_body(several=True),
 )
-async def embed_batch(request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> Response:
+async def embed_batch(request: Request, asked: Annotated[Embedding, Depends()]) -> Response:
     """The features of several images, in order; a bad image fails alone."""
-    classifier = served(request)
     results = [
-        {"filename": upload.filename} | _failed_or(result, lambda r: {"embedding": _embedding(r, encoding, normalize)})
-        for upload, result in await classify(request, SEVERAL, lambda: Want(features=True))
+        {"filename": upload.filename} | _failed_or(result, asked.answer)
+        for upload, result in await classify(request, SEVERAL, lambda: asked.want)
     ]
-    return as_json(_embed_head(classifier) | {"results": results})
+    return as_json(_embed_head(asked.classifier) | {"results": results})
 
 
 @router.get(
@@ -177,15 +212,6 @@ def _sure(classifier: Classifier, taxonomy: bool, confidence: float | None) -> f
     if taxonomy and classifier.taxonomy is None:
         raise InvalidParameter("taxonomy: the model's classes have no place in WordNet")
     return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
-
-
-def _embedding(result: Result, encoding: str, normalize: bool) -> Any:
-    features = result.row.features
-    if features is None:
-        raise Internal("no features came from the device")
-    if normalize:
-        features = _of_length_one(features)
-    return base64.b64encode(features.astype("<f4").tobytes()).decode() if encoding == "base64" else features
 
 
 def _of_length_one(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

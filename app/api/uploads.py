@@ -60,6 +60,13 @@ class Form:
             return "json"
         return "multipart" if given == "multipart/form-data" else "raw"
 
+    @property
+    def hint(self) -> str:
+        """What to send."""
+        if not self.fields:
+            return "send a JSON body"
+        return f"send an image: multipart field `{self.fields[0]}`, the raw body, or JSON"
+
 
 ONE = Form()
 SEVERAL = Form(several=True)
@@ -108,13 +115,13 @@ class Uploads:
         length = request.headers.get("content-length")
         if length is None:
             if "transfer-encoding" not in request.headers:
-                raise EmptyBody("send an image: multipart field `file`, the raw body, or JSON")
+                raise EmptyBody(form.hint)
             return
         if int(length) == 0:
-            raise EmptyBody("send an image: multipart field `file`, the raw body, or JSON")
-        limit = self._body_limit(form, form.kind(request))
-        if int(length) > limit:
-            raise PayloadTooLarge(f"{length} bytes; at most {limit} are taken")
+            raise EmptyBody(form.hint)
+        kind = form.kind(request)
+        if int(length) > self._body_limit(form, kind):
+            raise self._too_large(f"{length} bytes", form, kind)
         self._check_inflight(int(length))
 
     @asynccontextmanager
@@ -136,7 +143,7 @@ class Uploads:
                 held += len(chunk)
                 exchange.bytes = held
                 if held > limit:
-                    raise PayloadTooLarge(f"more than {limit} bytes came; that is the most that is taken")
+                    raise self._too_large(f"{held} bytes and more", form, kind)
                 body.feed(chunk)
             exchange.stages["upload"] = time.perf_counter() - started
             exchange.uploaded_at = time.monotonic()
@@ -144,10 +151,13 @@ class Uploads:
         finally:
             self.inflight -= held
 
-    def images(self, values: Any) -> list[Upload]:
-        """Base64 strings to images, each of which may fail alone. Raises MalformedRequest, PayloadTooLarge."""
+    def images(self, values: Any, name: str = "images") -> list[Upload]:
+        """Base64 strings to images, each of which may fail alone. Raises MalformedRequest, PayloadTooLarge.
+
+        ``name`` is what the request calls the list.
+        """
         if not isinstance(values, list) or not values:
-            raise MalformedRequest("images must be a list of at least one base64 string")
+            raise MalformedRequest(f"{name} must be a list of at least one image")
         self.check_count(len(values))
         return [Upload(self._base64(value)) for value in values]
 
@@ -157,10 +167,8 @@ class Uploads:
             raise PayloadTooLarge(f"{images} images; at most {self._settings.max_batch_images} a request")
 
     def image(self, content: bytes) -> Upload:
-        """Bytes out of a larger body. Raises PayloadTooLarge."""
-        if len(content) > self._settings.max_upload_bytes:
-            raise PayloadTooLarge(f"an image of more than {self._settings.max_upload_bytes} bytes")
-        return Upload(content or EmptyBody("the image is empty"))
+        """Bytes out of a larger body, or why they are no image."""
+        return Upload(_bounded(content, self._settings.max_upload_bytes))
 
     def one_of(self, document: Any) -> list[Upload]:
         """Our own document of one image. Raises MalformedRequest and the image's own error."""
@@ -212,6 +220,14 @@ class Uploads:
         around = settings.max_upload_bytes * 4 // 3 if kind == "json" else settings.max_upload_bytes
         return min(settings.max_body_bytes, around + 65536)
 
+    def _too_large(self, came: str, form: Form, kind: str) -> PayloadTooLarge:
+        """By the setting that the limit comes from."""
+        settings = self._settings
+        if self._body_limit(form, kind) == settings.max_body_bytes:
+            return PayloadTooLarge(f"{came}; a request may have at most {settings.max_body_bytes}")
+        before = " before base64" if kind == "json" else ""
+        return PayloadTooLarge(f"{came}; an image may have at most {settings.max_upload_bytes}{before}")
+
     def _check_inflight(self, more: int) -> None:
         if self.inflight + more > self._settings.max_inflight_bytes:
             raise Overloaded("too many bytes of uploads are under way", retry_after_s=self._predicted_wait())
@@ -233,35 +249,56 @@ class Uploads:
     def _base64(self, value: object) -> bytes | TopkError:
         if not isinstance(value, str):
             return MalformedRequest("an image must be a base64 string or a data: URL")
-        if value.lower().lstrip().startswith(("http:", "https:", "ftp:", "file:", "s3:", "gs:")):
+        if value[:_GLANCE].lstrip().lower().startswith(("http:", "https:", "ftp:", "file:", "s3:", "gs:")):
             return MalformedRequest("image URLs are not fetched: this server makes no requests; send the bytes")
-        if value.lstrip().startswith("data:"):
+        if value[:_GLANCE].lstrip().lower().startswith("data:"):
             head, _, value = value.partition(",")
-            if not head.endswith(";base64"):
+            if not head.lower().endswith(";base64"):
                 return MalformedRequest("only base64 data: URLs are understood")
         if len(value) * 3 // 4 > self._settings.max_upload_bytes + 3:
-            raise PayloadTooLarge(f"an image of more than {self._settings.max_upload_bytes} bytes")
+            return _too_many_bytes(self._settings.max_upload_bytes)
         value = "".join(value.split()).translate(_URL_SAFE).rstrip("=")
         try:
             content = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
         except (binascii.Error, ValueError):
             return MalformedRequest("the image is no valid base64")
-        if len(content) > self._settings.max_upload_bytes:
-            raise PayloadTooLarge(f"an image of more than {self._settings.max_upload_bytes} bytes")
-        return content or EmptyBody("the image is empty")
+        return _bounded(content, self._settings.max_upload_bytes)
 
 
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
-def loads(content: bytes, more: int = 0) -> Any:
-    """A JSON document of a sane number of values, and so many ``more``. Raises MalformedRequest."""
+def _bounded(content: bytes, most: int) -> bytes | TopkError:
+    """The bytes of one image, or what is wrong with their number."""
+    if len(content) > most:
+        return _too_many_bytes(most)
+    return content or EmptyBody("the image is empty")
+
+
+def _too_many_bytes(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"an image of more than {most} bytes")
+
+
+def loads(content: bytes, more: int = 0, otherwise: str = "an image needs its own Content-Type, as image/jpeg") -> Any:
+    """A JSON document of a sane number of values, and so many ``more``. Raises MalformedRequest.
+
+    ``otherwise``: what to do with an image that is no JSON.
+    """
     if sum(content.count(sign) for sign in (b",", b"[", b"{")) > _VALUES + more:
         raise MalformedRequest("the JSON body has more values than images need")
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"the body is no JSON: {error}") from None
+        why = str(error) if _is_text(content) else otherwise
+        raise MalformedRequest(f"the body is no JSON: {why}") from None
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _only(uploads: list[Upload]) -> list[Upload]:
@@ -299,6 +336,7 @@ class _Multipart:
         if not (boundary := options.get(b"boundary")):
             raise MalformedRequest("multipart without a boundary")
         self._max_bytes = settings.max_upload_bytes
+        self._several = form.several
         self._max_images = settings.max_batch_images if form.several else 1
         self._fields = form.fields
         self._parts: list[_Part] = []
@@ -330,7 +368,7 @@ class _Multipart:
             raise MalformedRequest("the multipart body ends early")
         if not self._parts:
             raise MalformedRequest(f"no part named {', '.join(self._fields)}")
-        return [Upload(bytes(p.content) or EmptyBody("the image is empty"), p.filename) for p in self._parts]
+        return [Upload(_bounded(bytes(part.content), self._max_bytes), part.filename) for part in self._parts]
 
     def _begin(self) -> None:
         self._part = _Part()
@@ -353,15 +391,17 @@ class _Multipart:
         if self._part.name in self._fields:
             self._parts.append(self._part)
             if len(self._parts) > self._max_images:
-                if self._max_images == 1:
+                if not self._several:
                     raise MalformedRequest("one image a request; /v1/predict/batch takes several")
                 raise PayloadTooLarge(f"more than {self._max_images} images in a request")
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._part.name in self._fields:
-            self._part.content += data[start:end]
-            if len(self._part.content) > self._max_bytes:
-                raise PayloadTooLarge(f"an image of more than {self._max_bytes} bytes")
+        content = self._part.content
+        if self._part.name not in self._fields or len(content) > self._max_bytes:
+            return  # what is too large fails alone: the rest of it is skipped
+        content += data[start:end]
+        if len(content) > self._max_bytes and not self._several:
+            raise _too_many_bytes(self._max_bytes)
 
     def _end(self) -> None:
         self._whole = True

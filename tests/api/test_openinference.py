@@ -61,6 +61,24 @@ def test_a_size_must_be_that_of_what_follows(app_server: InProcess, size: Any) -
     assert "binary_data_size" in refused(infer(app_server, asked(size=size), ELEMENT))
 
 
+@pytest.mark.parametrize("tail", [b"", ELEMENT])
+def test_data_in_the_json_and_behind_it_is_told_so(app_server: InProcess, tail: bytes) -> None:
+    answer = infer(app_server, asked(size=len(ELEMENT), data=[BASE64]), tail)
+    assert "either data, or binary_data_size" in refused(answer)
+
+
+def test_an_output_without_a_name_is_told_so(app_server: InProcess) -> None:
+    answer = infer(app_server, {**asked(data=[BASE64]), "outputs": [{}]})
+    assert refused(answer) == "an output must have a name: scores or logits"
+
+
+@pytest.mark.parametrize("value", [None, True, "1.5"])
+def test_what_is_no_number_is_not_taken_for_one(app_server: InProcess, value: Any) -> None:
+    data = [0.5] * (3 * 224 * 224 - 1) + [value]
+    said = refused(infer(app_server, asked("FP32", data=data, shape=[1, 3, 224, 224])))
+    assert said == "data must be 150528 numbers; null, true and strings are none"
+
+
 @pytest.mark.parametrize(
     ("tail", "said"),
     [

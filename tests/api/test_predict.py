@@ -41,7 +41,7 @@ def test_a_raw_body_is_judged_by_its_content(app_server: InProcess, kind: str | 
     assert answer.json()["predictions"][0]["label"] in CATS
 
 
-@pytest.mark.parametrize("prefix", ["", "data:image/jpeg;base64,"])
+@pytest.mark.parametrize("prefix", ["", "data:image/jpeg;base64,", "DATA:image/jpeg;BASE64,"])
 def test_base64_in_json_is_understood(app_server: InProcess, prefix: str) -> None:
     answer = post(app_server, "/v1/predict", json={"image": prefix + base64.b64encode(PHOTO).decode()})
     assert answer.json()["predictions"][0]["label"] in CATS
@@ -68,6 +68,17 @@ def test_a_parameter_out_of_range_is_named(app_server: InProcess, query: str) ->
     answer = post(app_server, f"/v1/predict?{query}", content=PHOTO)
     assert code(answer) == (400, "invalid_parameter")
     assert query.split("=")[0] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["topk", "TOP_K", "topK", "top-k", "minScore", "Taxonomy"])
+def test_a_misspelt_parameter_is_named(app_server: InProcess, name: str) -> None:
+    for path in ("/v1/predict", "/v1/predict/batch"):
+        answer = post(app_server, f"{path}?{name}=1", content=PHOTO)
+        assert code(answer) == (400, "invalid_parameter")
+        assert answer.json()["detail"].startswith(f"{name}: there is no such parameter; ")
+    assert post(app_server, f"/v1/embed?{name}=1", content=PHOTO).status_code == 200  # it has none of these
+    assert code(post(app_server, "/v1/embed?Normalise=1&NORMALIZE=1", content=PHOTO)) == (400, "invalid_parameter")
+    assert post(app_server, "/v1/predict?trace=1&top_k=2", content=PHOTO).status_code == 200
 
 
 @pytest.mark.parametrize("timeout", ["0", "-5", "soon", "1.5"])
@@ -232,6 +243,34 @@ def test_a_client_that_offers_http2_is_answered(app_server: InProcess) -> None:
 )
 def test_odd_headers_are_no_defect(app_server: InProcess, headers: dict[str, str], expected: tuple[int, str]) -> None:
     assert code(post(app_server, "/v1/predict", content=b"no image", headers=headers)) == expected
+
+
+def test_an_image_in_the_place_of_json_is_told_so(app_server: InProcess) -> None:
+    json = {"Content-Type": "application/json"}
+    for path, advice in (
+        ("/v1/predict", "its own Content-Type"),
+        ("/predict", "its own Content-Type"),
+        ("/v1/models/efficientnet_lite0:predict", "as base64"),
+        ("/v2/models/efficientnet_lite0/infer", "application/octet-stream"),
+    ):
+        answer = post(app_server, path, content=PHOTO, headers=json)
+        assert answer.status_code == 400
+        assert "the body is no JSON: an image " in answer.text
+        assert advice in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/v1/predict", "multipart field `file`, the raw body, or JSON"),
+        ("/predictions/efficientnet_lite0", "multipart field `data`, the raw body, or JSON"),
+        ("/v1/models/efficientnet_lite0:predict", "send a JSON body"),
+        ("/v2/models/efficientnet_lite0/infer", "send a JSON body"),
+    ],
+)
+def test_who_sent_nothing_is_told_what_to_send(app_server: InProcess, path: str, hint: str) -> None:
+    answer = post(app_server, path)
+    assert (answer.status_code, hint in answer.text) == (400, True)
 
 
 def test_json_without_its_content_type_is_told_so(app_server: InProcess) -> None:

@@ -273,6 +273,52 @@ def test_protocols_can_be_left_out() -> None:
         paths(",")
 
 
+@pytest.mark.parametrize(("protocols", "spoken"), [("torchserve", False), ("sagemaker,huggingface", True)])
+def test_a_body_is_not_read_as_that_of_a_protocol_left_out(protocols: str, spoken: bool) -> None:
+    with served(protocols=f"litserve,{protocols}") as server:
+        rows = httpx2.post(f"{server.url}/predict", json=instances(BASE64))
+        assert (rows.status_code, list(rows.json()) == ["predictions"]) == (200 if spoken else 400, spoken)
+        entries = httpx2.post(f"{server.url}/predict", json=inputs(BASE64)).json()
+        assert isinstance(entries, list) == spoken  # else the image is taken, as under any name, and answered as ours
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/v2/models", said),
+        ("/v2/models/a%2Fb/infer", said),
+        (f"/v1/models/{MODEL}/metadata", said),
+        (f"/predictions/{MODEL}/versions/1", torchserve_s),
+        ("/nothing", problem),
+    ],
+)
+def test_below_a_protocol_s_prefix_errors_are_its_own(open_: InProcess, path: str, shape: Shape) -> None:
+    refused(httpx2.get(open_.url + path), 404, shape)
+
+
+@pytest.mark.parametrize("verb", ["explain", "regress", "", "predict/1"])
+def test_a_verb_that_there_is_not_is_told_so(open_: InProcess, verb: str) -> None:
+    for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}/versions/1"):
+        body = refused(httpx2.post(f"{open_.url}{path}:{verb}"), 404, said)
+        assert body["error"] == f"there is no :{verb}, but :predict and :classify"
+    assert "no model" in httpx2.post(f"{open_.url}/v1/models/another:{verb}").text
+
+
+@pytest.mark.parametrize(
+    ("document", "detail"),
+    [
+        ({"instances": []}, "instances must be a list of at least one image"),
+        ({"inputs": []}, "inputs must be a list of at least one image"),
+        ({"inputs": {"a": BASE64, "b": BASE64}}, "inputs must have one column, not 2"),
+        ({"instances": [{"b64": BASE64}, {"b64": BASE64, "key": "1"}]}, "instances[1]: an object must have one member"),
+        ({"instances": [{"image": {}}]}, "instances[0]: an object must have one member"),
+    ],
+)
+def test_what_is_wrong_with_instances_is_named(open_: InProcess, document: dict[str, Any], detail: str) -> None:
+    answer = httpx2.post(f"{open_.url}/v1/models/{MODEL}:predict", json=document)
+    assert refused(answer, 400, said)["error"].startswith(detail)
+
+
 def test_classes_of_one_label_are_all_told(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that differ but in what TorchServe writes for a space."""
     classifier = app_server.app.state.classifier

@@ -101,12 +101,27 @@ def test_an_image_is_bounded_after_base64(small_limits: InProcess) -> None:
     assert httpx2.post(f"{small_limits.url}/v1/predict", json={"image": too_large}, headers=headers).status_code == 413
 
 
-def test_a_part_of_a_batch_is_bounded_like_an_image(small_limits: InProcess) -> None:
-    kind, body = multipart(("file", "a.jpg", b"x" * 1_000_001))
-    answer = httpx2.post(
-        f"{small_limits.url}/v1/predict/batch", content=body, headers={"Content-Type": kind, "X-API-Key": "first-key"}
-    )
-    assert answer.json()["code"] == "payload_too_large"
+def test_a_part_of_a_batch_is_bounded_like_an_image_and_fails_alone(small_limits: InProcess) -> None:
+    kind, body = multipart(("file", "a.jpg", b"x" * 1_300_000), ("file", "b.jpg", PHOTO))
+    url, headers = f"{small_limits.url}/v1/predict/batch", {"X-API-Key": "first-key"}
+    large, cat = httpx2.post(url, content=body, headers=headers | {"Content-Type": kind}).json()["results"]
+    detail = "an image of more than 1000000 bytes"
+    assert large == {"filename": "a.jpg", "error": {"code": "payload_too_large", "detail": detail}}
+    assert cat["predictions"][0]["label"] == "Egyptian cat"
+    images = [base64.b64encode(content).decode() for content in (PHOTO, b"x" * 1_000_001)]
+    cat, large = httpx2.post(url, json={"images": images}, headers=headers).json()["results"]
+    assert ("predictions" in cat, large["error"]["code"]) == (True, "payload_too_large")
+
+
+@pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b", "application/json"])
+def test_a_limit_is_told_as_it_was_set(small_limits: InProcess, kind: str) -> None:
+    url, headers = f"{small_limits.url}/v1/predict", {"X-API-Key": "first-key", "Content-Type": kind}
+    body = b"--b\r\nX: y\r\n\r\n" + b"x" * 1_450_000
+    for content in (body, iter([body])):  # its length told, and not
+        answer = httpx2.post(url, content=content, headers=headers)
+        assert (answer.status_code, "at most 1000000" in answer.json()["detail"]) == (413, True)
+    most = httpx2.post(f"{url}/batch", content=b"x" * 1_600_000, headers=headers | {"Content-Type": "application/json"})
+    assert "a request may have at most 1500000" in most.json()["detail"]
 
 
 def test_a_trickle_ends_in_upload_timeout(small_limits: InProcess) -> None:
@@ -163,6 +178,25 @@ def test_a_key_opens_and_health_needs_none(small_limits: InProcess) -> None:
     assert httpx2.get(f"{small_limits.url}/v1/info").status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /livez?" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: topk\r\n\r\n", 414),
+        (b"GET /livez HTTP/1.1\r\nHost: topk\r\nX: " + b"a" * 66_000 + b"\r\n\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\nHost: topk\r\nX: " + b"a" * 140_000 + b"\r\n\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\nHost: topk\r\nX: " + b"a" * 3_000_000 + b"\r\n\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\nHost: topk\r\nX: " + b"a" * 65_000 + b"\r\n\r\n", 200),
+    ],
+)
+def test_a_head_that_is_too_long_is_told_so(app_server: InProcess, head: bytes, status: int) -> None:
+    for _ in range(10):
+        with Wire(app_server.port) as wire:
+            wire.send(head)
+            assert wire.status() == status
+            if status != 200:
+                assert wire.read_all().endswith(b"The request's head has more than 65536 bytes.")
+
+
 def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
     with Wire(app_server.port) as wire:
         wire.send(b"GET /livez HTTP/1.1\r\nHost: topk\r\nX-Long: ")
@@ -171,5 +205,5 @@ def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
             while sent < 64 * 2**20 and not wire.answered(0):
                 wire.send(b"a" * 65536)
                 sent += 65536
-            assert wire.status() == 400
+            assert wire.status() == 431
         assert sent < 16 * 2**20

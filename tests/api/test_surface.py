@@ -6,6 +6,7 @@ import httpx2
 import pytest
 
 from tests.api.conftest import InProcess, served
+from tests.api.wire import Wire
 from tests.conftest import CAT
 
 PHOTO = CAT.read_bytes()
@@ -69,9 +70,31 @@ def test_every_answer_defends_its_reader(app_server: InProcess) -> None:
 
 
 def test_probes_may_use_head(app_server: InProcess) -> None:
-    for path in ("/", "/docs", "/livez", "/readyz", "/healthz"):
+    model = "/v2/models/efficientnet_lite0"
+    probes = ("/livez", "/readyz", "/healthz", "/ping", "/v2/health/live", "/v2/health/ready", f"{model}/ready")
+    for path in (*probes, "/", "/docs", "/metrics", "/web/app.js", "/openapi.json", "/v1/info"):
         answer = httpx2.head(app_server.url + path)
-        assert (answer.status_code, answer.content) == (200, b"")
+        assert (answer.status_code, answer.content) == (200, b""), path
+        assert int(answer.headers["content-length"]) > 0
+    refused = httpx2.head(f"{app_server.url}/v1/predict")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert httpx2.post(f"{app_server.url}/livez").headers["allow"] == "GET, HEAD"
+
+
+def test_a_slash_too_many_or_too_few_is_another_path(app_server: InProcess) -> None:
+    for path in ("/v2/", "/models", "/web", "/web/", "/docs-assets", "/docs/", "/v1/predict/", "//evil.example/v2"):
+        answer = httpx2.get(app_server.url + path, headers={"Host": "evil.example"})
+        assert (answer.status_code, "location" in answer.headers) == (404, False), path
+
+
+@pytest.mark.parametrize(
+    "target", ["http://topk/v1/info", "HTTPS://other:1/v1/info?a=/b", "http://topk", "http://topk?a"]
+)
+def test_a_server_can_be_asked_as_proxies_are(app_server: InProcess, target: str) -> None:
+    with Wire(app_server.port) as wire:
+        wire.send(f"GET {target} HTTP/1.1\r\nHost: topk\r\nConnection: close\r\n\r\n".encode())
+        assert wire.status() == 200
+        assert (b'"preprocessing"' in wire.read_all()) == ("info" in target)
 
 
 def test_without_cors_no_origin_is_named(app_server: InProcess) -> None:

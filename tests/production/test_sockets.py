@@ -281,14 +281,12 @@ SMUGGLED = {
 
 
 @pytest.mark.parametrize("hidden", SMUGGLED.values(), ids=SMUGGLED)
-def test_a_hiddenthat_hides_another_is_refused_and_its_connection_closed(server: Server, hidden: bytes) -> None:
+def test_a_request_that_hides_another_is_refused_and_its_connection_closed(server: Server, hidden: bytes) -> None:
     with Wire(server.port) as wire:
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-            wire.send(hidden + GET)
-        with contextlib.suppress(ConnectionResetError):
-            wire.read_all()
+        wire.send(hidden + GET)
+        wire.read_all()
         statuses = [answer[:3] for answer in wire.received.split(b"HTTP/1.1 ")[1:]]
-    assert statuses == [b"400"] or (statuses == [] and len(hidden) > MIB)  # a reset may overtake the answer
+    assert statuses in ([b"400"], [b"431"])
     assert b"preprocessing" not in wire.received
 
 
@@ -302,7 +300,7 @@ def test_all_of_them_at_once_disturb_nobody(server: Server, ordinary: Ordinary) 
         ordinary.is_served()
 
 
-def test_the_body_of_a_hiddenwithout_need_of_one_is_no_request(server: Server, ordinary: Ordinary) -> None:
+def test_the_body_of_a_request_without_need_of_one_is_no_request(server: Server, ordinary: Ordinary) -> None:
     with Wire(server.port) as wire:
         wire.send(post(f"Content-Length: {len(GET)}".encode(), body=GET, start=b"GET /livez HTTP/1.1"))
         wire.read_all()

@@ -19,10 +19,15 @@ def include(app: FastAPI, settings: Settings) -> None:
     """
     assert set(_MODULES) == set(PROTOCOLS)
     app.state.shapes = {name: module.problem for name, module in _MODULES.items() if hasattr(module, "problem")}
-    app.state.documents = {
-        "instances": (kserve.NAME, kserve.instances),
-        "inputs": (huggingface.NAME, huggingface.inputs),
+    spoken = set(settings.protocols)
+    app.state.prefixes = {
+        module.PREFIX: name for name, module in _MODULES.items() if name in spoken and hasattr(module, "PREFIX")
     }
+    app.state.documents = {}
+    if spoken & {kserve.NAME, sagemaker.NAME, vertex.NAME}:  # whose contracts have it
+        app.state.documents["instances"] = (kserve.NAME, kserve.instances)
+    if huggingface.NAME in spoken:
+        app.state.documents["inputs"] = (huggingface.NAME, huggingface.inputs)
     for name, module in _MODULES.items():
-        if name in settings.protocols:
+        if name in spoken:
             app.include_router(module.routes(settings))

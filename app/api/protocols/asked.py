@@ -82,7 +82,8 @@ async def answer(request: Request, form: Form, read: Callable[[bytes], Asked], r
 async def answer_any(request: Request, form: Form, raw: One) -> Response:
     """The answer on a path that several protocols share: the body tells which one it is in.
 
-    JSON with ``instances`` or ``inputs`` is the protocol's that says so; ``raw`` answers an image, alone or in JSON.
+    JSON with ``instances`` or ``inputs`` is the protocol's that says so, if one that has it is spoken; ``raw`` answers
+    an image, alone or in JSON.
     """
     uploads: Uploads = request.app.state.uploads
     documents: dict[str, tuple[str, Document]] = request.app.state.documents

@@ -16,10 +16,11 @@ from app.api.protocols.asked import SAID, VERSION, Asked, Document, answer, coun
 from app.api.uploads import Form, Upload, Uploads, loads
 from app.classifier import Classifier, Result
 from app.engine import Want
-from app.errors import InvalidParameter, MalformedRequest
+from app.errors import InvalidParameter, MalformedRequest, NotFound
 from app.settings import Settings
 
 NAME = "v1"
+PREFIX = "/v1/models/"
 FORM = Form(several=True, fields=())
 
 problem = said
@@ -71,14 +72,16 @@ def predict(document: dict[str, Any], uploads: Uploads) -> Asked:
     if "inputs" not in document:
         raise MalformedRequest('the JSON body must be {"instances": [{"b64": "<base64>"}, ...]}')
     column = document["inputs"]
-    if isinstance(column, dict) and len(column) == 1 and "b64" not in column:
+    if isinstance(column, dict) and "b64" not in column:
+        if len(column) != 1:
+            raise MalformedRequest(f"inputs must have one column, not {len(column)}")
         column = next(iter(column.values()))
     return _instances(document, "inputs", "outputs", column if isinstance(column, list) else [column], uploads)
 
 
 def examples(document: dict[str, Any], uploads: Uploads) -> Asked:
     """``{"examples": [{"image": {"b64": ...}}]}``."""
-    return Examples(uploads.images([_base64(example) for example in _list(document, "examples")]))
+    return Examples(_images(_list(document, "examples"), "examples", uploads))
 
 
 def _instances(document: dict[str, Any], place: str, key: str, values: list[Any], uploads: Uploads) -> Instances:
@@ -87,7 +90,7 @@ def _instances(document: dict[str, Any], place: str, key: str, values: list[Any]
     min_score = parameters.get("min_score", 0.0)
     if not isinstance(min_score, int | float) or isinstance(min_score, bool) or not 0 <= min_score <= 1:
         raise InvalidParameter("min_score must be a number, 0 to 1")
-    return Instances(uploads.images([_base64(value) for value in values]), place, key, k, min_score)
+    return Instances(_images(values, place, uploads), place, key, k, min_score)
 
 
 def _list(document: dict[str, Any], key: str) -> list[Any]:
@@ -97,10 +100,16 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
     return values
 
 
-def _base64(value: Any) -> Any:
-    """The string within ``{"b64": ...}`` and ``{"any name": ...}``, one within the other."""
+def _images(values: list[Any], place: str, uploads: Uploads) -> list[Upload]:
+    return uploads.images([_base64(value, f"{place}[{number}]") for number, value in enumerate(values)], place)
+
+
+def _base64(value: Any, place: str) -> Any:
+    """The string within ``{"b64": ...}`` and ``{"any name": ...}``, one within the other. Raises MalformedRequest."""
     for _ in range(2):
-        if isinstance(value, dict) and len(value) == 1:
+        if isinstance(value, dict):
+            if len(value) != 1:
+                raise MalformedRequest(f'{place}: an object must have one member, as {{"b64": "<base64>"}} has')
             [value] = value.values()
     return value
 
@@ -148,11 +157,23 @@ async def classify_version(request: Request, model: Model, version: Version) -> 
     return await _answer(request, examples)
 
 
+async def no_verb(request: Request, model: Model, verb: str) -> Response:
+    """What is asked of a model that it cannot be."""
+    named(request, model)
+    raise NotFound(f"there is no :{verb}, but :predict and :classify")
+
+
+async def no_verb_version(request: Request, model: Model, version: Version, verb: str) -> Response:
+    """The same for a version."""
+    named(request, model, version)
+    return await no_verb(request, model, verb)
+
+
 async def _answer(request: Request, document: Document) -> Response:
     uploads: Uploads = request.app.state.uploads
 
     def read(content: bytes) -> Asked:
-        given = loads(content, uploads.most_images * 3)
+        given = loads(content, uploads.most_images * 3, "an image goes into the JSON as base64")
         if not isinstance(given, dict):
             raise MalformedRequest("the JSON body must be an object")
         return document(given, uploads)
@@ -174,10 +195,10 @@ def routes(settings: Settings) -> APIRouter:
     key = [Depends(require_key)]
     router.get("", summary="Models", dependencies=key, responses=listing | {200: schemas.answer(_MODELS)})(models)
     each = (
-        ("/{model}", status, predict_model, classify_model),
-        ("/{model}/versions/{version}", version_status, predict_version, classify_version),
+        ("/{model}", status, predict_model, classify_model, no_verb),
+        ("/{model}/versions/{version}", version_status, predict_version, classify_version, no_verb_version),
     )
-    for path, is_ready, predicting, classifying in each:
+    for path, is_ready, predicting, classifying, other in each:
         of = " of a version" if "version" in path else ""
         for verb, answered, body, endpoint in (
             ("predict", PREDICTIONS, INSTANCES, predicting),
@@ -190,6 +211,7 @@ def routes(settings: Settings) -> APIRouter:
                 responses=failing | {200: answered},
                 openapi_extra=body,
             )(endpoint)
+        router.post(f"{path}:{{verb:path}}", dependencies=key, include_in_schema=False)(other)
         router.get(
             path,
             summary=f"Model status{of}",

@@ -27,6 +27,7 @@ from app.errors import Internal, InvalidParameter, MalformedRequest
 from app.settings import Settings
 
 NAME = "v2"
+PREFIX = "/v2/"
 BINARY_HEADER = "Inference-Header-Content-Length"
 _FORM = Form(several=True, fields=())
 _LARGEST = 1000.0  # of a preprocessed value: beyond, float16 overflows, and no image comes near
@@ -111,7 +112,8 @@ def read(content: bytes, header_length: str | None, uploads: Uploads, crop: int)
     length = _header_length(header_length, len(content))
     if length == 0:
         return Inference([uploads.image(content)])
-    document = loads(content[:length], more=uploads.most_images * 3 * crop * crop)
+    alone = "an image alone needs Content-Type application/octet-stream"
+    document = loads(content[:length], uploads.most_images * 3 * crop * crop, alone)
     if not isinstance(document, dict):
         raise MalformedRequest('the JSON must be {"inputs": [{"name", "shape", "datatype", "data"}]}')
     binary = members(document.get("parameters"), "parameters").get("binary_data_output") is True
@@ -137,7 +139,9 @@ def _outputs(given: Any, binary: bool) -> list[Output]:
         raise MalformedRequest("outputs must be a list of objects")
     outputs = []
     for output in given:
-        if (name := output.get("name")) not in ("scores", "logits"):
+        if "name" not in output:
+            raise MalformedRequest("an output must have a name: scores or logits")
+        if (name := output["name"]) not in ("scores", "logits"):
             raise InvalidParameter(f"no output {name}: there are scores and logits")
         parameters = members(output.get("parameters"), "an output's parameters")
         k = count(parameters["classification"], "classification") if "classification" in parameters else None
@@ -156,14 +160,14 @@ def _images(inputs: Any, tail: memoryview, uploads: Uploads, crop: int) -> list[
     if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
         raise MalformedRequest("shape must be a list of whole numbers, each 1 or more")
     size = members(tensor.get("parameters"), "an input's parameters").get("binary_data_size")
-    if size is not None and (size != len(tail) or "data" in tensor):
-        raise MalformedRequest(f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON, and no data in it")
-    if size is None and ("data" not in tensor or tail):
+    if ("data" in tensor) == (size is not None) or (size is None and tail):
         raise MalformedRequest("an input has either data, or binary_data_size and as many bytes behind the JSON")
+    if size is not None and size != len(tail):
+        raise MalformedRequest(f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON")
     match tensor.get("datatype"):
         case "BYTES":
             uploads.check_count(math.prod(shape))
-            files = uploads.images(_flat(tensor["data"])) if size is None else _files(tail, uploads)
+            files = uploads.images(_flat(tensor["data"]), "data") if size is None else _files(tail, uploads)
             if len(files) != math.prod(shape):
                 raise MalformedRequest(f"shape {shape} wants {math.prod(shape)} images, not {len(files)}")
             return files
@@ -171,7 +175,8 @@ def _images(inputs: Any, tail: memoryview, uploads: Uploads, crop: int) -> list[
             uploads.check_count(math.prod(shape[:1]))
             if shape[1:] != [3, crop, crop]:
                 raise InvalidParameter(f"shape must be [n, 3, {crop}, {crop}] for FP32, not {shape}")
-            return [_tensor(values) for values in _numbers(tensor.get("data"), tail, shape)]
+            rows = _numbers(tensor["data"], shape) if size is None else _floats(tail, shape)
+            return [_tensor(values) for values in rows]
         case other:
             raise InvalidParameter(f"datatype {other} is not taken: send image files as BYTES, or tensors as FP32")
 
@@ -201,16 +206,20 @@ def _flat(data: Any) -> list[Any]:
     return data
 
 
-def _numbers(data: Any, tail: memoryview, shape: list[int]) -> npt.NDArray[np.float32]:
-    """float32 of this shape, out of JSON or of bytes."""
-    if data is None and len(tail) != 4 * math.prod(shape):
+def _numbers(data: Any, shape: list[int]) -> npt.NDArray[np.float32]:
+    """float32 of this shape out of JSON."""
+    values = _flat(data)
+    if len(values) != math.prod(shape) or not set(map(type, values)) <= {int, float}:
+        raise MalformedRequest(f"data must be {math.prod(shape)} numbers; null, true and strings are none")
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float32).reshape(shape)
+
+
+def _floats(tail: memoryview, shape: list[int]) -> npt.NDArray[np.float32]:
+    """float32 of this shape out of bytes."""
+    if len(tail) != 4 * math.prod(shape):
         raise MalformedRequest(f"shape {shape} takes {4 * math.prod(shape)} bytes as FP32, not {len(tail)}")
-    try:
-        with np.errstate(over="ignore"):
-            flat = np.array(np.frombuffer(tail, "<f4") if data is None else data, np.float32)
-        return flat.reshape(shape)
-    except (ValueError, TypeError, OverflowError):
-        raise MalformedRequest(f"data must be {math.prod(shape)} numbers") from None
+    return np.frombuffer(tail, "<f4").astype(np.float32).reshape(shape)
 
 
 def _tensor(values: npt.NDArray[np.float32]) -> Upload:

@@ -15,6 +15,7 @@ from app.errors import TopkError
 from app.settings import Settings
 
 NAME = "torchserve"
+PREFIX = "/predictions/"
 _FORM = Form(fields=("data", "body", "file", "image"), documents=True)
 _TYPES = {404: "ModelNotFoundException", 500: "InternalServerException"}
 
