@@ -4,10 +4,10 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
 from app.api.auth import require_key
@@ -19,6 +19,11 @@ from app.engine import Want
 from app.errors import InvalidParameter, NotReady, TopkError
 
 DEFAULT_K = 5
+TopK = Annotated[
+    int | None,
+    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
+]
+MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
 Outcome = Result | BaseException
 
 

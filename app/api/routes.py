@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api import schemas
 from app.api.auth import require_key
-from app.api.classify import DEFAULT_K, as_json, classify, gate, served, top
+from app.api.classify import MinScore, TopK, as_json, classify, gate, served, top
 from app.api.uploads import ONE, SEVERAL
 from app.classifier import Classifier, Result
 from app.engine import Want
@@ -21,11 +21,6 @@ from app.taxonomy import CONFIDENCE
 
 router = APIRouter(prefix="/v1", tags=["classify"])
 
-TopK = Annotated[
-    int | None,
-    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
-]
-MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
 InWordNet = Annotated[bool, Query(description="Add the image's place in WordNet: `taxonomy` and `answer`.")]
 Confidence = Annotated[
     float | None,

@@ -162,7 +162,9 @@ def test_a_list_with_what_is_no_string_is_no_batch(app_server: InProcess) -> Non
 def test_a_batch_says_how_large_its_batches_were(app_server: InProcess) -> None:
     answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16)
     batch = answer.headers["server-timing"].rsplit('batch;desc="', 1)[1].rstrip('"')
-    assert int(batch) > 1
+    ceiling = httpx2.get(f"{app_server.url}/v1/info").json()["batching"]["ceiling"]
+    assert 1 <= int(batch) <= 16
+    assert int(batch) > 1 or ceiling == 1  # a busy machine may have measured that batches do not pay
 
 
 def test_too_many_images_are_refused_whole(app_server: InProcess) -> None:

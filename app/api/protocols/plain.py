@@ -1,21 +1,16 @@
 """Paths of other servers on which an image is answered as on ``/v1/predict``, and JSON of other protocols as theirs."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api import schemas
-from app.api.classify import DEFAULT_K, gate, served, top
+from app.api.classify import MinScore, TopK, gate, served, top
 from app.api.protocols.asked import One, answer_any
 from app.api.uploads import FIELDS, Form
 from app.classifier import Classifier, Result
 
-TopK = Annotated[
-    int | None,
-    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
-]
-MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
 _FORM = Form(fields=(*FIELDS, "request", "content"), documents=True)
 
 
