@@ -24,6 +24,10 @@ PHOTO = CAT.read_bytes()
 MODEL = ("--model", "efficientnet_lite0")
 
 
+def children(server: Server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
 def test_ready_is_said_with_model_device_address_and_a_curl(embedded_server: Server) -> None:
     ready = embedded_server.wait_for("ready")
     assert (ready["model"], ready["device"]) == ("efficientnet_lite0", "cpu")
@@ -84,6 +88,23 @@ def test_ctrl_c_ends_with_zero_and_no_trace() -> None:
     assert not [entry for entry in server.log if "Traceback" in str(entry) or "KeyboardInterrupt" in str(entry)]
 
 
+def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
+    server = Server(*MODEL)
+    server.wait_for("ready")
+    assert server.stop(signal.SIGHUP) == 0
+    assert [entry["event"] for entry in server.log[-2:]] == ["draining", "stopped"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
+    nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    server = Server(*MODEL, "--workers", workers, under=nohup)
+    server.wait_for("ready")
+    server.process.send_signal(signal.SIGHUP)
+    assert httpx2.get(f"{server.url}/readyz").status_code == 200
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     server = Server(*MODEL)
@@ -92,11 +113,22 @@ def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     assert server.log[-1]["event"] == "stopped"
 
 
-def test_ctrl_c_while_converting_ends_at_once(tmp_path: Path) -> None:
-    server = Server(*MODEL, env={"TOPK_CACHE_DIR": str(tmp_path)})
+@pytest.mark.parametrize(
+    ("sig", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "0"), (signal.SIGHUP, "0"), (signal.SIGTERM, "1")]
+)
+def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_nothing(
+    sig: signal.Signals, workers: str, tmp_path: Path
+) -> None:
+    server = Server(*MODEL, "--workers", workers, env={"TOPK_CACHE_DIR": str(tmp_path)})
     server.wait_for("converting the model, once on this machine")
-    assert server.stop(signal.SIGINT) == 0
-    assert not list(tmp_path.rglob("model.json"))
+    while not (converting := [child for child in children(server) if "conversion" in " ".join(child.cmdline())]):
+        pass
+    for child in children(server):
+        child.send_signal(sig)
+    assert server.stop(sig) == 0
+    assert [entry for entry in server.log if entry.get("level") != "info"] == []
+    assert psutil.wait_procs(converting, 30)[1] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_until_the_model_is_warm_the_service_says_so() -> None:
