@@ -165,7 +165,8 @@ def say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
     host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
     url = f"http://{host}:{port}{settings.root_path}"
     page = f"{url}/" if settings.root_path else url
-    curl = f"curl -F file=@docs/cat.jpg {url}/v1/predict"
+    key = "-H 'X-API-Key: YOUR_KEY' " if settings.api_keys or settings.api_keys_file else ""
+    curl = f"curl {key}-F file=@docs/cat.jpg {url}/v1/predict"
     if info["warning"]:
         log.warning(info["warning"])
     if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):

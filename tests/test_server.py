@@ -32,7 +32,12 @@ def test_ready_is_said_with_model_device_address_and_a_curl(embedded_server: Ser
     ready = embedded_server.wait_for("ready")
     assert (ready["model"], ready["device"]) == ("efficientnet_lite0", "cpu")
     assert ready["address"] == embedded_server.url
-    assert f"{embedded_server.url}/v1/predict" in str(ready["try_it"])
+    assert ready["try_it"] == f"curl -F file=@docs/cat.jpg {embedded_server.url}/v1/predict"
+
+
+def test_the_curl_has_a_place_for_the_key_where_one_is_asked_for(keyed_server: Server) -> None:
+    curl = f"curl -H 'X-API-Key: YOUR_KEY' -F file=@docs/cat.jpg {keyed_server.url}/v1/predict"
+    assert keyed_server.wait_for("ready")["try_it"] == curl
 
 
 def test_a_request_is_one_line_of_json_without_its_bytes(embedded_server: Server) -> None:
@@ -41,6 +46,16 @@ def test_a_request_is_one_line_of_json_without_its_bytes(embedded_server: Server
     line = embedded_server.wait_for("request", request_id="one-line")
     assert (line["status"], line["bytes"], line["images"], line["path"]) == (200, len(PHOTO), 1, "/v1/predict")
     assert len([entry for entry in embedded_server.log if entry.get("request_id") == "one-line"]) == 1
+
+
+def test_a_broken_form_is_one_line_in_the_log(embedded_server: Server) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n1\r\n--x--\r\nwhat comes after it'
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "X-Request-ID": "broken-form"}
+    before = len(embedded_server.log)
+    for content in (b"no boundary", form):
+        httpx2.post(f"{embedded_server.url}/v1/predict", content=content, headers=headers)
+        embedded_server.wait_for("request", request_id="broken-form")
+    assert {str(entry["event"]) for entry in embedded_server.log[before:]} == {"request"}
 
 
 def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:

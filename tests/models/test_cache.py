@@ -103,11 +103,18 @@ def test_weights_that_are_missing_are_a_clear_error(tmp_path: Path) -> None:
         cache.converted("squeezenet1_1", tmp_path / "nowhere.pth", tmp_path / "cache")
 
 
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(ModelError, match=f"{path} is no regular file"):
+            cache.converted("squeezenet1_1", path, tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
         ("alexnet", r"mine\.pth does not fit alexnet: features\.0\.weight is"),
-        ("resnet51", "no model 'resnet51'; `topk models` lists"),
+        ("resnet51", r"no model 'resnet51', did you mean resnet50 or .*\? `topk models` lists"),
         ("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; it has IMAGENET1K_V1"),
     ],
 )
