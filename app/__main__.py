@@ -1,5 +1,17 @@
-"""``python -m app``: the same as the ``topk`` command."""
+"""The ``topk`` command, also ``python -m app``. Ctrl-C is no error, not even while everything is being imported."""
 
-from app.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Entry point."""
+    try:
+        from app.cli import main as command
+
+        command()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The listening process: binds early, says when it is ready, drains on SIGTERM, exits with 0.
+"""The listening process: binds early, says when it is ready, drains on SIGTERM, Ctrl-C or a hangup, exits with 0.
 
 uvicorn alone refuses at once on SIGTERM, cuts idle connections and ends by the signal; a load balancer would lose
 requests. Here readiness falls first, the socket stays open for the drain delay, and then accepted work is finished.
@@ -21,7 +21,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from app import connections, machine
+from app import connections, machine, signals
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
@@ -117,7 +117,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in signals.heeded()}
         try:
             yield
         finally:
@@ -163,7 +163,8 @@ def say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
     host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
     url = f"http://{host}:{port}{settings.root_path}"
     page = f"{url}/" if settings.root_path else url
-    curl = f"curl -F file=@docs/cat.jpg {url}/v1/predict"
+    key = "-H 'X-API-Key: YOUR_KEY' " if settings.api_keys or settings.api_keys_file else ""
+    curl = f"curl {key}-F file=@docs/cat.jpg {url}/v1/predict"
     if info["warning"]:
         log.warning(info["warning"])
     if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):

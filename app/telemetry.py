@@ -103,6 +103,7 @@ def configure_logging(format: str, level: str) -> None:
     root.setLevel(level.upper())
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what it says of clients and of itself is ours to say
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of hostile files is ours to answer
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # of broken forms, the same
     for noisy in ("httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)  # each retry is a warning

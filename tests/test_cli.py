@@ -120,3 +120,10 @@ def test_a_file_name_may_hold_anything(tmp_path: Path) -> None:
     first, second = (json.loads(line) for line in ran.stdout.splitlines())
     assert first["file"].endswith("/bad\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[31m.jpg")
     assert second["error"]["code"] == "empty_body"
+
+
+def test_ctrl_c_while_it_is_being_imported_is_said_by_the_exit_code_alone(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    command, env = [sys.executable, "-m", "app", "--version"], os.environ | {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, b"", b"")

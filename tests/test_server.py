@@ -24,11 +24,20 @@ PHOTO = CAT.read_bytes()
 MODEL = ("--model", "efficientnet_lite0")
 
 
+def children(server: Server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
 def test_ready_is_said_with_model_device_address_and_a_curl(embedded_server: Server) -> None:
     ready = embedded_server.wait_for("ready")
     assert (ready["model"], ready["device"]) == ("efficientnet_lite0", "cpu")
     assert ready["address"] == embedded_server.url
-    assert f"{embedded_server.url}/v1/predict" in str(ready["try_it"])
+    assert ready["try_it"] == f"curl -F file=@docs/cat.jpg {embedded_server.url}/v1/predict"
+
+
+def test_the_curl_has_a_place_for_the_key_where_one_is_asked_for(keyed_server: Server) -> None:
+    curl = f"curl -H 'X-API-Key: YOUR_KEY' -F file=@docs/cat.jpg {keyed_server.url}/v1/predict"
+    assert keyed_server.wait_for("ready")["try_it"] == curl
 
 
 def test_a_request_is_one_line_of_json_without_its_bytes(embedded_server: Server) -> None:
@@ -37,6 +46,16 @@ def test_a_request_is_one_line_of_json_without_its_bytes(embedded_server: Server
     line = embedded_server.wait_for("request", request_id="one-line")
     assert (line["status"], line["bytes"], line["images"], line["path"]) == (200, len(PHOTO), 1, "/v1/predict")
     assert len([entry for entry in embedded_server.log if entry.get("request_id") == "one-line"]) == 1
+
+
+def test_a_broken_form_is_one_line_in_the_log(embedded_server: Server) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n1\r\n--x--\r\nwhat comes after it'
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "X-Request-ID": "broken-form"}
+    before = len(embedded_server.log)
+    for content in (b"no boundary", form):
+        httpx2.post(f"{embedded_server.url}/v1/predict", content=content, headers=headers)
+        embedded_server.wait_for("request", request_id="broken-form")
+    assert {str(entry["event"]) for entry in embedded_server.log[before:]} == {"request"}
 
 
 def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:
@@ -84,6 +103,23 @@ def test_ctrl_c_ends_with_zero_and_no_trace() -> None:
     assert not [entry for entry in server.log if "Traceback" in str(entry) or "KeyboardInterrupt" in str(entry)]
 
 
+def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
+    server = Server(*MODEL)
+    server.wait_for("ready")
+    assert server.stop(signal.SIGHUP) == 0
+    assert [entry["event"] for entry in server.log[-2:]] == ["draining", "stopped"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
+    nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    server = Server(*MODEL, "--workers", workers, under=nohup)
+    server.wait_for("ready")
+    server.process.send_signal(signal.SIGHUP)
+    assert httpx2.get(f"{server.url}/readyz").status_code == 200
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     server = Server(*MODEL)
@@ -92,11 +128,22 @@ def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     assert server.log[-1]["event"] == "stopped"
 
 
-def test_ctrl_c_while_converting_ends_at_once(tmp_path: Path) -> None:
-    server = Server(*MODEL, env={"TOPK_CACHE_DIR": str(tmp_path)})
+@pytest.mark.parametrize(
+    ("sig", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "0"), (signal.SIGHUP, "0"), (signal.SIGTERM, "1")]
+)
+def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_nothing(
+    sig: signal.Signals, workers: str, tmp_path: Path
+) -> None:
+    server = Server(*MODEL, "--workers", workers, env={"TOPK_CACHE_DIR": str(tmp_path)})
     server.wait_for("converting the model, once on this machine")
-    assert server.stop(signal.SIGINT) == 0
-    assert not list(tmp_path.rglob("model.json"))
+    while not (converting := [child for child in children(server) if "conversion" in " ".join(child.cmdline())]):
+        pass
+    for child in children(server):
+        child.send_signal(sig)
+    assert server.stop(sig) == 0
+    assert [entry for entry in server.log if entry.get("level") != "info"] == []
+    assert psutil.wait_procs(converting, 30)[1] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_until_the_model_is_warm_the_service_says_so() -> None:

@@ -110,7 +110,12 @@ class OpenVinoEngine:
         exported = self._model.precision
         if exported == "int8" and asked in ("auto", "int8"):
             return "int8"
-        if "int8" in (asked, exported):
+        if asked == "int8":
+            raise ModelError(
+                f"{self._model.name} is no int8 model; one is made by `topk export MODEL --out FOLDER --precision int8"
+                " --calibrate DIR`, from photographs of yours"
+            )
+        if exported == "int8":
             raise ModelError(f"{self._model.name} is exported in {exported}; it cannot be served in {asked}")
         precision = exported if asked == "auto" else asked
         if precision == "auto":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.errors import ModelError, NotConvertible
 from app.models import cache, download, embedded, folder
-from app.models.architecture import TIMM, is_checkpoint
+from app.models.architecture import TIMM, is_checkpoint, is_path
 from app.models.architecture import network as network
 from app.models.model import Model
 from app.settings import Settings
@@ -46,18 +46,30 @@ def _named(settings: Settings, spec: str, converted: bool) -> Model:
     architecture, _, entry = spec.partition(":")
     if architecture == embedded.NAME and (weights or entry):
         raise ModelError(f"{embedded.NAME} is served with its own weights only")
-    if (os.sep in spec and not spec.startswith(TIMM)) or spec.endswith("/"):
-        raise ModelError(f"{spec} is no model folder: it has no {folder.DESCRIPTION}")
+    if is_path(spec):
+        raise ModelError(_no_model(spec))
     require_torch(f"the model {spec}")
     if converted:
         return cache.converted(spec, weights, settings.cache_dir)
     return _built(spec, weights)
 
 
+def _no_model(path: str) -> str:
+    """Why what is there cannot be served."""
+    if not os.path.exists(path):
+        return f"{path} does not exist"
+    if os.path.isdir(path):
+        return f"{path} is no model folder: it has no {folder.DESCRIPTION}"
+    return f"{path} is a file; weights need the architecture they are for: --model ARCHITECTURE --weights {path}"
+
+
 def _checkpoint(settings: Settings, spec: str, converted: bool) -> Model:
     if settings.weights:
         raise ModelError(f"{spec} is a checkpoint: it brings its own weights")
+    path = Path(spec).expanduser()
     if not settings.trust_checkpoint:
+        if not os.path.exists(path):
+            raise ModelError(f"{spec} does not exist")
         raise ModelError(
             f"{spec} is a checkpoint that has to be unpickled, which runs whatever code its maker put into it;"
             " if you trust it, set TOPK_TRUST_CHECKPOINT=true"
@@ -65,7 +77,6 @@ def _checkpoint(settings: Settings, spec: str, converted: bool) -> Model:
     require_torch(f"the checkpoint {spec}")
     if importlib.util.find_spec("ultralytics") is None:
         raise ModelError(f"the checkpoint {spec} needs Ultralytics: pip install 'topk[ultralytics]'")
-    path = Path(spec).expanduser()
     if converted:
         return cache.converted(str(path), None, settings.cache_dir)
     from app.models import ultralytics

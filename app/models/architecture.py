@@ -1,5 +1,6 @@
 """Architectures by the name that settings and model folders have for them."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ def network(architecture: str, crop: int) -> "nn.Module":
 def is_checkpoint(spec: str) -> bool:
     """Whether the setting ``model`` names an Ultralytics checkpoint."""
     return spec.endswith(".pt")
+
+
+def is_path(spec: str) -> bool:
+    """Whether the setting ``model`` can only name a file or a folder."""
+    return not spec.startswith(TIMM) and (os.sep in spec or Path(spec).suffix in (".pth", ".bin", ".safetensors"))
 
 
 def name_of(spec: str) -> str:

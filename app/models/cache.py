@@ -4,17 +4,20 @@ The serving process needs no torch then. An entry is named after what was conver
 """
 
 import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import structlog
 
+from app import children
 from app.errors import ModelError, NotConvertible
 from app.models import download, folder
 from app.models.architecture import TIMM, is_checkpoint, name_of
@@ -22,7 +25,8 @@ from app.models.model import Model
 
 log = structlog.get_logger(__name__)
 
-REFUSED, NOT_CONVERTIBLE = 3, 4  # exit codes of ``convert``; the reason stands on its stdout
+REFUSED, NOT_CONVERTIBLE = 3, 4  # exit codes of ``conversion``; the reason stands on its stdout
+_WORKPLACE = ".converting-"
 
 
 def converted(spec: str, weights: Path | None, cache: Path) -> Model:
@@ -62,24 +66,65 @@ def _convert(spec: str, weights: Path | None, entry: Path) -> None:
     log.info("converting the model, once on this machine", model=spec, into=str(entry))
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".converting-") as made:
-            target = Path(made) / entry.name
-            _run_child(spec, weights, target)
-            with tempfile.TemporaryDirectory(dir=entry.parent, prefix=".old-") as old:
-                with contextlib.suppress(FileNotFoundError):
-                    os.rename(entry, Path(old) / entry.name)
-                os.rename(target, entry)
+        with _workplace(entry.parent) as (workplace, lock):
+            target = workplace / "new"
+            _run_child(spec, weights, target, lock)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(entry, workplace / "old")
+            os.rename(target, entry)
     except OSError as error:
-        raise ModelError(f"the converted model cannot be kept in {entry.parent}: {error.strerror or error}") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise ModelError(f"the converted model cannot be kept in {entry.parent}: {reason}") from error
 
 
-def _run_child(spec: str, weights: Path | None, target: Path) -> None:
+@contextlib.contextmanager
+def _workplace(cache: Path) -> Iterator[tuple[Path, int]]:
+    """A folder to convert in, and the lock that tells for as long as we or our child live that it is in use."""
+    with contextlib.ExitStack() as stack:
+        with _lock(cache):  # so that nobody finds the folder before it is locked itself
+            _sweep(cache)
+            made = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=_WORKPLACE)))
+            lock = stack.enter_context(_lock(made))
+        yield made, lock
+
+
+def _sweep(cache: Path) -> None:
+    """Remove the folders of those who were killed while they converted. Where there are no locks, nobody can tell."""
+    for left in cache.glob(f"{_WORKPLACE}*"):
+        with contextlib.suppress(OSError), _opened(left) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[int]:
+    """Held until all have closed its descriptor; not every network's file system has locks."""
+    with _opened(folder) as descriptor:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _run_child(spec: str, weights: Path | None, target: Path, lock: int) -> None:
     """The child ends when this process does: its standard input is ours to close."""
-    command = [sys.executable, "-m", "app.models.convert", spec, str(weights or ""), str(target)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:  # noqa: S603
+    arguments = (spec, str(weights or ""), str(target))
+    with children.start("app.models.conversion", *arguments, descriptors=[lock], stdout=subprocess.PIPE) as child:
         assert child.stdout
-        said = child.stdout.read().strip()
-        code = child.wait()
+        try:
+            said = child.stdout.read().decode().strip()
+            code = child.wait()
+        except BaseException:  # Ctrl-C
+            child.kill()
+            raise
     if code == NOT_CONVERTIBLE:
         raise NotConvertible(said)
     if code == REFUSED:

@@ -1,20 +1,12 @@
-"""Torch to OpenVINO, once a model: in a child process, at ``topk export``, or while an image is built.
+"""Torch to OpenVINO, once a model: in a child process (``conversion``), at ``topk export``, or for an image."""
 
-``python -m app.models.convert MODEL WEIGHTS FOLDER`` writes a model folder without its safetensors; see ``cache``.
-"""
-
-import os
-import sys
-import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from app.errors import ModelError, NotConvertible
-from app.models.cache import NOT_CONVERTIBLE, REFUSED
+from app.errors import NotConvertible
 from app.models.model import Model
 from app.models.split import FeaturesAndLogits, split
 from app.openvino import ov
@@ -72,35 +64,3 @@ def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
     span = max(float(np.ptp(expected)), 1e-6)
     if not np.allclose(found, expected, rtol=0, atol=_TOLERANCE * span):
         raise NotConvertible(f"{model.architecture} computes other logits in OpenVINO than in torch")
-
-
-def main(model: str, weights: str, folder: str) -> int:
-    """Resolve, convert and write; the exit code."""
-    from app import models
-    from app.models.folder import write
-    from app.settings import Settings
-
-    try:
-        settings = Settings.model_construct(  # whether a checkpoint is trusted was asked before this process began
-            model=model, weights=Path(weights) if weights else None, trust_checkpoint=True
-        )
-        write(models.resolve(settings), Path(folder), weights=False)
-    except ModelError as error:
-        print(error.detail)
-        return NOT_CONVERTIBLE if isinstance(error, NotConvertible) else REFUSED
-    return 0
-
-
-def _end_with_parent() -> None:
-    """The parent holds our standard input open for as long as it lives."""
-
-    def wait() -> None:
-        os.read(0, 1)  # not through sys.stdin, whose lock an exiting interpreter wants
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-if __name__ == "__main__":
-    _end_with_parent()
-    sys.exit(main(*sys.argv[1:]))

@@ -121,7 +121,9 @@ def _check_hash(name: str, path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file. Raises ModelError where it cannot be read."""
+    """Hexadecimal SHA-256 of a file. Raises ModelError where it cannot be read, or might never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ModelError(f"{path} is no regular file")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -130,12 +132,14 @@ def sha256(path: Path) -> str:
 
 
 def _progress() -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickles by other protocols than torch's, which load or do not
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, LookupError, EOFError) as error:  # the last two are what plain text brings about
         raise ModelError(
-            f"{path} is damaged or holds more than tensors; save the state dict alone, or as safetensors"
+            f"{path} is damaged or holds more than tensors, or was not written by torch.save; save the state dict"
+            " alone, or as safetensors"
         ) from error
     except Exception as error:
         reason = str(error) or type(error).__name__

@@ -175,11 +175,22 @@ def _read(folder: Path) -> Description:
         description = Description.model_validate(document)
     except OSError as error:
         raise ModelError(f"{folder / DESCRIPTION} cannot be read: {error}") from error
-    except (orjson.JSONDecodeError, ValidationError) as error:
+    except orjson.JSONDecodeError as error:
         raise ModelError(f"{folder / DESCRIPTION} is no description of a model: {error}") from error
+    except ValidationError as error:
+        raise ModelError(f"{folder / DESCRIPTION} is no description of a model: {_wrong(error)}") from error
     if description.format != FORMAT:
         raise ModelError(f"{folder} has format {description.format}; this topk reads {FORMAT}")
     return description
+
+
+def _wrong(error: ValidationError) -> str:
+    """What is missing, else the first thing that is wrong."""
+    found = [(".".join(map(str, one["loc"])), one) for one in error.errors()]
+    if missing := [place for place, one in found if one["type"] == "missing"]:
+        return f"it has no {', '.join(missing)}"
+    place, first = found[0]
+    return f"{place}: {first['msg']}" if place else "it is no JSON object"
 
 
 def _verify(folder: Path, description: Description, *names: str) -> None:

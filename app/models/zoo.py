@@ -1,5 +1,6 @@
 """torchvision's classification architectures by name, with their official weights."""
 
+import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from app.errors import ModelError
 from app.images import Preprocessing
-from app.models import download
+from app.models import download, embedded
 from app.models.files import load_state, read_state
 from app.models.labels import imagenet1k
 from app.models.model import Model
@@ -107,7 +108,9 @@ def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Mo
 def _enum(architecture: str) -> Any:
     """All of an architecture's weights, in torchvision's order."""
     if architecture not in architectures():
-        raise ModelError(f"no model {architecture!r}; `topk models` lists what can be served")
+        near = difflib.get_close_matches(architecture.lower(), [*architectures(), embedded.NAME])
+        meant = f", did you mean {' or '.join(near)}?" if near else ";"
+        raise ModelError(f"no model {architecture!r}{meant} `topk models` lists what can be served")
     return torchvision.models.get_model_weights(architecture)
 
 

@@ -2,14 +2,13 @@
 
 import os
 import pickle
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from app import machine
+from app import machine, signals
 from app.settings import Settings
 from app.telemetry import configure_logging
 from app.workers.wire import Messages
@@ -19,13 +18,8 @@ Told = Callable[[dict[str, Any], int | None], object]
 
 
 def begin(arguments: list[str]) -> tuple[socket.socket, Settings]:
-    """The control socket, named by the first argument, and the settings, which come on standard input.
-
-    Signals are the supervisor's to act on: a terminal's Ctrl-C reaches all of its processes.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    """The control socket, named by the first argument, and the settings, which come on standard input."""
+    signals.leave_to_parent()
     settings: Settings = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent wrote it
     machine.return_memory()
     configure_logging(settings.log_format, settings.log_level)

@@ -12,16 +12,14 @@ import socket
 import struct
 import subprocess
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-import app
+from app import children, signals
 from app.server import DRAIN_DELAY_MS, bind, say_ready
 from app.settings import Settings, surroundings, unknown_names
 from app.telemetry import configure_logging
@@ -31,7 +29,6 @@ from app.workers.wire import Messages
 log = structlog.get_logger("topk")
 
 ENGINE, HTTP = "engine", "http"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _BUFFER_BYTES = 1 << 20
 _SEND_S = 1  # a child that reads nothing for so long hangs, and is ended
 _SAMPLES_S = 1.0
@@ -95,7 +92,7 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until a signal comes or the model cannot be served; the exit code."""
         self._loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in signals.heeded():
             self._loop.add_signal_handler(number, self._signalled, number)
         for kind in [ENGINE, *[HTTP] * self._settings.workers]:
             self._start(kind)
@@ -126,16 +123,7 @@ class Supervisor:
         if kind == HTTP:
             arguments += [str(self._listener.fileno()), str(self._drain_delay_s)]
             descriptors.append(self._listener.fileno())
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited until the child ignores them
-        try:
-            popen = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-m", f"app.workers.{kind}", *arguments],
-                stdin=subprocess.PIPE,
-                pass_fds=descriptors,
-                env=_environment(),
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        popen = children.start(f"app.workers.{kind}", *arguments, descriptors=descriptors)
         assert popen.stdin
         with popen.stdin as stdin:
             stdin.write(pickle.dumps(self._settings))
@@ -268,15 +256,6 @@ class Supervisor:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _environment() -> dict[str, str]:
-    """With it and ``-P`` a child finds the package that we are, and no other in the working directory."""
-    home = str(Path(app.__file__).parents[1])
-    if home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        return dict(os.environ)
-    path = os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path}
 
 
 def _connect(one: Process, other: Process) -> None:

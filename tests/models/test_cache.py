@@ -103,11 +103,18 @@ def test_weights_that_are_missing_are_a_clear_error(tmp_path: Path) -> None:
         cache.converted("squeezenet1_1", tmp_path / "nowhere.pth", tmp_path / "cache")
 
 
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull), tmp_path):
+        with pytest.raises(ModelError, match=f"{path} is no regular file"):
+            cache.converted("squeezenet1_1", path, tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
         ("alexnet", r"mine\.pth does not fit alexnet: features\.0\.weight is"),
-        ("resnet51", "no model 'resnet51'; `topk models` lists"),
+        ("resnet51", r"no model 'resnet51', did you mean resnet50 or .*\? `topk models` lists"),
         ("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; it has IMAGENET1K_V1"),
     ],
 )
@@ -137,6 +144,8 @@ def test_a_cache_that_cannot_be_written_is_a_clear_error(weights: Path, tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match=r"the converted model cannot be kept in \S*file/cache: Not a directory"):
         cache.converted("squeezenet1_1", weights, tmp_path / "file" / "cache")
+    with pytest.raises(ModelError, match=r"the converted model cannot be kept in \S*file: it is no folder"):
+        cache.converted("squeezenet1_1", weights, tmp_path / "file")
 
 
 RESOLVE = """
@@ -187,4 +196,34 @@ def test_the_child_ends_unfinished_when_its_parent_is_gone(
     process.kill()
     process.wait(30)
     child.wait(30)
-    assert not list(tmp_path.rglob("model.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_left_by_the_killed_is_swept_and_what_is_in_use_is_not(
+    converting: tuple["subprocess.Popen[str]", psutil.Process], tmp_path: Path
+) -> None:
+    process, child = converting
+    [used] = tmp_path.iterdir()
+    left = tmp_path / f"{cache._WORKPLACE}left"
+    (left / "new").mkdir(parents=True)
+    child.suspend()
+    for parent in ("alive", "gone"):
+        with cache._workplace(tmp_path) as (mine, _):
+            assert set(tmp_path.iterdir()) == {used, mine}, parent
+        process.kill()
+        process.wait(30)
+    child.kill()
+    child.wait(30)
+    with cache._workplace(tmp_path) as (mine, _), cache._workplace(tmp_path) as (other, _):
+        assert set(tmp_path.iterdir()) == {mine, other}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_of_our_name_in_the_working_directory_is_not_taken_for_us(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("raise SystemExit('no topk')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="does not fit alexnet"):
+        cache.converted("alexnet", weights, tmp_path / "cache")

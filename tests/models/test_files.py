@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,22 @@ def test_bytes_that_are_no_weights_are_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<!doctype html><title>404</title>")
     with pytest.raises(ModelError, match=r"page\.pth is damaged"):
         read_state(tmp_path / "page.pth")
+
+
+@pytest.mark.parametrize("text", ["hello", "eventually", "1234", "weights: none"])
+def test_text_is_said_to_be_no_file_of_torch_s(text: str, tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text(text)
+    with pytest.raises(
+        ModelError, match=r"or was not written by torch\.save; save the state dict alone, or as safe\w+$"
+    ):
+        read_state(tmp_path / "text.pth")
+
+
+def test_a_pickle_by_another_protocol_loads_without_a_warning(tmp_path: Path) -> None:
+    state = small().state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(read_state(saved(tmp_path / "weights.pth", state, pickle_protocol=3)), state)
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "nowhere.safetensors", "."])

@@ -145,9 +145,29 @@ def test_a_description_that_is_none_is_refused(copy: Path, content: bytes) -> No
         folder.load(copy)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{}", "it has no format, architecture, weights, digest, preprocessing, labels, precision, files, versions"),
+        (b"[]", "it is no JSON object"),
+        (b'{"labels": [["cat"]]}', r"it has no format, .*, labels\.0\.1, .*"),
+    ],
+)
+def test_what_a_description_lacks_is_said_in_one_line(copy: Path, content: bytes, words: str) -> None:
+    (copy / "model.json").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"model\.json is no description of a model: {words}\Z"):
+        folder.load(copy)
+
+
+def test_a_member_of_another_kind_is_named(copy: Path) -> None:
+    change(copy, precision=8)
+    with pytest.raises(ModelError, match=r"no description of a model: precision: Input should be a valid string\Z"):
+        folder.load(copy)
+
+
 def test_members_that_this_version_does_not_know_are_refused(copy: Path) -> None:
     change(copy, surprise=1)
-    with pytest.raises(ModelError, match=r"is no description of a model: .*\n?surprise"):
+    with pytest.raises(ModelError, match=r"is no description of a model: surprise: Extra inputs are not permitted\Z"):
         folder.load(copy)
 
 
@@ -226,3 +246,23 @@ def test_a_folder_takes_no_other_weights(resnet18_folder: Path, resnet18_weights
 def test_a_path_that_is_no_model_folder_is_a_clear_error(tmp_path: Path, converted: bool) -> None:
     with pytest.raises(ModelError, match=r"is no model folder: it has no model\.json"):
         resolve(Settings(model=str(tmp_path), _env_file=None), converted=converted)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_path_where_nothing_is_is_said_to_be_one(
+    tmp_path: Path, converted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("nowhere/resnet50", "nowhere.pth", "nowhere.pt"):
+        with pytest.raises(ModelError, match=rf"^{path} does not exist"):
+            resolve(Settings(model=path, _env_file=None), converted=converted)
+
+
+@pytest.mark.parametrize("path", ["mine.pth", "./mine.safetensors"])
+def test_weights_that_are_named_as_the_model_are_told_where_they_belong(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(path).touch()
+    with pytest.raises(ModelError, match=f"{path} is a file; .*: --model ARCHITECTURE --weights {path}"):
+        resolve(Settings(model=path, _env_file=None), converted=True)

@@ -85,6 +85,20 @@ def test_a_name_unknown_never_falls_back(model: str) -> None:
         resolve(settings(model=model))
 
 
+@pytest.mark.parametrize(
+    ("model", "near"),
+    [
+        ("resnet51", ", did you mean resnet50 or"),
+        ("RESNET18", ", did you mean resnet18"),
+        ("nonesuch", ";"),
+        ("efficientnet-lite0", ", did you mean efficientnet_lite0"),
+    ],
+)
+def test_the_nearest_names_are_offered(model: str, near: str) -> None:
+    with pytest.raises(ModelError, match=f"^no model '{model}'{near}"):
+        resolve(settings(model=model))
+
+
 def test_the_embedded_model_has_a_name_and_no_warning() -> None:
     model = resolve(settings(model="efficientnet_lite0"))
     assert (model.name, model.warning) == ("efficientnet_lite0", None)

@@ -43,12 +43,13 @@ def test_while_draining_every_process_is_unready_and_serves(start: Start) -> Non
     assert len([line for line in service.log if line["event"] in ("ready", "draining")]) == 2
 
 
-def test_ctrl_c_that_reaches_all_processes_ends_with_zero(start: Start) -> None:
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminal_s_signal_that_reaches_all_processes_ends_with_zero(start: Start, sig: signal.Signals) -> None:
     service = start()
     service.wait_for("ready")
     for child in service.children():
-        child.send_signal(signal.SIGINT)
-    assert service.stop(signal.SIGINT) == 0
+        child.send_signal(sig)
+    assert service.stop(sig) == 0
     assert "Traceback" not in str(service.log)
 
 
