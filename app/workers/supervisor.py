@@ -5,7 +5,6 @@ end of that is also how its death is seen, and how it sees ours.
 """
 
 import asyncio
-import os
 import pickle
 import signal
 import socket
