@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import EvaluationError, TopkError
+from app.errors import EvaluationError
 from app.evaluate.journal import Journal, Outcome, Stamp
 from app.evaluate.metrics import Floats, Ints, K, Outcomes
 from app.evaluate.read import Samples
 from app.evaluate.source import Answer, Ask, Source, Unreadable
+from app.tasks import all_of
 
 Watch = Callable[[int], None]
 """Told how many images are done, those of an earlier run included."""
@@ -90,12 +91,7 @@ class _Run:
     async def all(self, todo: list[int]) -> None:
         waiting = iter(todo)
         async with self.source.opened() as ask:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.source.at_once, len(todo))):
-                        group.create_task(self._work(ask, waiting))
-            except* TopkError as failed:
-                raise failed.exceptions[0] from None
+            await all_of(self._work(ask, waiting) for _ in range(min(self.source.at_once, len(todo))))
 
     async def _work(self, ask: Ask, waiting: Iterator[int]) -> None:
         for i in waiting:

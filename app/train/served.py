@@ -7,7 +7,8 @@ from pathlib import Path
 
 from app.classifier import Classifier
 from app.engine import Row, Want
-from app.errors import BadImage, TopkError
+from app.errors import BadImage
+from app.tasks import all_of
 from app.train.examples import Advance
 
 _AT_ONCE = 64
@@ -34,12 +35,7 @@ class Rows:
 
     async def _all(self) -> None:
         waiting = iter(range(len(self._paths)))
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(self._paths))):
-                    group.create_task(self._work(waiting))
-        except* TopkError as failed:
-            raise failed.exceptions[0] from None
+        await all_of(self._work(waiting) for _ in range(min(_AT_ONCE, len(self._paths))))
 
     async def _work(self, waiting: Iterator[int]) -> None:
         for i in waiting:

@@ -175,9 +175,9 @@ def test_another_architecture_s_file_is_a_clear_error(tmp_path: Path) -> None:
         zoo.from_file("resnet18", None, tmp_path / "weights.pth").build()
 
 
-@pytest.mark.parametrize("name", ["missing.pth", "."])
-def test_a_file_that_cannot_be_read_is_a_clear_error(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot be read"):
+@pytest.mark.parametrize(("name", "words"), [("missing.pth", "cannot be read"), (".", "is no regular file")])
+def test_a_file_that_cannot_be_read_is_a_clear_error(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=words):
         zoo.from_file("resnet50", None, tmp_path / name)
 
 
