@@ -1,4 +1,7 @@
-"""Rate limits: so many images of one caller in a moving window. A caller is an API key, or an address without one."""
+"""Rate limits: so many images of one caller in a moving window. A caller is an API key, or an address without one.
+
+Not by the package ``limits``: it takes no charge back, and looks through all callers a hundred times a second.
+"""
 
 import time
 from collections import OrderedDict
