@@ -124,7 +124,7 @@ class Load:
         """Wait for so many more answers."""
         with self._more:
             wanted = len(self.answers) + more
-            assert self._more.wait_for(lambda: len(self.answers) >= wanted, 60)
+            assert self._more.wait_for(lambda: len(self.answers) >= wanted, 180)
 
     @property
     def statuses(self) -> Counter[int]:

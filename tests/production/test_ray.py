@@ -38,7 +38,7 @@ MODEL = "efficientnet_lite0"
 TWO: dict[str, Any] = {"autoscaling_config": None, "num_replicas": 2}
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(holds: Callable[[], object], seconds: float = 180) -> None:
     """Ask again until it holds."""
     pause, until = threading.Event(), time.monotonic() + seconds
     while not holds():
@@ -147,7 +147,7 @@ class Load:
         """Wait for so many good answers more."""
         until = self.statuses()[200] + answers
         with self._told:
-            assert self._told.wait_for(lambda: sum(asked.status == 200 for asked in self.asked) >= until, 60)
+            assert self._told.wait_for(lambda: sum(asked.status == 200 for asked in self.asked) >= until, 180)
 
     def _run(self) -> None:
         with httpx2.Client(timeout=60) as client:
