@@ -73,6 +73,14 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def overloaded_ms(answer: httpx2.Response) -> int | None:
+    """After how many milliseconds an overloaded service wants to be asked again; None for any other answer."""
+    if answer.status_code != 503 or answer.headers.get("content-type") != "application/problem+json":
+        return None
+    told: dict[str, int | str] = answer.json()
+    return int(told["retry_after_ms"]) if told["code"] == "overloaded" else None
+
+
 class Server:
     """``topk serve`` as a process, on a port of its own choosing. ``log`` holds its log lines so far, parsed.
 
