@@ -407,30 +407,42 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: most passes over the images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=2, help="With --fine-tune: images a step.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and folder give the same model.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with plots.", show_default=False)
+    ] = None,
     settings: Settings,
 ) -> None:
     """Your own classes: a model folder from a folder of folders, on top of a pretrained model."""
     from app.models import require_torch
 
     require_torch("training")
+    from app import page
     from app.evaluate import table
     from app.telemetry import configure_logging
     from app.train.plan import Plan
     from app.train.progress import Bars
+    from app.train.report import write
     from app.train.run import run
 
     configure_logging(settings.log_format, "warning")
+    page.check(report)
     plan = Plan(folder, out_folder, val, holdout, seed, fine_tune, epochs, batch_size)
     try:
         trained = run(plan, settings, Bars(err))
     except KeyboardInterrupt:
         err.print("interrupted; nothing was written, and the features computed so far are kept")
         raise typer.Exit(130) from None
-    for warning in trained.learned.warnings:
-        say(err, f"warning: {warning}", "yellow")
+    if report:
+        write(trained, report, settings.max_pixels)
+    for note in trained.evaluation.notes:
+        say(err, note, "yellow")
+    if json:
+        out.file.write(orjson.dumps(trained.as_dict()).decode() + "\n")
+        return
     for line in trained.words():
         say(out, line)
-    table.show(trained.metrics, out)
+    table.show(trained.evaluation, out)
     say(out, f"written: {out_folder}; serve it with: topk serve --model {out_folder}")
 
 

@@ -200,9 +200,11 @@ def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tm
     [serve] = [command for command in commands("topk serve") if "my-model" in command]
     photographs, model = make(tmp_path / "photographs"), tmp_path / "my-model"
     train = re.sub(r"--weights \S+", f"--weights {resnet18_weights} --epochs 1", train)
-    ran = shell(train.replace("photographs", str(photographs)).replace("my-tuned-model", str(model)))
+    train = train.replace("training.html", f"{tmp_path}/training.html").replace("my-tuned-model", str(model))
+    ran = shell(train.replace("photographs", str(photographs)))
     assert ran.returncode == 0, ran.stderr
     assert "fine-tuned for 1 epoch" in ran.stdout
+    assert "Epoch by epoch" in (tmp_path / "training.html").read_text()
     with Serving(serve.replace("my-model", str(model)), tmp_path) as address:
         content = (photographs / "disc" / "0.png").read_bytes()
         answer = httpx2.post(f"{address}/v1/predict", content=content).json()

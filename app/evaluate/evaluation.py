@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from app.evaluate.metrics import Metrics
 from app.evaluate.progress import Live
 from app.evaluate.read import Samples
 from app.evaluate.remote import Remote
-from app.evaluate.run import Answers, run
+from app.evaluate.run import Answers, Watch, run
 from app.evaluate.source import Source
 from app.filenames import shown
 from app.loadtest import plan
@@ -147,7 +147,6 @@ class Evaluation:
 def evaluated(asked: Asked, settings: Settings, live: Live) -> Iterator[Evaluation]:
     """The evaluation; what was answered is on disk until the block ends. Raises EvaluationError and ModelError."""
     listing = read.listing(asked.images)
-    started = datetime.now(UTC)
     with ExitStack() as stack:
         with live.loading():
             source = _source(asked, settings, stack)
@@ -155,13 +154,21 @@ def evaluated(asked: Asked, settings: Settings, live: Live) -> Iterator[Evaluati
             reference = _reference(asked, settings, source, stack)
         journals = [stack.enter_context(_journal(asked, one, settings)) for one in (source, reference) if one]
         with live:
-            answers = _answers("evaluating", source, samples, journals[0], live)
-            found = metrics.score(answers.outcomes(samples), source.labels)
-            comparison = None
+            live.begin("evaluating", len(samples.files))
+            found = measured(source, samples, live, journals[0])
             if reference:
-                theirs = _answers(f"reference, {asked.compare}", reference, samples, journals[1], live)
-                comparison = compare(answers, theirs, samples, reference.facts)
-        yield Evaluation(asked.images, started, source.facts, source.labels, samples, answers, found, comparison)
+                live.begin(f"reference, {asked.compare}", len(samples.files))
+                theirs = run(reference, samples, live, journals[1])
+                found = replace(found, comparison=compare(found.answers, theirs, samples, reference.facts))
+        yield found
+
+
+def measured(source: Source, samples: Samples, watch: Watch, journal: Journal | None = None) -> Evaluation:
+    """Ask for all samples that the journal does not tell, and compare. Raises EvaluationError."""
+    started = datetime.now(UTC)
+    answers = run(source, samples, watch, journal)
+    found = metrics.score(answers.outcomes(samples), source.labels)
+    return Evaluation(samples.source, started, source.facts, source.labels, samples, answers, found)
 
 
 def compare(ours: Answers, theirs: Answers, samples: Samples, facts: dict[str, Any]) -> Comparison:
@@ -207,8 +214,3 @@ def _reference(asked: Asked, settings: Settings, source: Source, stack: ExitStac
 def _journal(asked: Asked, source: Source, settings: Settings) -> Journal:
     subject = {"topk": __version__, "source": str(asked.images.resolve()), **source.facts}
     return Journal(settings.cache_dir.expanduser() / "evaluate", subject)
-
-
-def _answers(name: str, source: Source, samples: Samples, journal: Journal, live: Live) -> Answers:
-    live.begin(name, len(samples.files))
-    return run(source, samples, journal, live)

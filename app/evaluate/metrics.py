@@ -106,14 +106,6 @@ class Metrics:
         return asdict(self)
 
 
-def measure(probabilities: Floats, truth: Ints, labels: Sequence[Label]) -> Metrics:
-    """The figures of ``probabilities`` [n, classes] whose columns are ``labels``, n at least 1."""
-    k = min(K, len(labels))
-    answers = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    scores = np.take_along_axis(probabilities, answers, axis=1)
-    return score(Outcomes(truth.astype(np.int64), answers.astype(np.int64), scores.astype(np.float32)), labels)
-
-
 def score(outcomes: Outcomes, labels: Sequence[Label]) -> Metrics:
     """The figures of at least one image."""
     n, right, right5 = len(outcomes.truth), outcomes.right, outcomes.right5

@@ -22,21 +22,25 @@ def write(evaluation: Evaluation, path: Path, max_pixels: int) -> None:
     html.write(page(evaluation, max_pixels), path)
 
 
-def page(evaluation: Evaluation, max_pixels: int) -> str:
-    """The page as HTML, with its plots and pictures inline; pictures of more than ``max_pixels`` are left out."""
+def page(evaluation: Evaluation, max_pixels: int, command: str = "topk evaluate", before: str = "") -> str:
+    """The page as HTML, with its plots and pictures inline; pictures of more than ``max_pixels`` are left out.
+
+    ``before`` is HTML that comes before what was found.
+    """
     metrics, facts = evaluation.metrics, evaluation.facts
     return html.fill(
         _PAGE,
         title=html.text(f"{facts['model']} on {shown(Path(evaluation.source.resolve().name))}"),
+        command=command,
         when=f"{evaluation.started:%d %B %Y, %H:%M} UTC",
         how=html.text(", ".join(table.answering(facts))),
         remarks="".join(_remark(note) for note in evaluation.notes),
         headline=html.headline(_headline(evaluation)),
+        before=before,
         levels=_levels(metrics),
         plots=_plots(metrics),
         comparison=_comparison(evaluation),
         gallery=_gallery(evaluation, max_pixels),
-        matrix=_matrix(metrics),
         confused=_confused(metrics),
         worst=_worst(metrics),
         classes=_classes(metrics),
@@ -87,6 +91,7 @@ def _levels(metrics: Metrics) -> str:
 
 
 def _plots(metrics: Metrics) -> str:
+    """Calibration, and how exactly right the answers are; where there are few classes, what each is taken for."""
     from app.evaluate import chart  # matplotlib: only here, since it takes half a second
 
     legend = f'<ul class="legend">{html.legend(chart.RELIABILITY)}</ul>'
@@ -94,6 +99,8 @@ def _plots(metrics: Metrics) -> str:
     if metrics.depths:
         words = "<p class=about>Right: the answer is the class, or shares a node of this depth with it.</p>"
         plots.append(("How exactly right?", "by depth in WordNet", words + chart.depths(metrics)))
+    if matrix := _matrix(metrics):
+        plots.append(("What is taken for what", "rows are the truth; per cent of the row", matrix))
     return '<div class="plots">' + "".join(_section(title, body, aside) for title, aside, body in plots) + "</div>"
 
 
@@ -167,8 +174,7 @@ def _matrix(metrics: Metrics) -> str:
         if truth in counts
     )
     body = f'<table class="matrix"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    aside = "rows are the truth; per cent of the row"
-    return _section("What is taken for what", f'<div class="scroll">{body}</div>', aside)
+    return f'<div class="scroll">{body}</div>'
 
 
 def _cell(share: float, right: bool) -> str:

@@ -50,21 +50,21 @@ class Answers:
         return Outcomes(samples.truth[there], self.class_ids[there], self.scores[there])
 
 
-def run(source: Source, samples: Samples, journal: Journal, watch: Watch) -> Answers:
+def run(source: Source, samples: Samples, watch: Watch, journal: Journal | None = None) -> Answers:
     """Ask for what the journal does not tell. Raises EvaluationError; interrupted, the journal has what there was."""
     n, k = len(samples.files), min(K, len(source.labels))
     answers = Answers(np.full((n, k), -1, np.int64), np.zeros((n, k), np.float32))
     todo = [i for i, file in enumerate(samples.files) if not _known(answers, i, file, journal)]
     watch(n - len(todo))
     begun = time.perf_counter()
-    asyncio.run(_Run(source, samples, journal, watch, answers, n - len(todo)).all(todo))
+    asyncio.run(_Run(source, samples, watch, journal, answers, n - len(todo)).all(todo))
     answers.asked, answers.seconds = len(todo), time.perf_counter() - begun
     return answers
 
 
-def _known(answers: Answers, i: int, file: Path, journal: Journal) -> bool:
+def _known(answers: Answers, i: int, file: Path, journal: Journal | None) -> bool:
     try:
-        outcome = journal.get(file, Stamp.of(file)) if len(journal) else None
+        outcome = journal.get(file, Stamp.of(file)) if journal else None
     except OSError:
         return False
     if outcome:
@@ -83,8 +83,8 @@ def _keep(answers: Answers, i: int, outcome: Outcome) -> None:
 class _Run:
     source: Source
     samples: Samples
-    journal: Journal
     watch: Watch
+    journal: Journal | None
     answers: Answers
     done: int
 
@@ -102,7 +102,8 @@ class _Run:
                 _keep(self.answers, i, Unreadable("unreadable_file", error.strerror or str(error)))
             else:
                 outcome = await _outcome(ask, content)
-                self.journal.add(file, stamp, outcome)
+                if self.journal is not None:
+                    self.journal.add(file, stamp, outcome)
                 _keep(self.answers, i, outcome)
             self.done += 1
             self.watch(self.done)

@@ -16,21 +16,16 @@ _LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": 
 
 
 def tell(evaluation: Evaluation, console: Console) -> None:
-    """All of an evaluation but its notes."""
+    """What answered, and how well; an evaluation's notes are left to who asks."""
     _print(console, ", ".join(answering(evaluation.facts)))
-    console.print(accuracy(evaluation.metrics, evaluation.comparison))
-    _print(console, *notes(evaluation.metrics), *comparison(evaluation), *unreadable(evaluation))
-    _explain(evaluation.metrics, console)
+    show(evaluation, console)
 
 
-def show(metrics: Metrics, console: Console) -> None:
+def show(evaluation: Evaluation, console: Console) -> None:
     """Accuracy first, then what explains it."""
-    console.print(accuracy(metrics))
-    _print(console, *notes(metrics))
-    _explain(metrics, console)
-
-
-def _explain(metrics: Metrics, console: Console) -> None:
+    metrics = evaluation.metrics
+    console.print(accuracy(metrics, evaluation.comparison))
+    _print(console, *notes(metrics), *comparison(evaluation), *unreadable(evaluation))
     for table in (levels(metrics), worst(metrics), confused(metrics)):
         if table.row_count:
             console.print(table)

@@ -12,5 +12,5 @@ finetune.py   the whole network, from the linear head on
 learn.py      images -> a trained network
 result.py     network and labels -> a model folder, measured as it is served
 run.py        all of it in order
-progress.py   what is shown meanwhile
+progress.py, chart.py, report.py   what is shown
 """

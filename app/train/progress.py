@@ -1,5 +1,6 @@
 """What a terminal shows meanwhile; nothing elsewhere."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.evaluate.run import Watch
 from app.train.examples import Advance
 
 
@@ -22,6 +24,14 @@ class Bars:
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
+        """What it gives is called for each one that is done."""
+        done = itertools.count(1)
+        with self.count(what, total) as watch:
+            yield lambda: watch(next(done))
+
+    @contextmanager
+    def count(self, what: str, total: int) -> Iterator[Watch]:
+        """What it gives is told how many are done."""
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(28),
@@ -33,4 +43,4 @@ class Bars:
         )
         task = progress.add_task(what, total=total)
         with progress:
-            yield lambda: progress.advance(task)
+            yield lambda done: progress.update(task, completed=done)

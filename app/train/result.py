@@ -3,25 +3,22 @@
 import copy
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 from torch import nn
 
-from app.classifier import Classifier
-from app.engine import Want
-from app.errors import ModelError, TrainingError
-from app.evaluate.metrics import Metrics, measure
+from app.errors import ModelError
+from app.evaluate import local
+from app.evaluate.evaluation import Evaluation, measured
+from app.evaluate.read import Samples
 from app.models import download, folder
 from app.models.labels import Label
 from app.models.model import Model, Training
 from app.settings import Settings
-from app.train.examples import Example
 from app.train.progress import Bars
-from app.train.served import Rows
 
 WEIGHTS = "trained"
 """What a trained model's weights are called in answers."""
@@ -61,23 +58,13 @@ def write(network: nn.Module, parent: Model, classes: Sequence[str], place: Path
     folder.write(model, place)
 
 
-def as_served(place: Path, held_out: Sequence[Example], settings: Settings, bars: Bars) -> Metrics:
-    """What the folder answers for these images, by the path that serves it. Raises ModelError."""
+def as_served(place: Path, held_out: Samples, settings: Settings, bars: Bars) -> Evaluation:
+    """What the folder answers for these images, by the path that serves it. Raises ModelError and EvaluationError."""
+    settings = settings.model_copy(update={"model": str(place), "weights": None, "model_name": None})
     with bars.busy("loading the trained model"):
-        classifier = Classifier(settings.model_copy(update={"model": str(place), "weights": None, "model_name": None}))
-        classifier.load()
-    try:
-        with bars.bar("held-out images", len(held_out)) as advance:
-            rows = Rows(classifier, [example.path for example in held_out], Want(probabilities=True), advance)
-            rows.ask()
-    finally:
-        classifier.close()
-    answered = sorted(rows.rows)
-    if not answered:
-        raise TrainingError("the held-out images can no longer be read")
-    probabilities = np.array([rows.rows[i].probabilities for i in answered], np.float32)
-    truth = np.array([held_out[i].class_id for i in answered], np.int64)
-    return measure(probabilities, truth, classifier.model.labels)
+        source = local.load(settings)
+    with closing(source), bars.count("held-out images", len(held_out.files)) as watch:
+        return measured(source, held_out, watch)
 
 
 def _digest(network: nn.Module, beside: Path) -> str:

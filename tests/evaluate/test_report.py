@@ -11,7 +11,7 @@ import pytest
 from app.errors import ReportError
 from app.evaluate import report
 from app.evaluate.evaluation import Evaluation
-from app.evaluate.metrics import Metrics, measure, score
+from app.evaluate.metrics import Metrics, Outcomes, score
 from app.evaluate.run import Answers
 from app.models.labels import Label
 
@@ -98,7 +98,8 @@ def few(right: bool) -> tuple[tuple[Label, ...], Metrics, Answers]:
     truth = np.array([0, 0, 1, 1, 2, 2, 2])
     rows = np.eye(3, dtype=np.float32)[truth if right else [0, 1, 1, 1, 2, 1, 0]] * 0.8 + 0.05
     best = np.argsort(-rows, axis=1, kind="stable")
-    return labels, measure(rows, truth, labels), Answers(best, np.take_along_axis(rows, best, axis=1))
+    scores = np.take_along_axis(rows, best, axis=1)
+    return labels, score(Outcomes(truth, best, scores), labels), Answers(best, scores)
 
 
 @pytest.mark.parametrize("right", [True, False])

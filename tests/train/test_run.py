@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -30,8 +31,8 @@ LABELS = [["disc", None], ["square", None]]
 
 def test_it_tells_the_held_out_pictures_apart(trained: Found) -> None:
     found, _ = trained
-    assert (len(found.learned.sides.learned), found.metrics.n) == (12, 4)
-    assert found.metrics.top1 >= 0.75
+    assert (len(found.learned.sides.learned), found.evaluation.metrics.n) == (12, 4)
+    assert found.evaluation.metrics.top1 >= 0.75
     assert found.learned.warnings == []
 
 
@@ -43,7 +44,7 @@ def test_the_folder_tells_what_it_is_and_came_from(trained: Found) -> None:
     assert told["digest"] == told["files"]["model.safetensors"]  # type: ignore[index]
     assert {name: told["metrics"][name] for name in ("n", "top1", "top5")} == {  # type: ignore[index]
         "n": 4,
-        "top1": found.metrics.top1,
+        "top1": found.evaluation.metrics.top1,
         "top5": 1.0,
     }
 
@@ -122,8 +123,9 @@ def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, sh
     found = learn(plan, settings(), BARS)
     assert found.tuning
     assert len(found.tuning.scores) == 2
-    assert found.tuning.scores[0].top1 == pytest.approx(trained[0].metrics.top1, abs=0.26)  # in another precision
-    assert any("fine-tuned for 1 epoch" in line for line in Trained(found, trained[0].metrics).words())
+    linear = trained[0].evaluation.metrics.top1
+    assert found.tuning.scores[0].top1 == pytest.approx(linear, abs=0.26)  # in another precision
+    assert any("fine-tuned for 1 epoch" in line for line in replace(trained[0], learned=found).words())
 
 
 def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: Path) -> None:
