@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -45,6 +46,27 @@ def test_the_strength_with_the_least_loss_on_unseen_images_is_chosen() -> None:
     found = fit(*blobs(200, 16, 4), 0, lambda _: None)
     assert found.loss == min(found.losses.values()) < np.log(4)
     assert found.c in GRID
+
+
+def test_strengths_are_judged_by_solved_problems() -> None:
+    """Where there are many classes a gradient is small long before it is none."""
+    features, class_ids = blobs(300, 64, 30)
+    found = fit(features, class_ids, 0, lambda _: None)
+    standard = StandardScaler().fit_transform(features.astype(np.float64))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    for c in (0.01, 0.1, found.c):
+        solved = LogisticRegression(C=c, tol=1e-8, max_iter=10_000)
+        scores = cross_val_score(solved, standard, class_ids, cv=folds, scoring="neg_log_loss")
+        assert found.losses[c] == pytest.approx(-scores.mean(), rel=0.02)
+
+
+def test_of_many_images_some_folds_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[int] = []
+    loss = head._loss
+    monkeypatch.setattr(head, "_ENOUGH", 70)
+    monkeypatch.setattr(head, "_loss", lambda *given: judged.append(len(given[-1])) or loss(*given))
+    found = fit(*blobs(200, 16, 4), 0, lambda _: None)
+    assert judged == [40, 40] * len(found.losses)
 
 
 def test_noise_is_regularised_away() -> None:
