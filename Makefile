@@ -16,8 +16,10 @@ OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call 
 serve: $(VENV)/.serve
 	@exec $(BIN)/topk serve $(OPTIONS)
 
+# Two processes, since most tests wait for a server to start half of their time; JOBS=0 is one.
+JOBS = 2
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 # What needs nginx, prometheus and the like, or takes long: `make test-production`.
 test-production: $(VENV)/.production
