@@ -43,6 +43,11 @@ _AT_ONCE = 64
 
 Command = Callable[..., None]
 
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_Report = Annotated[
+    Path | None, typer.Option(dir_okay=False, help="Write an HTML page with plots.", show_default=False)
+]
+
 
 def say(console: Console, line: str, style: str | None = None) -> None:
     """One line, however long it is and wherever it goes."""
@@ -298,10 +303,8 @@ def bench(
     multipart: Annotated[bool, typer.Option("--multipart", help="Send forms, not raw bytes.")] = False,
     header: Annotated[list[str] | None, typer.Option(help="'Name: value', repeatable.", show_default=False)] = None,
     api_key: Annotated[str | None, typer.Option(help="Sent as Authorization: Bearer.", show_default=False)] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with the curves.", show_default=False)
-    ] = None,
+    json: _Json = False,
+    report: _Report = None,
 ) -> None:
     """Measure what a server answers under load, and how fast. Ctrl-C shows what was measured so far."""
     from app import page
@@ -357,10 +360,8 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with plots.", show_default=False)
-    ] = None,
+    json: _Json = False,
+    report: _Report = None,
     settings: Settings,
 ) -> None:
     """How good are the answers on labelled images? Interrupted, the same command goes on where it stopped."""
@@ -407,10 +408,8 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: most passes over the images.")] = 20,
     batch_size: Annotated[int, typer.Option(min=2, help="With --fine-tune: images a step.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and folder give the same model.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write an HTML page with plots.", show_default=False)
-    ] = None,
+    json: _Json = False,
+    report: _Report = None,
     settings: Settings,
 ) -> None:
     """Your own classes: a model folder from a folder of folders, on top of a pretrained model."""
