@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -11,7 +12,10 @@ from app.models.model import Model
 from app.models.split import FeaturesAndLogits, split
 from app.openvino import ov
 
-_TOLERANCE = 1e-3  # of the logits' range; float32 on both sides, summed in another order
+# Of the logits' range. Float32 on both sides is summed in another order, which some networks make much of: where both
+# are about as far from what float64 gives, that is no reason to refuse, unless it tells nothing at all.
+_TOLERANCE, _TELLING = 1e-3, 0.1
+_AS_FAR = 4
 
 
 def to_openvino(model: Model, built: nn.Module | None = None) -> ov.Model:
@@ -62,5 +66,15 @@ def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
     if not np.isfinite(expected).all():
         raise NotConvertible(f"{model.architecture} with weights {model.weights} computes no finite scores")
     span = max(float(np.ptp(expected)), 1e-6)
-    if not np.allclose(found, expected, rtol=0, atol=_TOLERANCE * span):
+    if _distance(found, expected) <= _TOLERANCE * span:
+        return
+    exact = module.double()(images.double())[1].numpy()
+    module.float()
+    own = _distance(expected, exact)
+    if own > _TELLING * span or _distance(found, exact) > max(_AS_FAR * own, _TOLERANCE * span):
         raise NotConvertible(f"{model.architecture} computes other logits in OpenVINO than in torch")
+
+
+def _distance(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
+    """The largest; infinite where one is no number."""
+    return float(np.nan_to_num(np.abs(found - expected), nan=np.inf).max())

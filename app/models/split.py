@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet
 
@@ -25,7 +26,7 @@ class FeaturesAndLogits(nn.Module):
         self.dim = dim
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.backbone(images).float()
+        features = _exact(self.backbone(images))
         logits = self.head(features)
         return (features.mean((2, 3)) if features.dim() == 4 else features), logits
 
@@ -42,7 +43,12 @@ class SeveralHeads(FeaturesAndLogits):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         network = cast(Any, self.backbone)
         seen = network.forward_features(images)
-        return network.forward_head(seen, pre_logits=True).float(), network.forward_head(seen).float()
+        return _exact(network.forward_head(seen, pre_logits=True)), _exact(network.forward_head(seen))
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """As float32, or as float64 where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def split(network: nn.Module) -> FeaturesAndLogits:
