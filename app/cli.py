@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import orjson
@@ -269,7 +270,7 @@ def export(
         )
     if judgement:
         say(out, f"int8: {judgement}")
-    say(out, f"written: {out_folder}; serve it with: topk serve --model {out_folder}")
+    say(out, f"written: {out_folder}; serve it with: topk serve --model {quote(str(out_folder))}")
 
 
 @app.command()
@@ -442,7 +443,7 @@ def train(
     for line in trained.words():
         say(out, line)
     table.show(trained.evaluation, out)
-    say(out, f"written: {out_folder}; serve it with: topk serve --model {out_folder}")
+    say(out, f"written: {out_folder}; serve it with: topk serve --model {quote(str(out_folder))}")
 
 
 def _images(files: Iterable[Path]) -> Iterable[Path]:

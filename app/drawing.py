@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # What is drawn is replaced by the page's own variable of that name.
 _VARIABLES = ("ink", "quiet", "line", "edge", "faint", "accent", "middle", "bar", "danger", "surface")
@@ -42,9 +43,14 @@ def style() -> Any:
     return mpl.rc_context(_STYLE)
 
 
-def figure(width: float, height: float, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A transparent figure of inches, with axes one below the other in these proportions; they share x."""
-    drawn = Figure(figsize=(width, height), layout="constrained")
+def figure(
+    width: float, height: float, heights: Sequence[float] = (1,), apart: float = 0.02
+) -> tuple[Figure, list[Axes]]:
+    """A transparent figure of inches, with axes one below the other in these proportions; they share x.
+
+    ``apart`` is the share of the height between them.
+    """
+    drawn = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(hspace=apart))
     drawn.patch.set_alpha(0)
     axes = drawn.subplots(len(heights), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for one in axes:

@@ -51,7 +51,6 @@ def depths(metrics: Metrics) -> str:
         drawn, [axes] = figure(_INCHES, 3.9)
         x, y = range(len(metrics.depths)), metrics.depths
         low = max(0.0, metrics.top1 - max(0.05, (1 - metrics.top1) / 2))
-        axes.fill_between(x, y, low, color=COLOURS["accent"], alpha=0.12, linewidth=0)
         [line] = axes.plot(x, y, "o-", color=COLOURS["accent"], linewidth=2, markersize=4.5)
         line.set(markeredgecolor=COLOURS["surface"], markeredgewidth=0.8, clip_on=False, zorder=3)
         axes.axhline(metrics.top1, color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3))

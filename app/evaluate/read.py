@@ -3,6 +3,7 @@
 import csv
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.models.labels import Label
 _SHOWN = 10
 _NEAR = 3
 _TELLING = 3  # letters
+_LONG = 60
 _HEADER = ("file", "label")
 
 
@@ -110,21 +112,24 @@ def _table(path: Path) -> Listing:
     names: list[str] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, skipinitialspace=True)
             if not set(_HEADER) <= set(rows.fieldnames or ()):
-                raise EvaluationError(f"{path} needs the header file,label in its first line")
+                found = ",".join(rows.fieldnames or ())[:_LONG]
+                raise EvaluationError(f"{path} needs the header file,label in its first line, which is: {found!r}")
             for row in rows:
-                if not (row["file"] and row["label"]):
+                if not (row["file"] and (row["label"] or "").strip()) or "\0" in row["file"]:
                     raise EvaluationError(f"{path}, line {rows.line_num}: a file and a label, please")
                 files.append(path.parent / row["file"])
                 names.append(row["label"].strip())
     except (UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path} is no CSV in UTF-8: {error}") from error
+        raise EvaluationError(f"{path} is no CSV in UTF-8, and is to be saved as one: {error}") from error
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
     if not files:
         raise EvaluationError(f"{path} lists no files")
-    return Listing(path, tuple(files), tuple(names))
+    again = sum(times > 1 for times in Counter(files).values())
+    notes = (f"listed more than once, and counted as often: {again:,} of the files",) if again else ()
+    return Listing(path, tuple(files), tuple(names), notes)
 
 
 def _classes(names: Iterable[str], labels: Sequence[Label]) -> Classes:

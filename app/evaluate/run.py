@@ -119,5 +119,8 @@ async def _outcome(ask: Ask, content: bytes) -> Outcome:
 
 
 def _read(file: Path) -> tuple[Stamp, bytes]:
-    """The stamp first: a file that changes meanwhile is read again another time."""
-    return Stamp.of(file), file.read_bytes()
+    """The stamp first: a file that changes meanwhile is read again another time. Raises OSError."""
+    stamp = Stamp.of(file)
+    if not file.is_file():  # a pipe may never end
+        raise OSError("it is no file")
+    return stamp, file.read_bytes()

@@ -30,7 +30,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 warnings.simplefilter("ignore")  # of pickles by other protocols than torch's, which load or do not
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except (pickle.UnpicklingError, LookupError, EOFError) as error:  # the last two are what plain text brings about
         raise ModelError(
             f"{path} is damaged or holds more than tensors, or was not written by torch.save; save the state dict"

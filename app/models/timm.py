@@ -4,6 +4,7 @@ Official weights come from the Hugging Face hub, through its client and into its
 """
 
 import math
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from app.models.model import Model
 
 _timm_data: Any = timm.data  # its types are not all exported
 _FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
+_LONG = 200  # characters of a reason: torch names every tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ def _model(name: str, path: Path, weights: str) -> Model:
             module: nn.Module = timm.create_model(pinned, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
         except Exception as error:  # whatever an architecture's own conversion raises on others' tensors
             reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
+            reason = textwrap.shorten(reason, _LONG, placeholder=" ...")
             raise ModelError(f"{path} does not fit {TIMM}{name}: {reason}") from error
         return module
 

@@ -27,14 +27,14 @@ def regularisation(head: Head) -> str:
 def epochs(tuning: Tuning) -> str:
     """Accuracy and log loss on what is held out by epoch; 0 is the linear head."""
     with style():
-        drawn, [top, below] = figure(8.6, 3.4, (3, 2))
+        drawn, [top, below] = figure(8.6, 3.6, (3, 2), apart=0.12)
         there = range(len(tuning.scores))
         for axes, values in ((top, [s.top1 for s in tuning.scores]), (below, [s.loss for s in tuning.scores])):
             axes.plot(there, values, "o-", **_LINE)
             axes.plot(tuning.best, values[tuning.best], "o", markersize=9, color=COLOURS["accent"], clip_on=False)
             axes.axvline(tuning.best, color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3), zorder=0)
         low = min(score.top1 for score in tuning.scores)
-        top.set(ylim=(max(0, low - 0.15 * (1 - low)), 1), ylabel="right, %")
+        top.set(ylim=(max(0, low - max(0.05, 0.15 * (1 - low))), 1), ylabel="right, %")
         top.yaxis.set_major_formatter(_PERCENT)
         top.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         top.tick_params(axis="x", length=0)

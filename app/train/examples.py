@@ -78,7 +78,7 @@ def check(examples: Examples, held_out: bool) -> None:
         told = named(_told(name, count, lost[name]) for name, count in few)
         why = f"{FOLDS} to choose the regularisation by cross-validation{', 1 to be held out' if held_out else ''}"
         first = _unreadable_words(examples)
-        raise TrainingError(f"each class needs {least} images ({why}); {told}{first}")
+        raise TrainingError("; ".join([f"each class needs {least} images ({why}); {told}{first}", *examples.warnings]))
 
 
 def unreadable(examples: Examples) -> str | None:

@@ -20,13 +20,13 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-GRID = tuple(float(f"{10**exponent:.1g}") for exponent in np.arange(-4, 3.5, 0.5))
+GRID = tuple(float(f"{10**exponent:.1g}") for exponent in np.arange(-4, 2.5, 0.5))
 """Inverse strengths C of the regularisation, strong to weak: the loss is C times the log losses' sum, and |w|^2 / 2."""
 
 _PATIENCE = 2  # values of C in a row that are no better: the log loss has one minimum along them, weak ones take long
 _MOST = 10_000  # images of the cross-validation
 _ENOUGH = 2000  # unseen images to judge by: folds beyond those that have them tell nothing new, and take long
-_TOLERANCE = 1e-4  # of the largest gradient at no weights at all, which falls with the number of classes
+_TOLERANCE = 1e-8  # of the largest gradient at no weights at all, which falls with the number of classes
 _ITERATIONS = 1000
 
 

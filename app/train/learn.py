@@ -108,6 +108,9 @@ def _hold_out(plan: Plan, found: Examples, val: Examples | None) -> Sides:
         return Sides([found.found[i] for i in learned], [found.found[i] for i in held_out])
     if not val.found:
         raise TrainingError(f"{plan.val} holds no image that can be read")
+    there = {example.class_id for example in val.found}
+    if unseen := [name for i, name in enumerate(found.classes) if i not in there]:
+        val.warnings.append(f"not measured, for {plan.val} has no image of it: {listing.named(unseen)}")
     return Sides(found.found, val.found)
 
 

@@ -27,7 +27,7 @@ def _made(trained: Trained) -> str:
     made = (
         f"<section class=pair><div><h2>How it was made</h2>{html.pairs(_facts(trained))}</div>"
         "<div><h2>How strongly weights are held to zero</h2>"
-        "<p>On images that the head has not seen (cross-validation), the least was chosen.</p>"
+        "<p>Log loss on images that the head has not seen (cross-validation). The C with the least was chosen.</p>"
         f"{chart.regularisation(learned.head)}</div></section>"
     )
     if not learned.tuning:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.classifier import Classifier
 from app.engine import Row, Want
-from app.errors import BadImage
+from app.errors import BadImage, EmptyBody
 from app.tasks import all_of
 from app.train.examples import Advance
 
@@ -42,10 +42,12 @@ class Rows:
             path = self._paths[i]
             try:
                 content = await asyncio.to_thread(path.read_bytes)
+                if not content:
+                    raise EmptyBody("the file is empty")
                 result = await self._classifier.classify(content, self._want, time.monotonic() + _PATIENCE_S)
             except OSError as error:
                 self.unreadable[path] = error.strerror or str(error)
-            except BadImage as error:
+            except (BadImage, EmptyBody) as error:
                 self.unreadable[path] = error.detail
             else:
                 self.took(i, result.row)

@@ -91,10 +91,21 @@ def test_a_table_names_files_relative_to_itself(tmp_path: Path) -> None:
     assert found.truth.tolist() == [1, 0]
 
 
+def test_files_that_are_listed_again_are_told_of(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("file, label\na.jpg, goldfish\nb.jpg, tench\na.jpg, tench\n")
+    found = listing(table)
+    assert found.names == ("goldfish", "tench", "tench")
+    assert found.notes == ("listed more than once, and counted as often: 1 of the files",)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"name,label\na,b\n", "header file,label"),
+        (b"file;label\na;b\n", "which is: 'file;label'"),
+        (b"file,label\na.jpg,goldfish\nb.jpg,  \n", "line 3"),
+        (b"file,label\na\0.jpg,goldfish\n", "line 2"),
         (b"", "header file,label"),
         (b"file,label\n", "lists no files"),
         (b"file,label\na.jpg,goldfish\nb.jpg,\n", "line 3"),

@@ -85,6 +85,15 @@ def test_too_little_that_can_be_read_is_refused_with_a_reason(tmp_path: Path) ->
         examples.check(found, True)
 
 
+def test_why_a_class_has_none_left_is_said(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        put(tmp_path, *numbered(name, 6))
+        for path in (tmp_path / name).iterdir():
+            path.write_bytes(b"the same")
+    with pytest.raises(TrainingError, match="cat has none, dog has none; left out, the same bytes in several classes"):
+        examples.check(read(tmp_path), True)
+
+
 def test_enough_is_enough(tmp_path: Path) -> None:
     examples.check(read(put(tmp_path, *numbered("cat", 6), *numbered("dog", 6))), True)
 

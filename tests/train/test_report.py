@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.train import report
+from app.train import chart, report
 from app.train.finetune import Score, Tuning
 from app.train.run import Trained
 from tests.evaluate.test_report import PIXELS, Balanced
@@ -34,6 +34,12 @@ def test_it_tells_how_the_model_was_made(trained: tuple[Trained, Path]) -> None:
         assert told in text
     assert "Epoch by epoch" not in text
     assert page.count("<svg") == 2  # the choice of C, and the calibration
+
+
+def test_where_all_are_right_the_axis_ends_at_all(trained: tuple[Trained, Path]) -> None:
+    drawn = chart.epochs(Tuning((Score(1.0, 0.1), Score(1.0, 0.05)), best=1))
+    assert ">100<" in drawn
+    assert ">102<" not in drawn
 
 
 @pytest.mark.parametrize(("best", "kept"), [(1, "2 epochs; kept: 1"), (0, "2 epochs; kept: the linear head")])

@@ -137,6 +137,14 @@ def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: 
     assert found.warnings == [f"not learned from: 2 files with the bytes of one in {val}"]
 
 
+def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> None:
+    val = make(tmp_path / "val", count=9, names=("disc",))
+    for seed in range(8):
+        (val / "disc" / f"{seed}.png").unlink()  # what is learned from
+    found = learn(Plan(shapes, tmp_path / "out", val=val), settings(), BARS)
+    assert found.warnings[-1] == f"not measured, for {val} has no image of it: square"
+
+
 def test_what_cannot_be_read_is_said_and_done_without(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     (copy / "disc" / "Thumbs.db").write_bytes(b"thumbs")
