@@ -88,10 +88,12 @@ def test_what_it_had_sent_before_is_answered_in_order(server: InProcess) -> None
 def test_one_that_leaves_is_found_to_have_left(server: InProcess) -> None:
     abandoned = server.outcome("abandoned")
     with server.held() as engine:
-        for wire in [Wire(server.port) for _ in range(4)]:
+        wires = [Wire(server.port) for _ in range(4)]
+        for wire in wires:
             wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
             wire.send(PHOTO)
-            assert engine.images or engine.entered.acquire(timeout=30)
+        wait_until(lambda: engine.images + len(server.app.state.classifier.queue) == 4)
+        for wire in wires:
             wire.socket.close()
         wait_until(lambda: server.outcome("abandoned") == abandoned + 4)
 
