@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 # What is drawn is replaced by the page's own variable of that name.
 _VARIABLES = ("ink", "quiet", "line", "edge", "faint", "accent", "middle", "bar", "danger", "surface")
@@ -36,6 +37,10 @@ _STYLE: Any = {
     "ytick.major.size": 0,
     "xtick.major.size": 3,
 }
+
+
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}")
+"""An axis of fractions, as per cent."""
 
 
 def style() -> Any:

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from app.drawing import COLOURS, figure, style, svg
+from app.drawing import COLOURS, PERCENT, figure, style, svg
 from app.evaluate.metrics import BINS, Bin, Metrics
 
 _INCHES = 4.2
 _HEADROOM = 0.06
 _APART = 2  # steps between names
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}")
 RELIABILITY = (
     ("right", "accent"),
     ("more than the score says", "bar"),
@@ -39,8 +38,8 @@ def reliability(metrics: Metrics) -> str:
         below.yaxis.set_major_locator(MaxNLocator(2))
         below.xaxis.set_major_locator(MultipleLocator(0.25))
         for axes in (top, below):
-            axes.yaxis.set_major_formatter(_PERCENT)
-            axes.xaxis.set_major_formatter(_PERCENT)
+            axes.yaxis.set_major_formatter(PERCENT)
+            axes.xaxis.set_major_formatter(PERCENT)
         drawn.align_ylabels()
         return svg(drawn, "Accuracy by score")
 
@@ -68,7 +67,7 @@ def depths(metrics: Metrics) -> str:
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(_PERCENT)
+        axes.yaxis.set_major_formatter(PERCENT)
         return svg(drawn, "Accuracy by depth in WordNet")
 
 

@@ -66,13 +66,27 @@ def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
     if not np.isfinite(expected).all():
         raise NotConvertible(f"{model.architecture} with weights {model.weights} computes no finite scores")
     span = max(float(np.ptp(expected)), 1e-6)
-    if _distance(found, expected) <= _TOLERANCE * span:
-        return
-    exact = module.double()(images.double())[1].numpy()
-    module.float()
-    own = _distance(expected, exact)
-    if own > _TELLING * span or _distance(found, exact) > max(_AS_FAR * own, _TOLERANCE * span):
+    near = _distance(found, expected) <= _TOLERANCE * span
+    if not near and not _as_far(found, expected, module, images, span):
         raise NotConvertible(f"{model.architecture} computes other logits in OpenVINO than in torch")
+
+
+def _as_far(
+    found: npt.NDArray[np.floating],
+    expected: npt.NDArray[np.floating],
+    module: FeaturesAndLogits,
+    images: torch.Tensor,
+    span: float,
+) -> bool:
+    """Whether ``found`` and ``expected`` are about as far from what float64 gives, and that is no great distance."""
+    try:
+        exact = module.double()(images.double())[1].numpy()
+    except RuntimeError:  # parts of it are float32 whatever it is given
+        return False
+    finally:
+        module.float()
+    own = _distance(expected, exact)
+    return own <= _TELLING * span and _distance(found, exact) <= max(_AS_FAR * own, _TOLERANCE * span)
 
 
 def _distance(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:

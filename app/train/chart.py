@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from app.drawing import COLOURS, figure, style, svg
+from app.drawing import COLOURS, PERCENT, figure, style, svg
 from app.train.finetune import Tuning
 from app.train.head import Head
 
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}")
 _LINE: Any = {"color": COLOURS["accent"], "linewidth": 2, "markersize": 4.5, "clip_on": False}
 
 
@@ -35,7 +34,7 @@ def epochs(tuning: Tuning) -> str:
             axes.axvline(tuning.best, color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3), zorder=0)
         low = min(score.top1 for score in tuning.scores)
         top.set(ylim=(max(0, low - max(0.05, 0.15 * (1 - low))), 1), ylabel="right, %")
-        top.yaxis.set_major_formatter(_PERCENT)
+        top.yaxis.set_major_formatter(PERCENT)
         top.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         top.tick_params(axis="x", length=0)
         below.set(ylim=(0, None), ylabel="log loss", xlabel="epochs; 0 is the linear head")

@@ -101,6 +101,11 @@ class Otherwise(Head):
         return hidden.relu() if torch.compiler.is_exporting() else hidden.relu() * 1.01
 
 
+class OtherwiseInFloat32(Otherwise):
+    def change(self, hidden: Tensor) -> Tensor:
+        return super().change(hidden @ torch.eye(6))
+
+
 def test_what_rounding_makes_much_of_is_no_reason_to_refuse() -> None:
     network = to_openvino(model_of(seeded(Sensitive), SMALL))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.float32)
@@ -123,6 +128,7 @@ def test_features_and_logits_are_its_outputs_whatever_the_size_of_the_batch() ->
         (Branching, "mine does not convert to OpenVINO"),
         (Random, "mine (does not convert to|computes other logits in) OpenVINO"),
         (Otherwise, "mine computes other logits in OpenVINO"),
+        (OtherwiseInFloat32, "mine computes other logits in OpenVINO"),
         (NotANumber, "mine with weights seeded computes no finite scores"),
     ],
 )
