@@ -1,9 +1,10 @@
 """The batch queue: items wait here for a free stream, and each stream's thread runs whole batches of them.
 
-It knows deadlines and costs, neither images nor torch. ``run(items)`` answers with one result an item, each an answer
-or an exception. ``Backlog`` is the policy, without threads and with the time passed in; ``BatchQueue`` is the
-machinery around it. Submissions come from any thread, batches run on the queue's own threads (one a stream), results
-are settled on the event loop that waits for them.
+It knows deadlines and costs, neither images nor torch. ``prepare(item)`` makes one item ready for the device, or raises
+what answers it. ``run(items)`` is the device: it answers with one result an item, each an answer or an exception. The
+two are measured apart: the cost curve and the watchdog are about the device alone. ``Backlog`` is the policy, without
+threads and with the time passed in; ``BatchQueue`` is the machinery around it. Submissions come from any thread,
+batches run on the queue's own threads (one a stream), results are settled on the event loop that waits for them.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -23,9 +24,13 @@ from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded
 log = structlog.get_logger(__name__)
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]
+Prepare = Callable[[Any], None]
 
 _PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one's
 _FRESH = 0.2  # weight of the newest measurement in the moving average
+_OUTLIER = 2.0  # a measurement counts as at most so many times the average: a machine may pause, an item may be odd
+_PREPARED_S = 0.05  # what an item may count as, whatever the average is
+_FRESH_PREPARED = 0.05  # weight of the newest preparation: items differ more than batches
 _FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does not pay back to where it would
 _PATIENCE_S = 0.95  # most clients that state no deadline give up after a second
 _MARGIN_S = 0.2  # for what predictions miss, once there is an excess: then the queue is as long as it is let
@@ -50,7 +55,8 @@ class CostCurve:
         """Take one measured batch of n items into the moving average of its bucket."""
         bucket = self.bucket(n)
         known = self._seconds.get(bucket)
-        self._seconds[bucket] = seconds if known is None else known + _FRESH * (seconds - known)
+        damped = seconds if known is None else known + _FRESH * (min(seconds, _OUTLIER * known) - known)
+        self._seconds[bucket] = damped
         self._forgive(bucket)
         self.ceiling = self._pays()
 
@@ -121,6 +127,19 @@ class Done:
     batch_size: int
 
 
+class Outlook(NamedTuple):
+    """What is to be expected of a queue, at ``now`` by its clock.
+
+    ``wait`` is predicted, in seconds, and ``rest`` is what would be left of it were nothing running.
+    """
+
+    now: float
+    wait: float
+    rest: float
+    waiting: int
+    idle: bool
+
+
 class Backlog:
     """What waits and what runs; decides who is admitted and what goes next. Not thread-safe; time is passed in.
 
@@ -131,9 +150,10 @@ class Backlog:
         self.costs = costs
         self.streams = streams
         self.ahead_s = ahead_s
+        self.prepare_s = 0.0  # seconds that a stream takes on average to prepare an item
         self._waiting: deque[Entry] = deque()
         self._running: dict[int, float] = {}  # stream -> predicted end
-        self._started: dict[int, float] = {}
+        self._started: dict[int, float] = {}  # stream -> when the device began
         self._idle_at = -math.inf
         self._refused_at = -math.inf
 
@@ -145,24 +165,33 @@ class Backlog:
         return max(self.ahead_s(), self._start(now, len(self._waiting)))
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing runs, waits, or is being prepared ahead of the queue."""
+        return not self._running and not self._waiting and not self.ahead_s()
+
+    @property
     def target_s(self) -> float:
         """The wait that is tolerated: what leaves time for a batch within a second's patience, or half a batch."""
-        batch = self.costs.seconds(self.costs.ceiling)
+        batch = self._batch_s(self.costs.ceiling)
         return max(_PATIENCE_S - batch, batch / 2)
 
     def check(self, now: float, n: int, deadline: float) -> None:
         """Admit n more items that must be answered by ``deadline``, or raise Overloaded.
 
-        Refused is what would come too late, and what would wait for longer than the target: hardly any client has the
+        It refuses what would come too late, and what would wait for longer than the target: hardly any client has the
         patience of its deadline. A burst, which comes all at once to an idle device, may wait until its deadline.
         For a second after each refusal the queue is kept shorter by a margin: in a sustained excess everybody waits as
         long as is let, and whatever went slower than predicted would come too late.
+
+        An idle device admits everything, whatever was measured: what is always refused is never measured again.
         """
-        wait = self.predicted_wait(now)
         if not self._running and not self._waiting:
             self._idle_at = now
+        if self.idle:
+            return
+        wait = self.predicted_wait(now)
         start = max(wait, self._start(now, len(self._waiting) + n - 1))
-        excess = now + start + self.costs.seconds(min(n, self.costs.ceiling)) - deadline
+        excess = now + start + self._batch_s(min(n, self.costs.ceiling)) - deadline
         if now - self._idle_at > _BURST_S:
             excess = max(excess, wait - self.target_s)
         if wait > 0 and now - self._refused_at <= _STANDING_S:
@@ -189,9 +218,17 @@ class Backlog:
         chosen = set(map(id, batch))
         self._waiting = deque(entry for entry in waiting if id(entry) not in chosen)
         if batch:
-            self._running[stream] = now + self.costs.seconds(len(batch))
-            self._started[stream] = now
+            self._running[stream] = now + self._batch_s(len(batch))
         return batch, expired
+
+    def prepared(self, seconds: float) -> None:
+        """Take the preparation of one item into the moving average."""
+        counted = min(seconds, max(_OUTLIER * self.prepare_s, _PREPARED_S))
+        self.prepare_s += _FRESH_PREPARED * (counted - self.prepare_s)
+
+    def started(self, stream: int, now: float) -> None:
+        """The device begins with a stream's batch."""
+        self._started[stream] = now
 
     @property
     def one_running(self) -> bool:
@@ -208,22 +245,26 @@ class Backlog:
         self._started.pop(stream, None)
 
     def running_s(self, now: float) -> float:
-        """Seconds that the longest running batch has taken so far; 0 where none runs."""
+        """Seconds that the device has taken so far for the longest running batch; 0 where none runs."""
         return max((now - started for started in self._started.values()), default=0.0)
+
+    def _batch_s(self, n: int) -> float:
+        """Predicted seconds of a stream for a batch of n items: to prepare them, and to run them."""
+        return n * self.prepare_s + self.costs.seconds(n)
 
     def _start(self, now: float, place: int) -> float:
         """Seconds until a stream takes the item at this place of the queue, all batches being full ones."""
         ends = sorted(max(0.0, end - now) for end in self._running.values())
         free = [0.0] * (self.streams - len(ends))
         turns, stream = divmod(place // self.costs.ceiling, self.streams)
-        return (free + ends)[stream] + turns * self.costs.seconds(self.costs.ceiling)
+        return (free + ends)[stream] + turns * self._batch_s(self.costs.ceiling)
 
     def _choose(self, now: float, waiting: list[Entry]) -> list[Entry]:
         free = max(1, self.streams - len(self._running))
         size = self._size(-(-len(waiting) // free))
         if size == len(waiting):
             return waiting
-        next_end = now + 2 * self.costs.seconds(size)
+        next_end = now + 2 * self._batch_s(size)
         urgent_first = sorted(waiting[1:], key=lambda entry: entry.deadline >= next_end)  # stable: else by arrival
         return waiting[:1] + urgent_first[: size - 1]
 
@@ -240,13 +281,14 @@ class Backlog:
 class BatchQueue:
     """Threads around a ``Backlog``: one a stream, each running its own callable.
 
-    ``run_alone`` runs an item that has the device to itself, where that is to be done otherwise. ``ahead_s`` is the
-    ``Backlog``'s.
+    ``prepare`` is called on the stream's thread, item by item, before a batch runs. ``run_alone`` runs an item that has
+    the device to itself, where that is done otherwise. ``ahead_s`` is the ``Backlog``'s.
     """
 
     runs: Sequence[Run]
     costs: CostCurve
     run_alone: Run | None = None
+    prepare: Prepare = lambda item: None
     clock: Callable[[], float] = time.monotonic
     ahead_s: Callable[[], float] = lambda: 0.0
     costs_alone: CostCurve = field(init=False, default_factory=lambda: CostCurve((1,)))
@@ -293,7 +335,7 @@ class BatchQueue:
                 thread.join()
 
     def running_s(self) -> float:
-        """Seconds that the longest running batch has taken so far; 0 where none runs."""
+        """Seconds that the device has taken so far for the longest running batch; 0 where none runs."""
         with self._wakeup:
             return self.backlog.running_s(self.clock())
 
@@ -316,12 +358,12 @@ class BatchQueue:
         with self._wakeup:
             return self.backlog.predicted_wait(self.clock())
 
-    def outlook(self) -> tuple[float, float, float, int]:
-        """Now, the predicted wait, what of it would be left were nothing running, and how many wait."""
+    def outlook(self) -> Outlook:
+        """What is to be expected of the queue now."""
         with self._wakeup:
-            now = self.clock()
-            wait, rest = self.backlog.predicted_wait(now), self.backlog.predicted_wait(math.inf)
-            return now, wait, min(wait, rest), len(self.backlog)
+            now, backlog = self.clock(), self.backlog
+            wait, rest = backlog.predicted_wait(now), backlog.predicted_wait(math.inf)
+            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle)
 
     def admit(self, n: int, deadline: float) -> None:
         """Raise Overloaded unless n more items are likely to be answered by ``deadline`` (queue clock, seconds)."""
@@ -374,12 +416,34 @@ class BatchQueue:
                 self._running[stream] = batch
         settle(expired, [DeadlineExceeded("the deadline passed while the image waited") for _ in expired])
         if batch:
-            answers = self._run_batch(alone or run, batch, self.costs_alone if alone else self.costs)
+            taken = self.clock()
+            ready = self._prepare_batch(batch)
+            with self._wakeup:
+                self._running[stream] = ready
+                self.backlog.started(stream, self.clock())
+            answers = self._run_batch(alone or run, ready, self.costs_alone if alone else self.costs, taken)
             with self._wakeup:
                 self.backlog.finished(stream)
                 del self._running[stream]
-            settle(batch, answers)
+            settle(ready, answers)
         return True
+
+    def _prepare_batch(self, batch: list[Entry]) -> list[Entry]:
+        """Prepare the items of a batch; the entries that the device is to run. What fails is answered at once."""
+        ready = []
+        for entry in batch:
+            if entry.gone:
+                continue
+            started = self.clock()
+            try:
+                self.prepare(entry.item)
+            except BaseException as error:  # whatever it is, a stream that ends leaves its callers waiting
+                settle([entry], [error if isinstance(error, Exception) else Internal(_DEFECT)])
+            else:
+                ready.append(entry)
+            with self._wakeup:
+                self.backlog.prepared(self.clock() - started)
+        return ready
 
     def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]], costs: CostCurve) -> None:
         for size in costs.buckets:
@@ -402,13 +466,16 @@ class BatchQueue:
                 if size in costs.buckets:  # another stream may have had no memory for it
                     costs.observe(size, seconds)
 
-    def _run_batch(self, run: Run, batch: list[Entry], costs: CostCurve) -> list[Any]:
+    def _run_batch(self, run: Run, batch: list[Entry], costs: CostCurve, taken: float) -> list[Any]:
+        """Results for a prepared batch, which was ``taken`` from the queue then."""
+        if not batch:
+            return []
         started = self.clock()
         answers, measured = _answers(run, batch)
         if measured:
             self._observe(costs, answers, self.clock() - started)
         return [
-            answer if isinstance(answer, Exception) else Done(answer, started, started - entry.submitted, len(batch))
+            answer if isinstance(answer, Exception) else Done(answer, taken, taken - entry.submitted, len(batch))
             for entry, answer in zip(batch, answers, strict=True)
         ]
 

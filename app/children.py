@@ -4,24 +4,34 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import app
 from app import signals
 
 
 def start(
-    module: str, *arguments: str, descriptors: Sequence[int] = (), stdout: int | None = None
+    module: str,
+    *arguments: str,
+    descriptors: Sequence[int] = (),
+    stdout: int | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    own_group: bool = False,
 ) -> "subprocess.Popen[bytes]":
-    """``python -m module arguments``, with these descriptors of ours; its standard input is a pipe."""
+    """Start ``python -m module arguments`` with these descriptors of ours; its standard input is a pipe.
+
+    ``environment`` is added to ours. With ``own_group`` it leads a process group, to be killed with its children.
+    """
     with signals.held_back():
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=stdout,
             pass_fds=descriptors,
-            env=_environment(),
+            env=_environment() | dict(environment),
+            process_group=0 if own_group else None,
         )
 
 

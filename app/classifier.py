@@ -1,7 +1,7 @@
 """Bytes to a prediction: the one path that HTTP and the command line both call.
 
 On the event loop: hand an image to the queue, wait for its row, put labels to it. On the streams' threads:
-``_run``, which decodes what is not decoded yet and calls the engine.
+``_prepare``, which decodes what is not decoded yet, and ``_run``, which calls the engine.
 """
 
 import asyncio
@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from app import containers, engine, machine, models, taxonomy
+from app import engine, images, machine, models, taxonomy
 from app.batching import BatchQueue, CostCurve, Done, Entry
-from app.decoding import Costly, Decoded, Decoder, ahead_of_queue, default_pixels
 from app.engine import Row, Want
 from app.errors import (
     BadImage,
@@ -34,6 +33,8 @@ from app.errors import (
     TopkError,
     Unavailable,
 )
+from app.images.decoder import Costly, Decoded, Decoder, ahead_of_queue, default_lanes, default_pixels
+from app.images.sandbox import Sandbox
 from app.models.model import Model
 from app.settings import Settings
 from app.taxonomy import Taxonomy
@@ -126,6 +127,7 @@ class Classifier:
         self.ready = False
         self._warm = False
         self._decode_ahead = decode_ahead
+        self._sandbox = Sandbox()
         self._ahead: ThreadPoolExecutor | None = None
         self._ahead_threads = machine.cores()
         self._ahead_waiting = 0
@@ -157,9 +159,8 @@ class Classifier:
         machine.yield_cores(machine.COMPUTING)  # and all the threads that the engine and the queue start
         device.load()
         self.model, self.engine, self.taxonomy = model, device, taxonomy.of(model.labels)
-        self.decoder = Decoder(
-            model.preprocessing, self.settings.max_pixels, self.settings.decode_pixels, self.settings.fast_decode
-        )
+        limits = (self.settings.max_pixels, self.settings.decode_pixels)
+        self.decoder = Decoder(model.preprocessing, *limits, self.settings.fast_decode, self._sandbox)
         ahead = ahead_of_queue(device.device) if self._decode_ahead is None else self._decode_ahead
         if ahead:
             self._ahead = self._decode_threads()
@@ -167,6 +168,7 @@ class Classifier:
             [self._run] * device.streams,
             CostCurve(device.buckets),
             run_alone=partial(self._run, alone=True) if device.spreads else None,
+            prepare=self._prepare,
             ahead_s=self.ahead_s,
         )
         try:
@@ -187,7 +189,8 @@ class Classifier:
         workers = max(1, self.settings.workers)
         most = self.settings.max_pixels
         pixels = self.settings.decode_pixels or max(default_pixels() // workers, min(most, default_pixels()))
-        decoder = Decoder(model.preprocessing, most, pixels, self.settings.fast_decode)
+        lanes = max(1, default_lanes() // workers)
+        decoder = Decoder(model.preprocessing, most, pixels, self.settings.fast_decode, self._sandbox, lanes)
         if self._ahead is None:
             self._ahead_threads = max(1, machine.cores() // workers)
             self._ahead = self._decode_threads()
@@ -220,9 +223,14 @@ class Classifier:
                 patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
                 self._settled.wait_for(lambda: not self._in_flight, patience)
             self.decoder.close()
+            self._sandbox.close()
             if self._ahead:
                 self._ahead.shutdown()
             self.queue.close()
+
+    def start_sandbox(self) -> None:
+        """Start what decodes costly pictures, before the first one comes. Returns while it loads."""
+        self._sandbox.start()
 
     def admit(self, count: int, deadline: float) -> None:
         """Refuse now what would be answered too late: Overloaded; NotReady before ``load``.
@@ -240,7 +248,7 @@ class Classifier:
             raise
 
     def running_s(self) -> float:
-        """Seconds that the longest running batch has taken so far."""
+        """Seconds that the device has taken so far for the longest running batch."""
         return self.queue.running_s() if isinstance(self.queue, BatchQueue) else 0.0
 
     def abandon(self, error: TopkError) -> None:
@@ -306,7 +314,7 @@ class Classifier:
             "decode": {
                 "fast": settings.fast_decode,
                 "ahead_of_queue": self._ahead is not None,
-                "heic": containers.heif_installed(),
+                "heic": images.heif_installed(),
             },
             "batching": {
                 "streams": self.engine.streams,
@@ -392,32 +400,32 @@ class Classifier:
             log.exception("decoding failed")
             self.queue.settle(entry, Internal("the image could not be decoded"))
 
-    def _run(self, jobs: Sequence[Job], alone: bool = False) -> list[Answer | Exception]:
-        """On a stream's thread: decode what is not decoded yet, run the rest as one batch."""
-        answers: list[Any] = [self._decode(job) for job in jobs]
-        crops = [i for i, answer in enumerate(answers) if not isinstance(answer, Exception)]
-        if crops:
-            started = time.perf_counter()
-            rows = self.engine.forward([answers[i].crop for i in crops], [jobs[i].want for i in crops], alone)
-            seconds, ended = time.perf_counter() - started, time.monotonic()
-            if self._warm:
-                self.metrics.inference_seconds.observe(seconds)
-                self.metrics.batch_size.observe(len(crops))
-            for i, row in zip(crops, rows, strict=True):
-                decoded = answers[i]
-                answer = Answer(row, decoded.seconds, seconds, decoded.at, ended)
-                answers[i] = answer if _finite(row) else _not_finite()
-        return answers
-
-    def _decode(self, job: Job) -> Decoded | Exception:
-        if isinstance(job.image, Decoded):
-            return job.image
+    def _prepare(self, job: Job) -> None:
+        """On a stream's thread: decode an image that is not decoded yet. Raises TopkError, and Costly."""
         if isinstance(job.image, bytes):
             try:
-                return self.decoder.decode(job.image)
-            except (TopkError, Costly) as error:
-                return error
-        return Decoded(job.image, 0.0)  # type: ignore[arg-type]
+                job.image = self.decoder.decode(job.image)
+            except (TopkError, Costly):
+                raise
+            except Exception:
+                log.exception("decoding failed")
+                raise Internal("the image could not be decoded") from None
+        elif not isinstance(job.image, Decoded):
+            job.image = Decoded(job.image, 0.0)  # type: ignore[arg-type]
+
+    def _run(self, jobs: Sequence[Job], alone: bool = False) -> list[Answer | Exception]:
+        """On a stream's thread: run decoded images as one batch."""
+        decoded = [cast(Decoded, job.image) for job in jobs]
+        started = time.perf_counter()
+        rows = self.engine.forward([image.crop for image in decoded], [job.want for job in jobs], alone)
+        seconds, ended = time.perf_counter() - started, time.monotonic()
+        if self._warm:
+            self.metrics.inference_seconds.observe(seconds)
+            self.metrics.batch_size.observe(len(jobs))
+        return [
+            Answer(row, image.seconds, seconds, image.at, ended) if _finite(row) else _not_finite()
+            for image, row in zip(decoded, rows, strict=True)
+        ]
 
     def _warm_batch(self, size: int) -> list[Job]:
         """Grey crops at the served size."""

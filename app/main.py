@@ -147,6 +147,7 @@ def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
         elif not lifecycle.draining:
             lifecycle.ready = True
             lifecycle.announce()
+            loop.run_in_executor(None, classifier.start_sandbox)
             lifecycle.watch = asyncio.create_task(_watch(classifier, lifecycle))
 
     def load() -> None:

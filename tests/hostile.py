@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from app import containers
+from app import images
 
 OK = frozenset({"ok"})
 UNSUPPORTED = frozenset({"unsupported_media_type"})
@@ -37,7 +37,7 @@ class Case:
 @functools.cache
 def cases() -> list[Case]:
     """Every hostile file. The names are unique."""
-    heic = [] if containers.heif_installed() else ["HEIC"]
+    heic = [] if images.heif_installed() else ["HEIC"]
     whole = {name: data for name, data in _pictures().items() if name not in heic}
     return [
         *_truncated(whole),
@@ -62,7 +62,7 @@ def picture(format: str, size: tuple[int, int] = (61, 47), mode: str = "RGB", **
 
 def encode(image: Image.Image, format: str, **options: Any) -> bytes:
     """A file in memory."""
-    containers.heif_installed()
+    images.heif_installed()
     file = io.BytesIO()
     image.save(file, format, **options)
     return file.getvalue()
@@ -107,7 +107,7 @@ def _pictures() -> dict[str, bytes]:
         "deflate TIFF": picture("TIFF", compression="tiff_adobe_deflate"),
         "BMP": picture("BMP"),
         "AVIF": picture("AVIF"),
-        "HEIC": picture("HEIF") if containers.heif_installed() else b"",
+        "HEIC": picture("HEIF") if images.heif_installed() else b"",
     }
 
 
@@ -164,9 +164,10 @@ def _huge() -> Iterator[Case]:
 def _png() -> Iterator[Case]:
     pixels = png_chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
     bomb = zlib.compress(bytes(50_000_000))
-    yield Case("PNG with a zlib bomb in iCCP", png(8, 8, png_chunk(b"iCCP", b"x\0\0" + bomb), pixels), UNDECODABLE)
+    yield Case("PNG with a zlib bomb in iCCP", png(8, 8, png_chunk(b"iCCP", b"x\0\0" + bomb), pixels), OK)
     text = png_chunk(b"zTXt", b"Comment\0\0" + bomb)
-    yield Case("PNG with a zlib bomb in zTXt", png(8, 8, text, pixels), UNDECODABLE)
+    yield Case("PNG with a zlib bomb in zTXt", png(8, 8, text, pixels), OK)
+    yield Case("PNG with a zlib bomb behind its pixels", png(8, 8, pixels, text), OK)
     yield Case("PNG with a zlib bomb for pixels", png(8, 8, png_chunk(b"IDAT", bomb)), OK)
     whole = picture("PNG")
     end_of_header = whole.index(b"IHDR") + 17
@@ -174,10 +175,11 @@ def _png() -> Iterator[Case]:
         "PNG with a wrong CRC of its header", whole[:end_of_header] + b"oops" + whole[end_of_header + 4 :], UNDECODABLE
     )
     wrong = png_chunk(b"tEXt", b"Title\0cat")[:-4] + b"oops"
-    yield Case("PNG with a wrong CRC of a text", png(8, 8, wrong, pixels), UNDECODABLE)
+    yield Case("PNG with a wrong CRC of a text", png(8, 8, wrong, pixels), OK)
     yield Case("PNG without pixels", png(8, 8), UNDECODABLE)
     yield Case("PNG of no width", png(0, 8, pixels), UNDECODABLE)
-    yield Case("PNG in too many chunks", png(8, 8, png_chunk(b"abCd", b"") * 60_000, pixels), UNDECODABLE)
+    yield Case("PNG with 60 000 unknown chunks", png(8, 8, png_chunk(b"abCd", b"") * 60_000, pixels), OK)
+    yield Case("PNG in too many chunks", png(8, 8, png_chunk(b"abCd", b"") * 70_000, pixels), UNDECODABLE)
     yield Case("PNG with a bit depth of 3", png(8, 8, pixels, depth=3), UNDECODABLE)
     indices = png_chunk(b"IDAT", zlib.compress(b"\0\5\5\5\5\5\5\5\5" * 8))
     yield Case("PNG with a palette index out of range", png(8, 8, png_chunk(b"PLTE", b"abc"), indices, color=3), OK)
@@ -260,14 +262,14 @@ def _others() -> Iterator[Case]:
     yield Case("BMP magic alone", b"BM", UNDECODABLE)
     yield Case("WebP magic alone", b"RIFF\x04\0\0\0WEBP", UNDECODABLE)
     yield Case("AVIF type alone", b"\0\0\0\x18ftypavif\0\0\0\0avifmif1", UNDECODABLE)
-    heic = UNDECODABLE if containers.heif_installed() else UNSUPPORTED
+    heic = UNDECODABLE if images.heif_installed() else UNSUPPORTED
     yield Case("HEIC type alone", b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", heic)
     size = struct.pack(">II", 61, 47)
     lying = picture("AVIF").replace(size, struct.pack(">II", 30, 20))
     yield Case("AVIF smaller than it is", lying, OK | UNDECODABLE)
     huge = picture("AVIF").replace(size, struct.pack(">II", 16_000, 16_000))
     yield Case("AVIF header of 16000x16000", huge, TOO_MANY)
-    if containers.heif_installed():
+    if images.heif_installed():
         size = struct.pack(">II", 64, 64)
         huge = picture("HEIF", (64, 64)).replace(size, struct.pack(">II", 60000, 60000))
         yield Case("HEIC header of 60000x60000", huge, TOO_MANY)

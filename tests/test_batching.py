@@ -68,9 +68,16 @@ def test_what_takes_no_longer_than_a_single_item_may_be_the_ceiling() -> None:
     assert measured({1: 5.0, 2: 5.0, 4: 5.1}).ceiling == 2
 
 
+def test_an_outlier_counts_as_twice_the_average_at_most() -> None:
+    costs = measured({1: 0.1})
+    costs.observe(1, 25.0)
+    assert costs.seconds(1) == pytest.approx(0.12)
+
+
 def test_one_hiccup_does_not_lower_the_ceiling_for_good() -> None:
     costs = measured({1: 0.1, 2: 0.12, 4: 0.2})
-    costs.observe(4, 2.0)
+    for _ in range(3):
+        costs.observe(4, 2.0)
     assert costs.ceiling == 2
     for _ in range(2000):
         costs.observe(2, 0.12)
@@ -159,10 +166,34 @@ def test_admission_refuses_by_how_much_the_answer_would_be_late(entry: MakeEntry
 
 @pytest.mark.parametrize(("n", "streams", "needed"), [(1, 1, 1.0), (4, 1, 1.0), (5, 1, 2.0), (8, 2, 1.0), (16, 2, 2.0)])
 def test_admission_counts_the_batches_that_were_asked_for(n: int, streams: int, needed: float) -> None:
-    backlog = Backlog(measured(SECOND_A_BATCH), streams)
-    backlog.check(0.0, n, deadline=needed)
+    backlog = Backlog(measured(SECOND_A_BATCH), streams, ahead_s=lambda: 1e-9)  # not idle
+    backlog.check(0.0, n, deadline=needed + 1e-9)
     with pytest.raises(Overloaded):
         backlog.check(0.0, n, deadline=needed - 0.01)
+
+
+def test_an_idle_device_admits_whatever_was_measured(entry: MakeEntry) -> None:
+    backlog = Backlog(measured({1: 25.0}), streams=2)
+    backlog.check(0.0, 1, deadline=1.0)
+    backlog.check(0.0, 32, deadline=1.0)
+    fill(backlog, [entry()])
+    taken(backlog)
+    with pytest.raises(Overloaded):
+        backlog.check(0.0, 1, deadline=1.0)
+    backlog.finished(0)
+    backlog.check(0.1, 1, deadline=1.1)
+
+
+def test_preparation_counts_as_wait_and_outliers_are_damped(entry: MakeEntry) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    for _ in range(200):
+        backlog.prepared(0.01)
+    assert backlog.prepare_s == pytest.approx(0.01, rel=0.01)
+    fill(backlog, [entry() for _ in range(4)])
+    taken(backlog)
+    assert backlog.predicted_wait(0.0) == pytest.approx(0.1 + 4 * 0.01, rel=0.01)
+    backlog.prepared(25.0)
+    assert backlog.prepare_s < 0.013
 
 
 def burst(backlog: Backlog, now: float, entries: Sequence[Entry]) -> None:
@@ -230,7 +261,9 @@ def test_a_queue_that_was_too_long_is_kept_shorter_for_a_second(entry: MakeEntry
 
 
 def test_who_need_not_wait_needs_no_margin(entry: MakeEntry) -> None:
-    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=2)
+    fill(backlog, [entry()])
+    taken(backlog)
     with pytest.raises(Overloaded):
         backlog.check(0.0, 1, deadline=0.05)
     backlog.check(0.0, 1, deadline=0.15)

@@ -21,7 +21,6 @@ from torchvision.transforms._presets import ImageClassification
 
 from app.batching import BatchQueue
 from app.classifier import Classifier, Result
-from app.decoding import Decoder
 from app.engine import Row, Want
 from app.errors import (
     DeadlineExceeded,
@@ -32,6 +31,7 @@ from app.errors import (
     UndecodableImage,
     UnsupportedMediaType,
 )
+from app.images.decoder import Decoder
 from app.settings import Settings
 from app.telemetry import OUTCOMES
 from tests.conftest import CAT, PHOTOGRAPHS
@@ -357,12 +357,21 @@ def test_a_deadline_that_has_passed_already_costs_the_device_nothing(serve: Serv
 
 
 def test_what_would_come_too_late_is_shed_at_admission(serve: Serve) -> None:
-    classifier, _ = serve()
-    classifier.admit(3, time.monotonic() + 60)
-    with pytest.raises(Overloaded) as refused:
-        classifier.admit(3, time.monotonic() - 2)
-    assert refused.value.retry_after_s > 2
-    assert outcomes(classifier) == {"shed": 3}
+    classifier, held = serve()
+
+    async def go() -> None:
+        held.hold()
+        answer = start(classifier, PHOTO)
+        await held.entered()
+        classifier.admit(3, time.monotonic() + 60)
+        with pytest.raises(Overloaded) as refused:
+            classifier.admit(3, time.monotonic() - 2)
+        assert refused.value.retry_after_s > 2
+        held.gate.set()
+        await answer
+
+    run(go())
+    assert outcomes(classifier) == {"shed": 3, "accepted": 1}
 
 
 def test_a_request_without_an_image_for_the_device_is_never_shed(serve: Serve) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from app import containers
+from app import images
 from app.errors import LoadTestError
 
 MADE = 48
@@ -45,7 +45,7 @@ def read(folder: Path) -> Iterator[Body]:
             raise LoadTestError(f"{path} cannot be read: {error.strerror}") from error
         if held and held + len(content) > MAX_BYTES:
             break
-        if format := containers.sniff(content):
+        if format := images.sniff(content):
             held += len(content)
             yield Body(content, f"image/{format.lower()}")
     if not held:

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from app.batching import Backlog, CostCurve, Done, Entry, settle
+from app.batching import Backlog, CostCurve, Done, Entry, Outlook, settle
 from app.classifier import Answer, Job
-from app.decoding import Decoded
 from app.engine import Facts
 from app.errors import Internal, NotReady
+from app.images.decoder import Decoded
 from app.workers import wire
 from app.workers.memory import Board, Slots, curve
 
@@ -215,17 +215,21 @@ class _Expected(Backlog):
     def __init__(self, costs: CostCurve, streams: int, ahead_s: Callable[[], float], unseen: Callable[[], int]) -> None:
         super().__init__(costs, streams, ahead_s)
         self.unseen = unseen
-        self.outlook = (0.0, 0.0, 0.0, 0)
+        self.outlook = Outlook(0.0, 0.0, 0.0, 0, idle=False)
 
     def __len__(self) -> int:
-        return self.outlook[-1] + self.unseen()
+        return self.outlook.waiting + self.unseen()
+
+    @property
+    def idle(self) -> bool:
+        return self.outlook.idle and not self.unseen() and not self.ahead_s()
 
     def predicted_wait(self, now: float) -> float:
         """What was published, less the time since, and what this process has sent that is not in it."""
-        then, wait, rest, _ = self.outlook
         ceiling = self.costs.ceiling
         unseen = self.unseen() * self.costs.seconds(ceiling) / ceiling / self.streams
-        return max(self.ahead_s(), max(rest, wait - (now - then)) + unseen)
+        left = self.outlook.wait - (now - self.outlook.now)
+        return max(self.ahead_s(), max(self.outlook.rest, left) + unseen)
 
 
 def _pixels(entry: Entry) -> npt.NDArray[Any]:

@@ -18,8 +18,8 @@ import structlog
 
 from app.batching import BatchQueue, Done, Entry
 from app.classifier import Answer, Classifier, Job
-from app.decoding import Decoded
 from app.errors import DeadlineExceeded, Internal, ModelError, NotReady, TopkError
+from app.images.decoder import Decoded
 from app.settings import Settings
 from app.telemetry import Metrics
 from app.watchdog import hang, hung
@@ -64,13 +64,13 @@ class Device(Classifier):
         self.publish()  # the queue has just become shorter
         return super()._run(jobs, alone)
 
-    def _decode(self, job: Job) -> Decoded | Exception:
+    def _prepare(self, job: Job) -> None:
         if isinstance(job, _Task):
             with self._taking:
                 if job.dropped:
-                    return DeadlineExceeded("nobody waits for it")
+                    raise DeadlineExceeded("nobody waits for it")
                 job.running = True
-        return super()._decode(job)
+        super()._prepare(job)
 
 
 class Connection(asyncio.Protocol):

@@ -103,6 +103,7 @@ class HttpProcess(child.Child):
             self._lifecycle.ready = True
             assert self._loop
             self._loop.call_soon_threadsafe(self._lifecycle.announce)
+            self._classifier.start_sandbox()
             queue.read()
         except (EOFError, OSError):
             log.debug("the engine ended before it was ready")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.batching import CostCurve
+from app.batching import CostCurve, Outlook
 
 _HEADER = mmap.PAGESIZE
 _CHANNELS = 3
@@ -73,7 +73,7 @@ class Slots:
 class Board:
     """What is to be expected of the engine, written by it whenever that changes and read by all without asking."""
 
-    _FIXED = 5  # sequence, now, wait, rest, waiting; then the cost of each bucket, and of an image alone
+    _FIXED = 1 + len(Outlook._fields)  # sequence, outlook; then the cost of each bucket, and of an image alone
 
     def __init__(self, descriptor: int, buckets: Sequence[int]) -> None:
         self._buckets = tuple(buckets)
@@ -85,7 +85,7 @@ class Board:
     def size(buckets: Sequence[int]) -> int:
         return 8 * (Board._FIXED + len(buckets) + 1)
 
-    def write(self, outlook: tuple[float, float, float, int], costs: CostCurve, alone: CostCurve) -> None:
+    def write(self, outlook: Outlook, costs: CostCurve, alone: CostCurve) -> None:
         """Publish a queue's outlook and its measured costs."""
         known, known_alone = costs.as_dict(), alone.as_dict()
         seconds = [known.get(bucket, math.nan) for bucket in self._buckets]
@@ -94,15 +94,15 @@ class Board:
             self._cells[1:] = [*outlook, *seconds, known_alone.get(1, math.nan)]
             self._cells[0] += 1
 
-    def read(self) -> tuple[tuple[float, float, float, int], tuple[float, ...]]:
+    def read(self) -> tuple[Outlook, tuple[float, ...]]:
         """The outlook, and the costs by bucket with that of an image alone last; NaN where none was measured."""
         for _ in range(_TRIES):
             cells = self._cells.tolist()
             if cells[0] % 2 == 0 and self._cells[0] == cells[0]:
                 break
         # Torn after so many tries, the numbers are still ones that were written, a moment apart.
-        now, wait, rest, waiting = cells[1 : self._FIXED]
-        return (now, wait, rest, int(waiting)), tuple(cells[self._FIXED :])
+        now, wait, rest, waiting, idle = cells[1 : self._FIXED]
+        return Outlook(now, wait, rest, int(waiting), bool(idle)), tuple(cells[self._FIXED :])
 
 
 def curve(buckets: Sequence[int], seconds: Sequence[float]) -> CostCurve:

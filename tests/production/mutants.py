@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from PIL import Image, ImageCms
 
-from app import containers, decoding, images
+from app import images
 from app.errors import BadImage
+from app.images import decoder as decoding
+from app.images.sandbox import Sandbox
 from tests import hostile
 
 MAX_PIXELS = 2_000_000
@@ -23,7 +25,7 @@ _HEAD = 256  # bytes at a file's start where most headers are
 
 @functools.cache
 def decoder(fast: bool) -> decoding.Decoder:
-    return decoding.Decoder(PREPROCESSING, MAX_PIXELS, None, fast)
+    return decoding.Decoder(PREPROCESSING, MAX_PIXELS, None, fast, Sandbox())
 
 
 def judge(data: bytes) -> str:
@@ -78,7 +80,7 @@ def seeds() -> dict[str, bytes]:
         "tiff-float": picture("TIFF", mode="F"),
         "avif": picture("AVIF", exif=hostile.exif((0x0112, 3, 1, 3))),
         "avif-animated": picture("AVIF", save_all=True, append_images=[second]),
-    } | ({"heic": picture("HEIF")} if containers.heif_installed() else {})
+    } | ({"heic": picture("HEIF")} if images.heif_installed() else {})
 
 
 def _interlaced_png(size: int = 24) -> bytes:

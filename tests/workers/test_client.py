@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from app.batching import CostCurve, Done, Entry
+from app.batching import CostCurve, Done, Entry, Outlook
 from app.classifier import Job
-from app.decoding import Decoded
 from app.engine import Facts, Row, Want
 from app.errors import DeadlineExceeded, NotReady, Overloaded
+from app.images.decoder import Decoded
 from app.workers import memory, wire
 from app.workers.client import EngineQueue
 from app.workers.memory import Board, Slots
@@ -50,7 +50,7 @@ class Engine:
         self.queue.fail()
 
     def expect(self, wait: float) -> None:
-        self.board.write((time.monotonic(), wait, wait, 0), self.costs, CostCurve((1,)))
+        self.board.write(Outlook(time.monotonic(), wait, wait, 0, idle=wait == 0), self.costs, CostCurve((1,)))
 
     def frame(self) -> tuple[int, bytes]:
         while not self._came:

@@ -1,9 +1,9 @@
-"""Where images are decoded, decided in one place.
+"""Decides where an image is decoded.
 
-On a CPU the thread of the stream that runs a batch decodes it too: threads that fight over the cores cost more than
-they bring. Beside a GPU decode threads work ahead of the queue. In both cases a picture whose header predicts a
-costly decode goes to a lane of its own, at low priority, so that it never holds up the cheap ones behind it. So does
-one whose header is no promise.
+On a CPU the thread of the stream that runs a batch decodes it too: threads that compete for the cores cost more than
+they bring. Beside a GPU decode threads work ahead of the queue. Both decode only what their container bounds tightly
+and predicts to be cheap. Everything else waits in a lane of its own for the sandbox, whose processes yield to cheap
+pictures.
 """
 
 import threading
@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from app import images, machine
 from app.errors import DeadlineExceeded, Overloaded
 from app.images import Crop, Header, Preprocessing
+from app.images.sandbox import Sandbox, Task
 
 COSTLY_S = 0.06  # twice what a 12-megapixel photograph takes with scaled decoding
-_BYTES_PER_PIXEL = 20  # peak while a WebP with alpha is decoded and converted: the worst format measured
-_NICENESS = 2 * machine.COMPUTING
+COSTLY_BYTES = 64 * 2**20  # a progressive photograph of 12 megapixels takes 45 MiB
+_BYTES_PER_PIXEL = 20  # what a picture that is decoded whole takes on average over the formats
 _MEMORY = 0.9  # what each further picture leaves of the measurements before it
+_LEAST_PROCESSOR_S = 1.0  # a picture may take that long, however small it is,
+_SLACK = 10  # and so many times as long as predicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Decoded:
 
 
 class Costly(Exception):
-    """The header predicts a decode that must not run among the cheap ones."""
+    """The image belongs in the sandbox. ``seconds`` are predicted."""
 
     def __init__(self, header: Header, seconds: float) -> None:
         super().__init__()
@@ -49,44 +52,59 @@ def default_pixels() -> int:
     return machine.memory_bytes() // 4 // _BYTES_PER_PIXEL
 
 
+def default_lanes() -> int:
+    """Pictures that the sandboxes of a service decode at once."""
+    return max(2, machine.cores() // 4)
+
+
 class Decoder:
     """Decodes for one model. Thread-safe; call it off the event loop.
 
-    ``max_pixels`` bounds one picture, ``decode_pixels`` the costly ones being decoded at once.
+    ``max_pixels`` bounds one picture. ``decode_pixels`` bounds what is in the sandbox at once, by the memory that so
+    many pixels take; ``lanes`` bounds the pictures.
     """
 
-    def __init__(self, preprocessing: Preprocessing, max_pixels: int, decode_pixels: int | None, fast: bool) -> None:
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        max_pixels: int,
+        decode_pixels: int | None,
+        fast: bool,
+        sandbox: Sandbox,
+        lanes: int | None = None,
+    ) -> None:
         self.preprocessing = preprocessing
         self.decode_pixels = decode_pixels or default_pixels()
         self.max_pixels = min(max_pixels, self.decode_pixels)
         self.fast = fast
-        self._lanes = max(1, machine.cores() // 4)
-        self._lane = ThreadPoolExecutor(self._lanes, "topk-costly", machine.yield_cores, (_NICENESS,))
+        self._sandbox = sandbox
+        self._lanes = lanes or default_lanes()
+        self._lane = ThreadPoolExecutor(self._lanes, "topk-sandbox")
         self._free = threading.Condition()
-        self._pixels_left = self.decode_pixels
+        self._memory = self._memory_left = self.decode_pixels * _BYTES_PER_PIXEL
         self._backlog_s = 0.0
-        self._predicted_s = self._measured_s = 0.0  # of what was decoded lately
+        self._predicted_s = self._measured_s = 0.0  # of recent pictures
 
     def decode(self, data: bytes) -> Decoded:
         """Judge the header, then decode on this thread. Raises the errors of ``images``, and Costly."""
         started = time.perf_counter()
         header = images.read_header(data, self.max_pixels)
         seconds = images.decode_seconds(header, self.preprocessing, self.fast)
-        if seconds > COSTLY_S or images.pixels_at_most(header) > header.pixels:
+        if not header.bounded or seconds > COSTLY_S or self._bytes(header) > COSTLY_BYTES:
             raise Costly(header, seconds)
         crop = images.decode(header, self.preprocessing, self.fast)
         return Decoded(crop, time.perf_counter() - started, time.monotonic())
 
     def decode_costly(self, costly: Costly, deadline: float) -> "Future[Decoded]":
-        """Decode in the costly lane. ``deadline`` in seconds of ``time.monotonic``.
+        """Decode in the sandbox. ``deadline`` in seconds of ``time.monotonic``.
 
-        Raises Overloaded at once where the lane's backlog would make it late; cancelling the future before it runs
-        spares the work.
+        Raises Overloaded at once if the backlog would make it late. Cancelling the future before it runs spares the
+        work.
         """
         with self._free:
             wait = self._backlog_s * self._slowness() / self._lanes
             late = time.monotonic() + wait + costly.seconds - deadline
-            if late > 0:
+            if late > 0 and self._backlog_s > 0:  # what nothing delays is tried, so that predictions stay measured
                 raise Overloaded("too many costly pictures are waiting to be decoded", retry_after_s=late)
             self._backlog_s += costly.seconds
         future = self._lane.submit(self._decode_costly, costly, deadline)
@@ -94,31 +112,33 @@ class Decoder:
         return future
 
     def close(self) -> None:
-        """Finish what the costly lane holds. Blocks."""
+        """Finish what waits for the sandbox. Blocks."""
         self._lane.shutdown()
+
+    def _bytes(self, header: Header) -> int:
+        return images.decode_bytes(header, self.preprocessing, self.fast)
 
     def _left(self, seconds: float) -> None:
         with self._free:
             self._backlog_s -= seconds
 
     def _slowness(self) -> float:
-        """How much longer than predicted: the lane yields to cheap pictures, and machines differ.
-
-        It lengthens the backlog alone: were a picture refused where nothing waits, nothing would be measured again.
-        """
+        """How much longer than predicted recent pictures took: the sandbox yields cores, and machines differ."""
         return max(1.0, self._measured_s / self._predicted_s) if self._predicted_s else 1.0
 
     def _decode_costly(self, costly: Costly, deadline: float) -> Decoded:
-        header = costly.header
-        pixels = min(images.pixels_at_most(header), self.decode_pixels)
+        memory = self._bytes(costly.header)
+        share = min(memory, self._memory)  # a picture that takes more than all is decoded alone
         with self._free:
-            self._free.wait_for(lambda: self._pixels_left >= pixels)
-            self._pixels_left -= pixels
+            self._free.wait_for(lambda: self._memory_left >= share)
+            self._memory_left -= share
         try:
             if time.monotonic() > deadline:
                 raise DeadlineExceeded("the deadline passed while the image waited to be decoded")
             started = time.perf_counter()
-            crop = images.decode(header, self.preprocessing, self.fast)
+            processor_s = max(_LEAST_PROCESSOR_S, _SLACK * costly.seconds)
+            task = Task(costly.header, self.preprocessing, self.fast, deadline, processor_s, memory)
+            crop = self._sandbox.decode(task)
             seconds = time.perf_counter() - started
             with self._free:
                 self._predicted_s = _MEMORY * self._predicted_s + costly.seconds
@@ -126,5 +146,5 @@ class Decoder:
             return Decoded(crop, seconds, time.monotonic())
         finally:
             with self._free:
-                self._pixels_left += pixels
+                self._memory_left += share
                 self._free.notify_all()

@@ -1,0 +1,141 @@
+"""JPEG files (ITU-T T.81): which coding process they use, their size, their scans, and the file without its metadata.
+
+Only Huffman-coded baseline, extended sequential and progressive files of 8 bits are decoded. An arithmetic decoder
+never runs out of data: it reads zeros past the end of the file, so that a few bytes cost as much as a whole picture.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.errors import UndecodableImage, UnsupportedMediaType
+from app.images.header import Header
+from app.images.tiff import exif_orientation
+
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all but those without a segment: TEM, RSTn, SOI
+_MAX_SEGMENTS = 4096  # encoders write a few dozen
+_MAX_SCANS = 200  # encoders write about 10; a scan of 80 bytes goes over every pixel
+_MAX_JUNK = 1024  # bytes between segments, which Pillow skips one by one in Python
+
+_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
+_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})  # not APP0 and APP14, which say how colours are stored
+_SEQUENTIAL, _PROGRESSIVE = frozenset({0xC0, 0xC1}), 0xC2
+_REFUSED = {
+    0xC3: "lossless",
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xDE, 0xDF), "hierarchical"),
+    0xC8: "reserved",
+    **dict.fromkeys((0xC9, 0xCA), "arithmetic"),
+    0xCB: "lossless arithmetic",
+    **dict.fromkeys((0xCD, 0xCE, 0xCF), "hierarchical arithmetic"),
+}
+_FRAMES = _SEQUENTIAL | {_PROGRESSIVE} | _REFUSED.keys()
+_BLOCK = 64 * 2  # bytes of a block of coefficients
+
+Segment = tuple[int, int, int]
+"""The second byte of a marker, where the marker starts, and where its segment ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A frame header (T.81, B.2.2). ``sampling`` has the horizontal and vertical factor of each component."""
+
+    progressive: bool
+    width: int
+    height: int
+    sampling: tuple[tuple[int, int], ...]
+
+    @property
+    def coefficients(self) -> int:
+        """Bytes of all coefficients, which a decoder of several scans holds at once."""
+        widest, highest = (max(factors) for factors in zip(*self.sampling, strict=True))
+        across, down = -(-self.width // (8 * widest)), -(-self.height // (8 * highest))
+        return sum(across * h * down * v * _BLOCK for h, v in self.sampling)
+
+
+def parse(data: bytes) -> Header:
+    """The header of a JPEG. Raises UndecodableImage, and UnsupportedMediaType for what is not decoded."""
+    frame, orientation, kept, parts, junk, end = None, 1, [], 0, 0, 2
+    segments = _segments(data)
+    for marker, start, stop in segments:
+        junk += start - end
+        if marker == _SOS:
+            break
+        end = stop
+        parts += 1
+        if read := _frame(data, marker, start):
+            if frame:
+                raise UndecodableImage("the JPEG has more than one frame")
+            frame = read
+        if marker == _APP1 and orientation == 1 and data[start + 4 : start + 10] == b"Exif\0\0":
+            orientation = exif_orientation(data[start + 10 : stop])
+        if marker not in _METADATA:
+            kept.append((start, stop))
+    else:
+        raise UndecodableImage("the JPEG has no scan")
+    if frame is None:
+        raise UndecodableImage("the JPEG has no frame before its first scan")
+    several = frame.progressive or data[start + 4] < len(frame.sampling)
+    scans = 1 + _count_scans(segments) if several else 1
+    if len(kept) < parts or junk > _MAX_JUNK:
+        data = b"".join((data[:2], *(data[begin:stop] for begin, stop in kept), data[start:]))
+    return Header(
+        data,
+        "JPEG",
+        frame.width,
+        frame.height,
+        orientation=orientation,
+        scans=scans,
+        progressive=several,
+        parts=len(kept),
+        channels=len(frame.sampling),
+        buffer=frame.coefficients if several else 0,
+    )
+
+
+def check_processes(data: bytes) -> None:
+    """Walk a JPEG stream inside another file. Raises what ``parse`` raises of its coding process and its scans."""
+    segments = _segments(data)
+    for marker, start, _ in segments:
+        if _frame(data, marker, start):
+            _count_scans(segments)
+
+
+def _count_scans(segments: Iterator[Segment]) -> int:
+    """Scans among the segments that follow a frame. Raises UndecodableImage for too many, or for another frame."""
+    scans = 0
+    for marker, _, _ in segments:
+        if marker in _FRAMES:
+            raise UndecodableImage("the JPEG has more than one frame")
+        scans += marker == _SOS
+        if scans >= _MAX_SCANS:
+            raise UndecodableImage(f"the JPEG has more than {_MAX_SCANS} scans")
+    return scans
+
+
+def _segments(data: bytes) -> Iterator[Segment]:
+    """The segments of the first picture; coded pixels and junk lie between (T.81, annex B)."""
+    end = 2
+    for _ in range(_MAX_SEGMENTS):
+        match = _MARKER.search(data, end)
+        if match is None or match[1][0] == _EOI:
+            return
+        end = match.end() + max(2, int.from_bytes(data[match.end() : match.end() + 2], "big"))
+        yield match[1][0], match.start(), end
+    raise UndecodableImage(f"the JPEG has more than {_MAX_SEGMENTS} segments")
+
+
+def _frame(data: bytes, marker: int, start: int) -> _Frame | None:
+    """The frame header whose marker is at ``start``, or None for another segment."""
+    if marker in _REFUSED:
+        raise UnsupportedMediaType(f"JPEG with {_REFUSED[marker]} coding is not decoded: save it as a baseline JPEG")
+    if marker not in _SEQUENTIAL and marker != _PROGRESSIVE:
+        return None
+    precision, components = data[start + 4], data[start + 9]
+    if precision != 8:
+        raise UnsupportedMediaType(f"JPEG of {precision} bits is not decoded: save it with 8 bits")
+    factors = data[start + 11 : start + 10 + 3 * components : 3]
+    sampling = tuple((factor >> 4, factor & 15) for factor in factors)
+    if not sampling or len(sampling) != components or not all(1 <= f <= 4 for pair in sampling for f in pair):
+        raise UndecodableImage("the JPEG's frame header is broken")
+    height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 5, start + 7))
+    return _Frame(marker == _PROGRESSIVE, width, height, sampling)

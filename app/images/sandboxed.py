@@ -1,0 +1,137 @@
+"""The sandbox's program, ``python -m app.images.sandboxed DESCRIPTOR``: it forks a child for each connection.
+
+Connections come over the Unix socket DESCRIPTOR. Each brings pickled ``sandbox.Task``s, one after the other, and takes
+an answer to each; nothing that a child has written is unpickled. Child and program end when their socket closes.
+"""
+
+import contextlib
+import gc
+import math
+import os
+import pickle
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import orjson
+from PIL import AvifImagePlugin, Image
+
+from app import machine, signals
+from app.errors import TopkError
+from app.images import decode, heif_installed
+from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, Task
+
+NICENESS = 2 * machine.COMPUTING
+_STATM = Path("/proc/self/statm")
+
+
+def main(descriptor: int) -> None:
+    """Serve until the socket closes."""
+    signals.leave_to_parent()
+    machine.return_memory()
+    os.nice(NICENESS)
+    _load_decoders()
+    control = socket.socket(fileno=descriptor)
+    with selectors.DefaultSelector() as selector:
+        wakeup, wakes = socket.socketpair()
+        for end in (wakeup, wakes):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wakes.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up needs a handler
+        selector.register(control, selectors.EVENT_READ)
+        selector.register(wakeup, selectors.EVENT_READ)
+        running: dict[int, socket.socket] = {}
+        while True:
+            ready = {key.fileobj for key, _ in selector.select()}
+            if wakeup in ready:
+                wakeup.recv(4096)
+                _reap(running)
+            if control in ready and not _fork(control, running):
+                return
+
+
+def _load_decoders() -> None:
+    """Before the first fork: children share what is loaded. One thread each: others would need memory of their own."""
+    Image.init()
+    heif_installed()
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    gc.freeze()
+
+
+def _fork(control: socket.socket, running: dict[int, socket.socket]) -> bool:
+    """Fork a child for the next connection; False once the socket is closed."""
+    data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+    if not data:
+        return False
+    connection = socket.socket(fileno=descriptors[0])
+    pid = os.fork()
+    if pid == 0:
+        _work(connection, (control, *running.values()))
+    running[pid] = connection
+    return True
+
+
+def _reap(running: dict[int, socket.socket]) -> None:
+    """Close the connections of the children that have ended, and say so where a signal ended one."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        with running.pop(pid) as connection, contextlib.suppress(OSError):
+            if status:
+                number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+                connection.send(ANSWER.pack(ENDED, 1) + bytes([number]), socket.MSG_DONTWAIT)
+
+
+def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoReturn:
+    """The life of a child, which has no business with the connections of others."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for other in others:
+            other.close()
+        for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+            resource.setrlimit(limit, (0, 0))
+        file = connection.makefile("rb")
+        while file.peek(1):
+            task: Task = pickle.load(file)  # noqa: S301  # our parent wrote it
+            with _limits(task):
+                kind, content = _answer(task)
+            connection.sendall(ANSWER.pack(kind, len(content)) + content)
+            del task, content
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _answer(task: Task) -> tuple[bytes, bytes]:
+    try:
+        return CROP, decode(task.header, task.preprocessing, task.fast).tobytes()
+    except TopkError as error:
+        return ERROR, orjson.dumps({"error": type(error).__name__, "detail": error.detail})
+
+
+@contextlib.contextmanager
+def _limits(task: Task) -> Iterator[None]:
+    """Have the system end this process at the picture's limits. Memory beyond what is in use is limited on Linux."""
+    with contextlib.suppress(OSError):
+        used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + task.memory, resource.RLIM_INFINITY))
+    seconds = math.ceil(time.process_time() + task.processor_s) + 1  # whole ones; the timer is exact
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_PROF, task.processor_s)
+    signal.setitimer(signal.ITIMER_REAL, max(task.deadline - time.monotonic(), 1e-3))
+    yield
+    for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+        signal.setitimer(timer, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
