@@ -211,11 +211,11 @@ def test_a_load_and_a_start_that_take_longer_than_the_limit_are_waited_for(
 
 
 def test_questions_for_metrics_do_not_fill_the_socket_of_a_stopped_process(start: Start) -> None:
-    service = start()
+    service = start(env={"TOPK_WATCHDOG_MS": "600000"})
     service.wait_for("ready")
     [engine] = service.children("engine")
-    with stopped(engine), ThreadPoolExecutor(50) as pool:
-        answers = pool.map(lambda _: httpx2.get(f"{service.url}/metrics", timeout=60).status_code, range(500))
+    with stopped(engine), ThreadPoolExecutor(100) as pool, httpx2.Client(base_url=service.url, timeout=60) as client:
+        answers = pool.map(lambda _: client.get("/metrics").status_code, range(500))
         assert set(answers) == {200}
     assert service.children("engine") == [engine]
     check_serving(service)
