@@ -150,7 +150,8 @@ class Settings(BaseSettings):
     watchdog_ms: int = Field(
         30_000,
         ge=1,
-        description="A batch that takes longer than this shows that the device hangs: not ready, and the process ends.",
+        description="A longer batch counts as a hang: the service becomes unready and the process exits. With"
+        " `TOPK_WORKERS`, a process whose event loop does not answer for this long, at least 2000, is replaced.",
     )
     drain_delay_ms: int | None = Field(
         None, ge=0, description="How long the socket stays open after SIGTERM; by default 5000, on a terminal 0."

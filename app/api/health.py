@@ -62,4 +62,4 @@ def check_ready(request: Request) -> None:
     if lifecycle.draining:
         raise NotReady("draining")
     if not classifier.ready:
-        raise NotReady(lifecycle.failure.detail if lifecycle.failure else "the model is being loaded")
+        raise NotReady(lifecycle.failure.detail if lifecycle.failure else lifecycle.waiting_for)

@@ -1,5 +1,7 @@
 """What the supervisor's children have in common: how they begin, are told what to do, and end when it has ended."""
 
+import asyncio
+import contextlib
 import os
 import pickle
 import socket
@@ -34,9 +36,13 @@ class Child:
         self._telling = threading.Lock()
 
     def listen(self, told: Told) -> None:
-        """Say that we are there; from now on ``told(message, descriptor)`` is called for each message."""
+        """Report the start; from now on ``told(message, descriptor)`` is called for each message.
+
+        Call it on the event loop: that loop answers the supervisor's pings from now on.
+        """
         self.tell({"do": "started"})
-        threading.Thread(target=self._listen, args=(told,), name="topk-control", daemon=True).start()
+        arguments = (told, asyncio.get_running_loop())
+        threading.Thread(target=self._listen, args=arguments, name="topk-control", daemon=True).start()
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send the supervisor a message; nothing where it has ended, since so do we."""
@@ -52,10 +58,14 @@ class Child:
         sys.stderr.flush()
         os._exit(code)
 
-    def _listen(self, told: Told) -> None:
+    def _listen(self, told: Told, loop: asyncio.AbstractEventLoop) -> None:
         try:
             while True:
                 for message, descriptor in self._messages.read():
-                    told(message, descriptor)
+                    if message["do"] == "ping":
+                        with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
+                            loop.call_soon_threadsafe(self.tell, {"do": "pong"})
+                    else:
+                        told(message, descriptor)
         except (EOFError, OSError):
             self.leave(_ORPHANED)

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -194,7 +195,7 @@ class EngineProcess(child.Child):
         self.device.publish(Board(self._board, buckets))
         self.tell({"do": "ready"})
         for sock in self._waiting:
-            self._welcome(sock)
+            self._do(self._welcome(sock))
 
     def _told(self, message: dict[str, Any], descriptor: int | None) -> None:
         match message["do"]:
@@ -202,29 +203,34 @@ class EngineProcess(child.Child):
                 assert descriptor is not None
                 sock = socket.socket(fileno=descriptor)
                 if self._loaded:
-                    self._welcome(sock)
+                    self._do(self._welcome(sock))
                 else:
                     self._waiting.append(sock)
             case "samples":
-                self.tell({"do": "samples", "id": message["id"], "samples": metrics.snapshot(self.metrics.registry)})
+                self.tell({"do": "samples", "samples": metrics.snapshot(self.metrics.registry)})
             case "stop":
                 self._ended.set()
 
-    def _welcome(self, sock: socket.socket) -> None:
-        """Tell an HTTP process what is served, and share memory with it; then it may hand over."""
+    async def _welcome(self, sock: socket.socket) -> None:
+        """Describe the model to an HTTP process and share memory with it; then it may hand over tasks."""
         crop = self.device.model.preprocessing.crop
         descriptor = memory.create(Slots.size(SLOTS, crop))
         try:
             slots = Slots(descriptor, SLOTS, crop)
-            wire.send_message(sock, {"slots": SLOTS}, descriptor)
-            wire.send_message(sock, {"model": self._described(), "facts": self._facts()}, self._board)
+            await asyncio.to_thread(self._describe, sock, descriptor)  # blocks while a stopped process reads nothing
         except OSError:  # it has ended meanwhile
             sock.close()
             return
         finally:
             os.close(descriptor)
-        connecting = asyncio.get_running_loop().create_connection(lambda: Connection(self.device, slots), sock=sock)
-        task = asyncio.ensure_future(connecting)
+        await asyncio.get_running_loop().create_connection(lambda: Connection(self.device, slots), sock=sock)
+
+    def _describe(self, sock: socket.socket, slots: int) -> None:
+        wire.send_message(sock, {"slots": SLOTS}, slots)
+        wire.send_message(sock, {"model": self._described(), "facts": self._facts()}, self._board)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from itertools import count
 from typing import Any, NoReturn
 
 import structlog
@@ -20,7 +19,7 @@ from app.classifier import Classifier
 from app.engine import Facts
 from app.errors import Internal, ModelError, NotReady
 from app.images import Preprocessing
-from app.lifecycle import Lifecycle
+from app.lifecycle import LOADING, Lifecycle
 from app.main import create_app
 from app.models.labels import Label
 from app.models.model import Model
@@ -31,6 +30,8 @@ from app.workers.client import EngineQueue
 from app.workers.memory import Board, Slots
 
 log = structlog.get_logger("topk")
+
+SILENT = "the engine process does not answer"
 
 
 class QuietServer(Server):
@@ -46,7 +47,10 @@ class QuietServer(Server):
 
 
 class HttpProcess(child.Child):
-    """What the supervisor asks of this process, done on the thread that is told; engines come and go."""
+    """What the supervisor asks of this process, done on the control thread; engines come and go.
+
+    It is ready while an engine is connected and, by the supervisor's word, answers.
+    """
 
     def __init__(self, control: socket.socket, settings: Settings, delay_s: float) -> None:
         super().__init__(control)
@@ -59,8 +63,10 @@ class HttpProcess(child.Child):
         self._classifier: Classifier = self._app.state.classifier
         self._server = QuietServer(config(self._app, settings), self._lifecycle, delay_s)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked: dict[int, asyncio.Future[bytes]] = {}
-        self._numbers = count()
+        self._asked: asyncio.Future[bytes] | None = None
+        self._attaching = threading.Lock()
+        self._queue: EngineQueue | None = None  # of the engine that is connected
+        self._engine_answers = True
 
     def run(self, listener: socket.socket) -> int:
         """Serve until told to drain; the exit code."""
@@ -76,13 +82,19 @@ class HttpProcess(child.Child):
             case "connect":
                 assert descriptor is not None
                 sock = socket.socket(fileno=descriptor)
+                with self._attaching:
+                    self._engine_answers = True  # a new engine, or we are new to it
                 threading.Thread(target=self._connect, args=(sock,), name="topk-engine", daemon=True).start()
             case "samples":
                 snapshot = metrics.snapshot(self._app.state.metrics.registry)
-                self.tell({"do": "samples", "id": message["id"], "samples": snapshot})
+                self.tell({"do": "samples", "samples": snapshot})
             case "metrics":
                 assert self._loop
-                self._loop.call_soon_threadsafe(self._answered, message["id"], message["text"].encode())
+                self._loop.call_soon_threadsafe(self._answered, message["text"].encode())
+            case "suspend" | "resume":
+                with self._attaching:
+                    self._engine_answers = message["do"] == "resume"
+                    self._judge()
             case "drain":
                 self._server.handle_exit(signal.SIGTERM, None)
                 self.tell({"do": "draining"})
@@ -99,10 +111,10 @@ class HttpProcess(child.Child):
         try:
             model, facts, slots, board = _welcomed(sock)
             queue = EngineQueue(sock, slots, board, facts, self._classifier.ahead_s)
-            self._classifier.attach(model, facts, queue)
-            self._lifecycle.ready = True
-            assert self._loop
-            self._loop.call_soon_threadsafe(self._lifecycle.announce)
+            with self._attaching:
+                self._classifier.attach(model, facts, queue)
+                self._queue = queue
+                self._judge()
             self._classifier.start_sandbox()
             queue.read()
         except (EOFError, OSError):
@@ -111,25 +123,40 @@ class HttpProcess(child.Child):
             log.exception("the connection to the engine failed")
         finally:
             if queue:
-                self._classifier.detach(queue)
+                with self._attaching:
+                    self._classifier.detach(queue)
+                    if self._queue is queue:
+                        self._queue = None
+                        self._lifecycle.waiting_for = LOADING
                 queue.fail()
             sock.close()
 
-    async def _exposition(self) -> bytes:
-        """The metrics of all processes, summed by the supervisor."""
-        number = next(self._numbers)
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        self.tell({"do": "metrics", "id": number})
-        try:
-            return await answer
-        finally:
-            del self._asked[number]
+    def _judge(self) -> None:
+        """Be ready if an engine is connected and answers. The caller holds the lock.
 
-    def _answered(self, number: int, text: bytes) -> None:
-        answer = self._asked.get(number)
-        if answer and not answer.done():
-            answer.set_result(text)
+        While it does not answer nothing new is accepted; requests that wait for it may still be answered in time.
+        """
+        self._lifecycle.waiting_for = LOADING if self._engine_answers else SILENT
+        self._classifier.ready = self._queue is not None and self._engine_answers
+        if self._classifier.ready:
+            self._lifecycle.ready = True
+            assert self._loop
+            self._loop.call_soon_threadsafe(self._lifecycle.announce)
+
+    async def _exposition(self) -> bytes:
+        """The metrics of all processes, summed by the supervisor.
+
+        It is asked once at a time, so that neither end's socket fills up while the other is stopped.
+        """
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().create_future()
+            self.tell({"do": "metrics"})
+        return await asyncio.shield(self._asked)
+
+    def _answered(self, text: bytes) -> None:
+        assert self._asked
+        self._asked.set_result(text)
+        self._asked = None
 
 
 def _welcomed(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:

@@ -1,7 +1,8 @@
 """The main process: it binds the socket, starts the engine process and the HTTP processes, and watches over them.
 
-All of it runs on one event loop, which never waits for a child. A child is told what to do over a socket pair, and its
-end of that is also how its death is seen, and how it sees ours.
+All of it runs on one event loop. Each child is told what to do over a socket pair. The end of that connection shows
+the supervisor that a child has ended, and a child that the supervisor has. A child that lives but does not answer is
+found by pings, which its event loop answers.
 """
 
 import asyncio
@@ -12,8 +13,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import structlog
@@ -29,7 +30,9 @@ log = structlog.get_logger("topk")
 
 ENGINE, HTTP = "engine", "http"
 _BUFFER_BYTES = 1 << 20
-_SEND_S = 1  # a child that reads nothing for so long hangs, and is ended
+_SEND_S = 1  # a child whose socket is full and that reads nothing for this long is killed
+_SUSPECT, _HUNG = 10, 30  # ticks without an answer to a ping
+_WATCHDOG_S = 2.0  # at least: a busy event loop answers late
 _SAMPLES_S = 1.0
 _LINGER_S = 10.0
 _LONG_LIVED_S = 10.0
@@ -50,7 +53,10 @@ def serve(settings: Settings) -> int:
 
 @dataclass(eq=False)
 class Process:
-    """A child. ``samples`` are the metrics it told last."""
+    """A child. ``samples`` are the metrics it reported last, ``sampling`` is pending while it is asked for new ones.
+
+    ``silent`` counts the ticks since the oldest ping that has no answer.
+    """
 
     kind: str
     popen: "subprocess.Popen[bytes]"
@@ -58,14 +64,34 @@ class Process:
     born: float = field(default_factory=time.monotonic)
     started: bool = False
     ready: bool = False
+    killed: bool = False
+    silent: int = 0
     samples: Snapshot = field(default_factory=list)
+    sampling: asyncio.Future[None] | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether its event loop must answer pings: not while an engine loads, or an HTTP process starts."""
+        return not self.killed and (self.ready if self.kind == ENGINE else self.started)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a ping has been unanswered for clearly too long."""
+        return self.silent > _SUSPECT
 
     def tell(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        """Send it a message; one that has ended, or hangs, is ended and found so."""
+        """Send it a message; kill it if it cannot be sent."""
+        if self.killed:
+            return
         try:
             self.messages.send(message, descriptor)
         except OSError:
-            self.popen.kill()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once. It is buried when its connection ends."""
+        self.killed = True
+        self.popen.kill()
 
 
 class Supervisor:
@@ -79,8 +105,6 @@ class Supervisor:
         self._processes: set[Process] = set()
         self._deaths = {ENGINE: 0, HTTP: 0}
         self._totals = Totals()
-        self._numbers = count()
-        self._answers: dict[tuple[int, Process], asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
         self._said_ready = self._died = False
@@ -95,6 +119,7 @@ class Supervisor:
             self._loop.add_signal_handler(number, self._signalled, number)
         for kind in [ENGINE, *[HTTP] * self._settings.workers]:
             self._start(kind)
+        self._do(self._watch())
         await self._over.wait()
         if self._failure:
             log.error(self._failure)
@@ -150,11 +175,12 @@ class Supervisor:
             case "draining":
                 self._drained(process)
             case "metrics":
-                self._do(self._tell_metrics(process, message["id"]))
+                self._do(self._tell_metrics(process))
             case "samples":
                 process.samples = message["samples"]
-                if answer := self._answers.pop((message["id"], process), None):
-                    answer.set_result(None)
+                self._sampled(process)
+            case "pong":
+                self._answered(process)
 
     def _check_ready(self, info: dict[str, Any] | None) -> None:
         serving = [process for process in self._of(HTTP) if process.ready]
@@ -172,8 +198,7 @@ class Supervisor:
         process.messages.socket.close()
         self._processes.discard(process)
         self._totals.keep(process.samples)
-        for key in [key for key in self._answers if key[1] is process]:
-            self._answers.pop(key).set_result(None)
+        self._sampled(process)
         if self._ending:
             self._drained(process)
             self._go_on_ending()
@@ -209,7 +234,7 @@ class Supervisor:
             if process.started:
                 process.tell({"do": how})
             else:
-                process.popen.kill()  # it has accepted nothing
+                process.kill()  # it has accepted nothing
         self._undrained = {process for process in self._of(HTTP) if process.started and how == "drain"}
         if how == "drain" and not self._undrained:
             log.info("draining", delay_s=delay_s)
@@ -233,25 +258,69 @@ class Supervisor:
 
     def _kill(self) -> None:
         for process in self._processes:
-            process.popen.kill()
+            process.kill()
 
-    async def _tell_metrics(self, asker: Process, number: int) -> None:
-        """Ask all children for their samples, and tell the one that asks the sum. One that hangs keeps its last."""
-        asked = next(self._numbers)
-        for process in [process for process in self._processes if process.started]:
-            self._answers[asked, process] = self._loop.create_future()
-            process.tell({"do": "samples", "id": asked})
-        answers = [future for (which, _), future in self._answers.items() if which == asked]
-        await asyncio.wait(answers, timeout=_SAMPLES_S)
-        for key in [key for key in self._answers if key[0] == asked]:
-            del self._answers[key]
+    async def _watch(self) -> None:
+        """Ping the children, and kill those whose event loops do not answer for ``watchdog_ms``.
+
+        Silence is counted in ticks of this loop instead of by a clock: while the supervisor is stopped or starved it
+        does not tick, and that time does not count against the children. One ping at a time is unanswered, so pings
+        never fill the socket of a child that is stopped.
+        """
+        tick_s = max(self._settings.watchdog_ms / 1000, _WATCHDOG_S) / _HUNG
+        while True:
+            for process in [process for process in self._processes if process.watched]:
+                if not process.silent:
+                    process.tell({"do": "ping"})
+                process.silent += 1
+                if process.silent == _SUSPECT + 1:
+                    self._suspect(process)
+                elif process.silent == _HUNG + 1:
+                    seconds = round(_HUNG * tick_s, 1)
+                    log.error(f"the {process.kind} process is killed", pid=process.popen.pid, silent_s=seconds)
+                    process.kill()
+            await asyncio.sleep(tick_s)
+
+    def _suspect(self, process: Process) -> None:
+        log.warning(f"the {process.kind} process does not answer", pid=process.popen.pid)
+        if process.kind == ENGINE:
+            for http in self._of(HTTP):
+                http.tell({"do": "suspend"})
+
+    def _answered(self, process: Process) -> None:
+        """A pong: a child that was suspected is trusted again, unless it is being killed."""
+        suspect, process.silent = process.suspect, 0
+        if suspect and not process.killed:
+            log.info(f"the {process.kind} process answers again", pid=process.popen.pid)
+            if process.kind == ENGINE:
+                for http in self._of(HTTP):
+                    http.tell({"do": "resume"})
+
+    async def _tell_metrics(self, asker: Process) -> None:
+        """Ask the children for their samples, and send the sum to the one that asks. One that hangs keeps its last.
+
+        A child that has not answered the last such question is not asked again.
+        """
+        asked = [process for process in self._processes if process.started and not process.suspect]
+        for process in asked:
+            if process.sampling is None:
+                process.sampling = self._loop.create_future()
+                process.tell({"do": "samples"})
+        if samplings := [process.sampling for process in asked if process.sampling]:
+            await asyncio.wait(samplings, timeout=_SAMPLES_S)
         text = self._totals.render(process.samples for process in self._processes)
-        asker.tell({"do": "metrics", "id": number, "text": text.decode()})
+        asker.tell({"do": "metrics", "text": text.decode()})
+
+    @staticmethod
+    def _sampled(process: Process) -> None:
+        sampling, process.sampling = process.sampling, None
+        if sampling:
+            sampling.set_result(None)
 
     def _of(self, kind: str) -> list[Process]:
         return [process for process in self._processes if process.kind == kind]
 
-    def _do(self, work: Any) -> None:
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
