@@ -6,6 +6,7 @@ from app.images.header import Header
 
 _CORE_HEADER = 12  # bytes
 _RUN_LENGTH = (1, 2)  # RLE8, RLE4: Pillow decodes them in Python
+_COLOURS_A_PART = 8  # Pillow reads a palette colour by colour, and a header may state 65 536
 
 
 def parse(data: bytes) -> Header:
@@ -15,5 +16,16 @@ def parse(data: bytes) -> Header:
         width, height = struct.unpack_from("<HH", data, 18)
         return Header(data, "BMP", width, height, orientation=1, channels=3)
     width, height, bits, compression = struct.unpack_from("<Ii2xHI", data, 18)
-    variant = "run-length" if compression in _RUN_LENGTH else ""
-    return Header(data, "BMP", width, abs(height), orientation=1, channels=4 if bits == 32 else 3, variant=variant)
+    [colours] = struct.unpack_from("<I", data, 46)
+    run_length = compression in _RUN_LENGTH
+    return Header(
+        data,
+        "BMP",
+        width,
+        abs(height),
+        bounded=not run_length,
+        orientation=1,
+        parts=min(colours, 65_536) // _COLOURS_A_PART,
+        channels=4 if bits == 32 else 3,
+        variant="run-length" if run_length else "",
+    )

@@ -18,7 +18,8 @@ _SECONDS = {
     "TIFF": (7e-9, 2e-9),
     "BMP": (5e-9, 0.0),
 }
-_SECONDS_A_FILE = 0.3e-3  # opening it, resizing the crop
+_SECONDS_A_FILE = 0.4e-3  # opening it, resizing the crop
+_SECONDS_IN_SANDBOX = 3e-3  # there and back, and the memory that a child touches first
 _SECONDS_A_PART = 8e-6
 _SECONDS_PER_PIXEL_AND_SCAN = 0.3e-9  # a progressive JPEG is scanned whole, at any scale
 _SECONDS_PER_BYTE_PROGRESSIVE = 26e-9
@@ -45,7 +46,7 @@ def decode_seconds(header: Header, preprocessing: Preprocessing, fast: bool) -> 
         per_byte = _SECONDS_PER_BYTE_LOSSLESS
     if header.variant == "run-length":
         per_pixel, per_byte = _SECONDS_RUN_LENGTH
-    fixed = _SECONDS_A_FILE + header.parts * _SECONDS_A_PART
+    fixed = (_SECONDS_A_FILE if header.bounded else _SECONDS_IN_SANDBOX) + header.parts * _SECONDS_A_PART
     return fixed + header.pixels * per_pixel + len(header.data) * per_byte
 
 

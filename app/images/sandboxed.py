@@ -94,6 +94,7 @@ def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoRetur
     code = 1
     try:
         signal.set_wakeup_fd(-1)
+        _silence()
         for other in others:
             other.close()
         for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
@@ -108,6 +109,13 @@ def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoRetur
         code = 0
     finally:
         os._exit(code)
+
+
+def _silence() -> None:
+    """Some codecs print what they think of a file; standard error is a service's log."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stderr.fileno())
+    os.close(null)
 
 
 def _answer(task: Task) -> tuple[bytes, bytes]:
