@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from app.api import schemas
 from app.api.classify import DEFAULT_K, as_json, gate
+from app.api.forms import Form, Upload
 from app.api.protocols.asked import SAID, Asked, One, answer_any, count, members, named, said
-from app.api.uploads import Form, Upload, Uploads
+from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter
