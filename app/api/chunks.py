@@ -35,8 +35,8 @@ class Chunks:
 
     @property
     def tiny(self) -> bool:
-        """Whether there are many, and they have less than ``MEAN_BYTES`` bytes on average."""
-        return self.count > MANY and self.bytes < MEAN_BYTES * self.count
+        """Whether there are many, and they have less than ``MEAN_BYTES`` bytes on average, but for the last."""
+        return self.count > MANY and self.bytes < MEAN_BYTES * (self.count - 1)
 
 
 class ChunkReader(h11.Connection):

@@ -30,7 +30,18 @@ def test_both_alphabets_are_read_with_and_without_padding(length: int, encode: o
 
 @pytest.mark.parametrize(
     "text",
-    ["A", "AAAAA", "AA==AAAA", "AAAA=AAA", "A" * 2**20 + "==AA", "A" * 2**20 + "!", "AA*A", "AAA\u00e4", "\u2028AAAA", "A\0AA"],
+    [
+        "A",
+        "AAAAA",
+        "AA==AAAA",
+        "AAAA=AAA",
+        "A" * 2**20 + "==AA",
+        "A" * 2**20 + "!",
+        "AA*A",
+        "AAA\u00e4",
+        "\u2028AAAA",
+        "A\0AA",
+    ],
 )
 def test_what_is_no_base64_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011

@@ -81,7 +81,7 @@ def test_more_images_than_a_batch_may_have_are_refused() -> None:
 
 
 def test_what_is_no_image_must_be_short() -> None:
-    with pytest.raises(MalformedRequest, match="the part 'notes' has more than 256 bytes; an image's part is named file"):
+    with pytest.raises(MalformedRequest, match="has more than 256 bytes; an image"):
         parsed(part("notes", b"x" * 257) + part("file", b"x") + b"--b--\r\n")
 
 
@@ -103,7 +103,7 @@ def test_headers_are_bounded(header: bytes) -> None:
 
 @pytest.mark.parametrize("more", ["; a=b" * 40, "; a" * 300, f"; a={'b' * 2000}"])
 def test_so_is_the_content_type(more: str) -> None:
-    with pytest.raises(MalformedRequest, match="characters|parameters"):
+    with pytest.raises(MalformedRequest, match=r"characters|parameters"):
         parser(kind=f"multipart/form-data; boundary=b{more}")
 
 
