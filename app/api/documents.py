@@ -54,7 +54,8 @@ def loads(
     ``otherwise``: what to do with an image that is no JSON; ``instead``: with too many values.
     """
     if _has_more_values(content, _VALUES + more):
-        raise MalformedRequest(f"the JSON body has more than {_VALUES + more} values{instead and ': '}{instead}")
+        advice = instead and f": {instead}"
+        raise MalformedRequest(f"the JSON body has more values than images need, more than {_VALUES + more}{advice}")
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:

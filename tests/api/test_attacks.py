@@ -100,6 +100,7 @@ def test_an_attack_costs_little_more_than_its_bytes(embedded_server: Server, nam
     """Three at once, against as many bytes that are no image."""
     path, kind, body, status = ATTACKS[name]
     harmless = bytes(min(len(body), 20 * MIB))
+    assert post(embedded_server, "/v1/predict", "image/jpeg", PHOTO) == 200
     with ThreadPoolExecutor() as pool:
         with measured(embedded_server) as calm:
             sent = [pool.submit(post, embedded_server, "/v1/predict", "image/jpeg", harmless) for _ in range(3)]

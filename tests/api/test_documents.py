@@ -65,7 +65,7 @@ def test_a_document_of_many_values_is_refused_before_it_is_read() -> None:
     content = b"[" + b"0," * 20_000_000 + b"0]"
     tracemalloc.start()
     try:
-        with pytest.raises(MalformedRequest, match="more than 10000 values"):
+        with pytest.raises(MalformedRequest, match="more values than images need, more than 10000"):
             loads(content)
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -76,7 +76,7 @@ def test_a_document_of_many_values_is_refused_before_it_is_read() -> None:
 def test_more_values_are_read_where_they_are_expected() -> None:
     values = list(range(20_000))
     assert loads(str(values).encode(), 10_000) == values
-    with pytest.raises(MalformedRequest, match="more than 19998 values: send fewer"):
+    with pytest.raises(MalformedRequest, match="more than 19998: send fewer"):
         loads(str(values).encode(), 9_998, instead="send fewer")
 
 

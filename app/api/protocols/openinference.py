@@ -19,8 +19,8 @@ from app.api.auth import require_key
 from app.api.classify import as_json, gate
 from app.api.documents import Body, loads
 from app.api.forms import Form, Upload
-from app.api.protocols.asked import SAID, VERSION, answer, count, members, named, said
-from app.api.protocols.tensors import LENGTH, images_of, shown
+from app.api.protocols.asked import MOST, SAID, VERSION, answer, count, members, named, said
+from app.api.protocols.tensors import DIMENSIONS, LENGTH, images_of, shown
 from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
@@ -336,7 +336,7 @@ _BODY = schemas.document(
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": ["string", "null"]},
+            "id": {"type": ["string", "null"], "maxLength": _ID_CHARACTERS},
             "parameters": {
                 "type": ["object", "null"],
                 "properties": {"binary_data_output": {"type": "boolean"}},
@@ -350,7 +350,11 @@ _BODY = schemas.document(
                     "required": ["name", "shape", "datatype", "data"],
                     "properties": {
                         "name": {"type": "string"},
-                        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                        "shape": {
+                            "type": "array",
+                            "maxItems": DIMENSIONS,
+                            "items": {"type": "integer", "minimum": 1, "maximum": MOST},
+                        },
                         "datatype": {"enum": ["BYTES", "FP32"]},
                         "data": {
                             "anyOf": [
@@ -363,6 +367,8 @@ _BODY = schemas.document(
             },
             "outputs": {
                 "type": ["array", "null"],
+                "maxItems": _OUTPUTS,
+                "description": "No two the same: each whole, or only its best classes.",
                 "items": {
                     "type": "object",
                     "required": ["name"],
@@ -371,7 +377,7 @@ _BODY = schemas.document(
                         "parameters": {
                             "type": ["object", "null"],
                             "properties": {
-                                "classification": {"type": "integer", "minimum": 1},
+                                "classification": {"type": "integer", "minimum": 1, "maximum": MOST},
                                 "binary_data": {"type": "boolean"},
                             },
                         },

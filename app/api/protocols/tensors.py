@@ -15,7 +15,7 @@ from app.errors import InvalidParameter, MalformedRequest
 LENGTH = struct.Struct("<I")
 """Before every element of a binary BYTES tensor."""
 
-_DIMENSIONS = 8
+DIMENSIONS = 8
 _LARGEST = 1000.0  # of a preprocessed value: beyond, float16 overflows, and no image comes near
 _PIECE = 2**16  # numbers that are converted at once, while the interpreter is held
 _SHOWN = 64  # characters of a value in an error
@@ -55,8 +55,8 @@ def images_of(inputs: Any, tail: memoryview, uploads: Uploads, crop: int) -> lis
 
 def _shape(given: Any) -> list[int]:
     """A shape whose numbers may be multiplied and shown. Raises MalformedRequest."""
-    if not isinstance(given, list) or len(given) > _DIMENSIONS:
-        raise MalformedRequest(f"shape must be a list of at most {_DIMENSIONS} whole numbers")
+    if not isinstance(given, list) or len(given) > DIMENSIONS:
+        raise MalformedRequest(f"shape must be a list of at most {DIMENSIONS} whole numbers")
     if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MOST for n in given):
         raise MalformedRequest(f"shape must be whole numbers, each 1 to {MOST}")
     return given
@@ -83,8 +83,8 @@ def _flat(data: Any) -> list[Any]:
     depth = 1
     while isinstance(data, list) and data and all(isinstance(row, list) for row in data):
         depth += 1
-        if depth > _DIMENSIONS:
-            raise MalformedRequest(f"data must be nested at most {_DIMENSIONS} deep, as a shape is")
+        if depth > DIMENSIONS:
+            raise MalformedRequest(f"data must be nested at most {DIMENSIONS} deep, as a shape is")
         data = [value for row in data for value in row]
     if not isinstance(data, list):
         raise MalformedRequest("data must be a list")
