@@ -19,7 +19,7 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.api.chunks import TINY, ChunkReader, Flow
+from app.api.chunks import TINY, ChunkReader, Flow, Turns
 from app.api.middleware import DISCARD_BYTES, DISCARD_S
 
 log = structlog.get_logger("topk")
@@ -68,6 +68,7 @@ class Connection(H11Protocol):
     """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused."""
 
     waiting: Waiting
+    turns: Turns
     half_closed = False
     discard: int | None = None
     conn: Reading
@@ -124,12 +125,14 @@ class Connection(H11Protocol):
             self.discard = DISCARD_BYTES
         elif self.conn.exhausted and not self.flow.held:
             self.flow.hold()
-            self.loop.call_soon(self._go_on)
+            self.turns.add(self._go_on, self.loop)
 
     def _go_on(self) -> None:
         """Read the chunks that were left for another turn of the event loop."""
+        if self.transport.is_closing():
+            return
         self.flow.release()
-        if self.discard is None and not self.transport.is_closing():
+        if self.discard is None:
             self.handle_events()
             self._watch_head()
 
@@ -213,6 +216,7 @@ def bounded(timeout_s: float) -> type[Connection]:
 
     class Bounded(Connection):
         waiting = Waiting(timeout_s, _room())
+        turns = Turns()
 
     return Bounded
 

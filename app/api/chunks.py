@@ -7,6 +7,9 @@ Only ``Transfer-Encoding: chunked`` is judged. A body with a Content-Length is r
 client that sends small segments costs no more than its packets do, and may go on for as long as an upload may take.
 """
 
+import asyncio
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -18,7 +21,8 @@ TINY = "topk.tiny_chunks"
 MANY = 1000
 MEAN_BYTES = 64
 
-_TURN = 256  # chunks that are read in one turn of the event loop: about 5 ms
+_TURN = 64  # chunks of a connection that are read in one turn of the event loop: about a millisecond
+_CONNECTIONS = 4  # that read on in one turn of the event loop
 
 
 class Chunks:
@@ -66,6 +70,30 @@ class ChunkReader(h11.Connection):
             self._chunks.add(event)
             self.tiny = self._chunks.tiny
         return event
+
+
+class Turns:
+    """The connections of a server that have chunks left to read: a few of them read on in each turn of the loop."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+
+    def add(self, go_on: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Call ``go_on`` in one of the next turns."""
+        self._waiting.append(go_on)
+        self._schedule(loop)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waiting and not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._run, loop)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = False
+        for _ in range(min(len(self._waiting), _CONNECTIONS)):
+            self._waiting.popleft()()
+        self._schedule(loop)
 
 
 class Flow(FlowControl):

@@ -23,7 +23,9 @@ from app.errors import InvalidParameter, NotReady, TopkError
 DEFAULT_K = 5
 TopK = Annotated[
     int | None,
-    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
+    Query(
+        ge=1, le=2**31 - 1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."
+    ),
 ]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
 Outcome = Result | BaseException

@@ -103,6 +103,7 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
 
 
 def _images(values: list[Any], place: str, uploads: Uploads) -> list[Upload]:
+    uploads.check_count(len(values))
     return uploads.images([_base64(value, f"{place}[{number}]") for number, value in enumerate(values)], place)
 
 
