@@ -19,6 +19,7 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.api.chunks import TINY, ChunkReader, Flow, Turns
 from app.api.middleware import DISCARD_BYTES, DISCARD_S
 
 log = structlog.get_logger("topk")
@@ -49,7 +50,7 @@ class Waiting:
     said: float = float("-inf")
 
 
-class Reading(h11.Connection):
+class Reading(ChunkReader):
     """A server need not be a proxy to be asked as one: absolute form is read as origin form (RFC 9112, 3.2.2)."""
 
     def next_event(self) -> Any:
@@ -67,8 +68,11 @@ class Connection(H11Protocol):
     """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused."""
 
     waiting: Waiting
+    turns: Turns
     half_closed = False
     discard: int | None = None
+    conn: Reading
+    flow: Flow
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,6 +80,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self.flow = Flow(self.transport)
         if TYPE_CHECKING or hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for a client that takes no answer
             milliseconds = int(self.waiting.timeout_s * 1000)
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
@@ -113,7 +118,23 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.IDLE and (refusal := _refusal(self.conn.trailing_data[0])):
             self._refuse(*refusal)
             return
+        self.conn.next_turn()
         super().handle_events()
+        if self.discard is None and self.conn.tiny:
+            self.scope[TINY] = True  # type: ignore[literal-required]
+            self.discard = DISCARD_BYTES
+        elif self.conn.exhausted and not self.flow.held:
+            self.flow.hold()
+            self.turns.add(self._go_on, self.loop)
+
+    def _go_on(self) -> None:
+        """Read the chunks that were left for another turn of the event loop."""
+        if self.transport.is_closing():
+            return
+        self.flow.release()
+        if self.discard is None:
+            self.handle_events()
+            self._watch_head()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -195,6 +216,7 @@ def bounded(timeout_s: float) -> type[Connection]:
 
     class Bounded(Connection):
         waiting = Waiting(timeout_s, _room())
+        turns = Turns()
 
     return Bounded
 

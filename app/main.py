@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
-from app.api.middleware import QUIET, AnswerHead, CloseRefused, Defects, Observe, Prefix
+from app.api.middleware import QUIET, AnswerHead, Bounds, CloseRefused, Defects, Observe, Prefix
 from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
@@ -102,6 +102,7 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(AnswerHead)
     app.add_middleware(Defects)
+    app.add_middleware(Bounds)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

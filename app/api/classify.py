@@ -10,10 +10,12 @@ import orjson
 from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
+from app.api import answers
 from app.api.auth import require_key
 from app.api.exchange import ClientGone, Exchange
+from app.api.forms import Form, Upload
 from app.api.ratelimit import RateLimit
-from app.api.uploads import Form, Parse, Upload, Uploads, check_limits
+from app.api.uploads import Parse, Uploads, check_limits
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import InvalidParameter, NotReady, TopkError
@@ -21,7 +23,9 @@ from app.errors import InvalidParameter, NotReady, TopkError
 DEFAULT_K = 5
 TopK = Annotated[
     int | None,
-    Query(ge=1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."),
+    Query(
+        ge=1, le=2**31 - 1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."
+    ),
 ]
 MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
 Outcome = Result | BaseException
@@ -50,6 +54,7 @@ async def classify(
         deadline = time.monotonic() + patience
         wanted = want()
         exchange.images = len(images)
+        exchange.answer_bytes = answers.check_size(classifier, wanted, len(images), uploads.most_images)
         sound = [image.content for image in images if not isinstance(image.content, TopkError)]
         rate_limit.give_back(upload)  # what is refused as a whole now costs nothing
         classifier.admit(len(sound), deadline)

@@ -21,6 +21,7 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers.
 
+    ``answer_bytes`` is about how large its images' answer may be.
     ``uploaded_at`` is when its body was there, in seconds of ``time.monotonic``; ``timings`` are its images'.
     ``spoken`` is the protocol its body turned out to be in, where its path is that of several.
     """
@@ -33,6 +34,7 @@ class Exchange:
     spoken: str | None = None
     images: int = 0
     bytes: int = 0
+    answer_bytes: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
     uploaded_at: float | None = None

@@ -57,7 +57,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     ours: TopkError
     match error.status_code:
         case 404:
-            Exchange.of(request.scope).spoken = _below(request)
+            Exchange.of(request.scope).spoken = below(request.scope)
             ours = NotFound(f"nothing is served at {request.url.path}")
         case 405:
             ours = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
@@ -70,10 +70,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     return respond(ours, request.scope, headers)
 
 
-def _below(request: Request) -> str | None:
-    """The protocol below whose prefix nothing was found."""
-    path = request.scope["path"].removeprefix(request.scope["root_path"])
-    prefixes: dict[str, str] = request.app.state.prefixes
+def below(scope: Scope) -> str | None:
+    """The protocol below whose prefix a path is, where no route tells it."""
+    path = scope["path"].removeprefix(scope["root_path"])
+    prefixes: dict[str, str] = scope["app"].state.prefixes
     return next((protocol for prefix, protocol in prefixes.items() if path.startswith(prefix)), None)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import inspect
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -11,9 +12,10 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from app.api import schemas
+from app.api.answers import build
 from app.api.auth import require_key
 from app.api.classify import MinScore, TopK, as_json, classify, gate, served, top
-from app.api.uploads import ONE, SEVERAL
+from app.api.forms import ONE, SEVERAL, Upload
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, NotFound, TopkError
@@ -111,7 +113,7 @@ async def predict(request: Request, asked: Annotated[Predicting, Depends()]) -> 
     [(_, result)] = await classify(request, ONE, lambda: asked.want)
     if isinstance(result, TopkError):
         raise result
-    return as_json(_head(asked.classifier) | asked.answer(result))
+    return await build(request, lambda: as_json(_head(asked.classifier) | asked.answer(result)))
 
 
 @router.post(
@@ -124,11 +126,8 @@ async def predict(request: Request, asked: Annotated[Predicting, Depends()]) -> 
 )
 async def predict_batch(request: Request, asked: Annotated[Predicting, Depends()]) -> Response:
     """The top-k classes of several images, in order; a bad image fails alone."""
-    results = [
-        {"filename": upload.filename} | _failed_or(result, asked.answer)
-        for upload, result in await classify(request, SEVERAL, lambda: asked.want)
-    ]
-    return as_json(_head(asked.classifier) | {"results": results})
+    outcomes = await classify(request, SEVERAL, lambda: asked.want)
+    return await build(request, lambda: as_json(_head(asked.classifier) | _results(outcomes, asked.answer)))
 
 
 @router.post(
@@ -144,7 +143,7 @@ async def embed(request: Request, asked: Annotated[Embedding, Depends()]) -> Res
     [(_, result)] = await classify(request, ONE, lambda: asked.want)
     if isinstance(result, TopkError):
         raise result
-    return as_json(_embed_head(asked.classifier) | asked.answer(result))
+    return await build(request, lambda: as_json(_embed_head(asked.classifier) | asked.answer(result)))
 
 
 @router.post(
@@ -157,11 +156,8 @@ async def embed(request: Request, asked: Annotated[Embedding, Depends()]) -> Res
 )
 async def embed_batch(request: Request, asked: Annotated[Embedding, Depends()]) -> Response:
     """The features of several images, in order; a bad image fails alone."""
-    results = [
-        {"filename": upload.filename} | _failed_or(result, asked.answer)
-        for upload, result in await classify(request, SEVERAL, lambda: asked.want)
-    ]
-    return as_json(_embed_head(asked.classifier) | {"results": results})
+    outcomes = await classify(request, SEVERAL, lambda: asked.want)
+    return await build(request, lambda: as_json(_embed_head(asked.classifier) | _results(outcomes, asked.answer)))
 
 
 @router.get(
@@ -191,6 +187,11 @@ async def synset(request: Request, wnid: Wnid) -> Response:
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
     return as_json(served(request).info())
+
+
+def _results(outcomes: Sequence[tuple[Upload, Result | TopkError]], answer: Any) -> dict[str, Any]:
+    """The images' parts of a batch's answer, in order."""
+    return {"results": [{"filename": upload.filename} | _failed_or(result, answer) for upload, result in outcomes]}
 
 
 def _failed_or(result: Result | TopkError, answer: Any) -> dict[str, Any]:

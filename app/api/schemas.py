@@ -264,6 +264,7 @@ NAMING = tuple(_ERRORS)
 UPLOADING = tuple(status for status in _ERRORS if status != 404)
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
 
+_OTHER_PART = {"type": "string", "maxLength": 64, "description": "Ignored; at most 32 of them, of 256 bytes each."}
 _IMAGES = ("image/jpeg", "image/png")
 
 Responses = dict[int | str, dict[str, Any]]
@@ -318,7 +319,12 @@ def image_body(
     example = example or {key: [CAT, f"data:image/webp;base64,{CAT}"] if several else CAT}
     content: dict[str, Any] = {
         "multipart/form-data": {
-            "schema": {"type": "object", "required": [field], "properties": {field: part}},
+            "schema": {
+                "type": "object",
+                "required": [field],
+                "properties": {field: part},
+                "additionalProperties": _OTHER_PART,
+            },
             "encoding": {field: {"contentType": ", ".join(_IMAGES)}},
         },
         "application/json": {"schema": json, "example": example},

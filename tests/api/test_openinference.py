@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import time
 from typing import Any
 
 import httpx2
@@ -201,3 +202,125 @@ def test_more_classes_than_there_are_means_all(app_server: InProcess) -> None:
     outputs = [{"name": "scores", "parameters": {"classification": 5000}}]
     [output] = infer(app_server, {**asked(data=[BASE64]), "outputs": outputs}).json()["outputs"]
     assert (output["datatype"], output["shape"], len(output["data"])) == ("BYTES", [1, 1000], 1000)
+
+
+MANY = 100_000
+HUGE = 2**63
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "FP32", "UINT8"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [HUGE] * MANY,
+        [HUGE] * 300,
+        [HUGE] * 8,
+        [2**31] * 8,
+        [1] * 9,
+        [1] * MANY,
+        [1e300],
+        [10**300],
+        [[1]],
+    ],
+    ids=["many and huge", "three hundred", "huge", "2**31", "nine", "many", "a float", "beyond 64 bits", "nested"],
+)
+def test_a_shape_is_judged_before_it_is_multiplied_or_shown(app_server: InProcess, datatype: str, shape: Any) -> None:
+    said = refused(infer(app_server, asked(datatype, shape, data=[BASE64])))
+    assert "shape must be" in said
+    assert len(said) < 100
+
+
+def test_a_shape_of_the_largest_numbers_is_shown(app_server: InProcess) -> None:
+    assert "images; at most 32" in refused(infer(app_server, asked(shape=[2**31 - 1] * 8, data=[BASE64])), 413)
+    assert refused(infer(app_server, asked("FP32", [1] + [2**31 - 1] * 7, data=[1]))).count(str(2**31 - 1)) == 7
+
+
+def test_a_huge_shape_costs_no_more_to_refuse_than_as_much_of_anything(app_server: InProcess) -> None:
+    """A shape of 100 000 huge numbers took 70 seconds."""
+
+    def seconds(document: Any) -> float:
+        started = time.process_time()
+        refused(infer(app_server, document))
+        return time.process_time() - started
+
+    calm = min(seconds(asked(shape=[0], note="1" * 20 * MANY, data=[BASE64])) for _ in range(3))
+    assert min(seconds(asked(shape=[HUGE] * 9_000, data=[BASE64])) for _ in range(3)) < 10 * calm + 0.1
+    assert min(seconds(asked(shape=[HUGE] * MANY, data=[BASE64])) for _ in range(3)) < 10 * calm + 0.1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": "x" * 10**6},
+        {"size": HUGE},
+        {"size": [HUGE] * 1000},
+        {"datatype": "x" * 10**6},
+        {"datatype": [HUGE] * 1000},
+    ],
+)
+def test_an_error_does_not_show_all_that_was_sent(app_server: InProcess, changes: dict[str, Any]) -> None:
+    given = {"size": len(ELEMENT)} | changes
+    assert len(refused(infer(app_server, asked(**given), ELEMENT))) < 200
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ([{"name": "scores"}] * 6000, "outputs must be at most 4, not 6000"),
+        ([{"name": "scores"}, {"name": "logits"}] * 3, "outputs must be at most 4, not 6"),
+        ([{"name": "scores"}] * 2, "outputs must differ"),
+        ([{"name": "scores", "parameters": {"binary_data": binary}} for binary in (True, False)], "must differ"),
+        ([{"name": "logits", "parameters": {"classification": k}} for k in (1, 2)], "must differ"),
+        ([{"name": "x" * 10**6}], "no output of str: there are scores and logits"),
+        ([{"name": {"a": [HUGE] * 1000}}], "no output of dict"),
+        ([{"name": "scores", "parameters": {"classification": HUGE}}], "must be a whole number, 1 to 2147483647"),
+        ([{"name": "scores", "parameters": {"classification": 1e300}}], "must be a whole number, 1 to 2147483647"),
+    ],
+)
+def test_outputs_are_few_and_different(app_server: InProcess, outputs: list[Any], said: str) -> None:
+    answer = infer(app_server, {**asked(data=[BASE64]), "outputs": outputs})
+    assert said in refused(answer)
+    assert len(answer.content) < 200
+
+
+def test_all_four_outputs_of_a_whole_batch_are_answered(app_server: InProcess) -> None:
+    outputs = [
+        {"name": name, "parameters": parameters}
+        for name in ("scores", "logits")
+        for parameters in ({}, {"classification": 1000})
+    ]
+    answer = infer(app_server, {**asked(data=[BASE64] * 4, shape=[4]), "outputs": outputs}).json()
+    assert [output["shape"] for output in answer["outputs"]] == [[4, 1000]] * 4
+    alone = infer(app_server, {**asked(data=[BASE64]), "outputs": outputs[1:2]}).json()["outputs"][0]["data"]
+    assert answer["outputs"][1]["data"][0].split(":")[1] == alone[0].split(":")[1]
+
+
+def test_an_id_is_short(app_server: InProcess) -> None:
+    assert infer(app_server, {**asked(data=[BASE64]), "id": "x" * 1024}).json()["id"] == "x" * 1024
+    assert "at most 1024" in refused(infer(app_server, {**asked(data=[BASE64]), "id": "x" * 1025}))
+
+
+def test_more_numbers_than_json_is_for_are_refused_unread(app_server: InProcess) -> None:
+    """About a million, which are seven images; as binary data as many as a request may have are taken."""
+    document = json.dumps(asked("FP32", [7, 3, 224, 224], data=[0])).replace("[0]", "[" + "0," * 1_200_000 + "0]")
+    url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
+    said = refused(httpx2.post(url, content=document.encode()))
+    assert "send fewer images, or tensors as binary data" in said
+    rows = np.zeros((7, 3, 224, 224), "<f4")
+    assert infer(app_server, asked("FP32", list(rows.shape), rows.nbytes), rows.tobytes()).status_code == 200
+
+
+def test_values_are_nested_no_deeper_than_shapes_are(app_server: InProcess) -> None:
+    data: Any = [BASE64]
+    for _ in range(8):
+        data = [data]
+    assert "nested at most 8 deep" in refused(infer(app_server, asked(data=data)))
+    assert infer(app_server, asked(data=data[0])).status_code == 200
+
+
+@pytest.mark.parametrize("wrong", [True, None, "1", [1.0]])
+@pytest.mark.parametrize("place", [0, 65_535, 65_536, 3 * 224 * 224 - 1])
+def test_a_wrong_value_is_found_wherever_it_is(app_server: InProcess, wrong: Any, place: int) -> None:
+    data: list[Any] = [0.5] * (3 * 224 * 224)
+    data[place] = wrong
+    assert "data must be 150528 numbers" in refused(infer(app_server, asked("FP32", [1, 3, 224, 224], data=data)))

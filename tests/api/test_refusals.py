@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import os
+import time
 
 import httpx2
 import psutil
@@ -116,10 +117,10 @@ def test_a_part_of_a_batch_is_bounded_like_an_image_and_fails_alone(small_limits
 @pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b", "application/json"])
 def test_a_limit_is_told_as_it_was_set(small_limits: InProcess, kind: str) -> None:
     url, headers = f"{small_limits.url}/v1/predict", {"X-API-Key": "first-key", "Content-Type": kind}
-    body = b"--b\r\nX: y\r\n\r\n" + b"x" * 1_450_000
+    body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"x" * 1_450_000
     for content in (body, iter([body])):  # its length told, and not
         answer = httpx2.post(url, content=content, headers=headers)
-        assert (answer.status_code, "at most 1000000" in answer.json()["detail"]) == (413, True)
+        assert (answer.status_code, "1000000" in answer.json()["detail"]) == (413, True)
     most = httpx2.post(f"{url}/batch", content=b"x" * 1_600_000, headers=headers | {"Content-Type": "application/json"})
     assert "a request may have at most 1500000" in most.json()["detail"]
 
@@ -207,3 +208,65 @@ def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
                 sent += 65536
             assert wire.status() == 431
         assert sent < 16 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("a=" + "b" * 8191, "the query has 8193 bytes; at most 8192"),
+        ("&".join(f"a{number}=1" for number in range(101)), "the query has 101 parameters; at most 100"),
+        ("a&" * 30_000, "the query has 60000 bytes"),
+        ("%61" * 20_000, "the query has 60000 bytes"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/nothing", "/livez", "/web/app.js"])
+def test_a_long_query_is_refused_wherever_it_is_sent(app_server: InProcess, path: str, query: str, said: str) -> None:
+    answer = httpx2.get(f"{app_server.url}{path}?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+    assert said in answer.json()["detail"]
+    assert answer.headers["x-request-id"]
+
+
+def test_it_is_refused_in_the_shape_of_a_protocol(app_server: InProcess) -> None:
+    answer = httpx2.get(f"{app_server.url}/v2/models/efficientnet_lite0?{'a' * 9000}")
+    assert (answer.status_code, list(answer.json())) == (400, ["error"])
+
+
+def test_a_query_within_the_limits_is_read(app_server: InProcess) -> None:
+    query = "top_k=1&" + "&".join(f"utm_{number}=1" for number in range(99))
+    answer = httpx2.post(f"{app_server.url}/v1/predict?{query}", content=PHOTO)
+    assert len(answer.json()["predictions"]) == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Cookie": 'a="' + '"\\' * 29_000 + '"'},
+        {"Cookie": "a;" * 29_000},
+        {"Content-Type": "multipart/form-data" + ';"' * 29_000},
+        {"Content-Type": "multipart/form-data" + ";" * 58_000},
+        {"Accept": "image/*," * 7000},
+        {"Authorization": "Bearer " + "x" * 58_000},
+        {"X-Request-Timeout-Ms": "9" * 58_000},
+        {"X-Request-ID": "a" * 58_000},
+        {"Inference-Header-Content-Length": "9" * 58_000},
+        {"Range": "bytes=" + "0-0," * 14_000},
+        {"Range": "bytes=" + "9" * 58_000 + "-"},
+        {"If-None-Match": '"a",' * 14_000},
+        {"If-Modified-Since": "Mon," * 14_000},
+        {"Access-Control-Request-Headers": "a," * 29_000},
+    ],
+    ids=lambda headers: "".join(f"{name} {value[:24]}" for name, value in headers.items()),
+)
+@pytest.mark.parametrize("path", ["/v1/predict", "/web/app.js", "/livez"])
+def test_no_header_costs_much(app_server: InProcess, path: str, headers: dict[str, str]) -> None:
+    """Python's own reading of a quoted cookie of 60 KB took eleven seconds."""
+
+    def seconds(headers: dict[str, str]) -> float:
+        started = time.process_time()
+        method, content = ("POST", b"x") if path == "/v1/predict" else ("GET", None)
+        assert httpx2.request(method, app_server.url + path, content=content, headers=headers).status_code < 500
+        return time.process_time() - started
+
+    calm = min(seconds({"X-Other": "a" * 58_000}) for _ in range(3))
+    assert min(seconds(headers) for _ in range(3)) < 5 * calm + 0.05

@@ -8,14 +8,19 @@ from typing import Any, Protocol
 from fastapi import Request
 from starlette.responses import Response
 
+from app.api.answers import build
 from app.api.classify import as_json, classify, served, top
+from app.api.documents import Body, loads
 from app.api.exchange import Exchange
-from app.api.uploads import Form, Upload, Uploads, loads
+from app.api.forms import Form, Upload
+from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import InvalidParameter, MalformedRequest, NotFound, TopkError
 
 VERSION = "1"
+MOST = 2**31 - 1
+"""The largest whole number that is read out of JSON: it is compared, multiplied and shown before anything else is."""
 
 
 class Asked(Protocol):
@@ -49,7 +54,7 @@ class One:
         return as_json(self.shape(classifier, results[0]))
 
 
-async def answer(request: Request, form: Form, read: Callable[[bytes], Asked], raw: Asked | None = None) -> Response:
+async def answer(request: Request, form: Form, read: Callable[[Body], Asked], raw: Asked | None = None) -> Response:
     """The answer to what a document asks, once ``read``, or to ``raw`` where the body is an image. Raises TopkError.
 
     One image's failure is the request's: none of these protocols can say it of an image alone.
@@ -57,7 +62,7 @@ async def answer(request: Request, form: Form, read: Callable[[bytes], Asked], r
     classifier = served(request)
     asked = raw
 
-    def parse(content: bytes) -> list[Upload]:
+    def parse(content: Body) -> list[Upload]:
         nonlocal asked
         asked = read(content)
         for number, image in enumerate(asked.images):
@@ -71,12 +76,12 @@ async def answer(request: Request, form: Form, read: Callable[[bytes], Asked], r
 
     outcomes = await classify(request, form, want, parse)
     assert asked
-    results = []
+    answering, results = asked, []
     for number, (_, outcome) in enumerate(outcomes):
         if isinstance(outcome, TopkError):
             raise _at(asked, number, outcome)
         results.append(outcome)
-    return asked.answer(classifier, results)
+    return await build(request, lambda: answering.answer(classifier, results))
 
 
 async def answer_any(request: Request, form: Form, raw: One) -> Response:
@@ -88,7 +93,7 @@ async def answer_any(request: Request, form: Form, raw: One) -> Response:
     uploads: Uploads = request.app.state.uploads
     documents: dict[str, tuple[str, Document]] = request.app.state.documents
 
-    def read(content: bytes) -> Asked:
+    def read(content: Body) -> Asked:
         document = loads(content, uploads.most_images)
         if not isinstance(document, dict):
             raise MalformedRequest("the JSON body must be an object")
@@ -114,11 +119,11 @@ def named(request: Request, model: str, version: str | None = None) -> Classifie
 
 
 def count(value: Any, name: str) -> int:
-    """A whole number of 1 and more out of JSON. Raises InvalidParameter."""
+    """A whole number, 1 to ``MOST``, out of JSON. Raises InvalidParameter."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # as JSON Schema has it
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidParameter(f"{name} must be a whole number, 1 or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+        raise InvalidParameter(f"{name} must be a whole number, 1 to {MOST}")
     return value
 
 

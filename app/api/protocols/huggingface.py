@@ -10,8 +10,9 @@ from starlette.responses import Response
 
 from app.api import schemas
 from app.api.classify import DEFAULT_K, as_json, gate
-from app.api.protocols.asked import SAID, Asked, One, answer_any, count, members, named, said
-from app.api.uploads import Form, Upload, Uploads
+from app.api.forms import Form, Upload
+from app.api.protocols.asked import MOST, SAID, Asked, One, answer_any, count, members, named, said
+from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter
@@ -110,7 +111,7 @@ _BODY = schemas.image_body(
             "parameters": {
                 "type": ["object", "null"],
                 "properties": {
-                    "top_k": {"type": ["integer", "null"], "minimum": 1},
+                    "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST},
                     "function_to_apply": {"enum": [*_FUNCTIONS, None]},
                 },
             },

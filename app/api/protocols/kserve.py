@@ -12,8 +12,10 @@ from starlette.responses import Response
 from app.api import health, schemas
 from app.api.auth import require_key
 from app.api.classify import as_json, gate, served, top
+from app.api.documents import Body, loads
+from app.api.forms import Form, Upload
 from app.api.protocols.asked import SAID, VERSION, Asked, Document, answer, count, members, named, said
-from app.api.uploads import Form, Upload, Uploads, loads
+from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import InvalidParameter, MalformedRequest, NotFound
@@ -101,6 +103,7 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
 
 
 def _images(values: list[Any], place: str, uploads: Uploads) -> list[Upload]:
+    uploads.check_count(len(values))
     return uploads.images([_base64(value, f"{place}[{number}]") for number, value in enumerate(values)], place)
 
 
@@ -172,7 +175,7 @@ async def no_verb_version(request: Request, model: Model, version: Version, verb
 async def _answer(request: Request, document: Document) -> Response:
     uploads: Uploads = request.app.state.uploads
 
-    def read(content: bytes) -> Asked:
+    def read(content: Body) -> Asked:
         given = loads(content, uploads.most_images * 3, "an image goes into the JSON as base64")
         if not isinstance(given, dict):
             raise MalformedRequest("the JSON body must be an object")

@@ -4,8 +4,6 @@ With the binary, raw and classification extensions: kserve's ``docs/predict-api/
 ``extension_binary_data.md`` and ``extension_classification.md``.
 """
 
-import math
-import struct
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -19,8 +17,11 @@ from app import __version__
 from app.api import health, schemas
 from app.api.auth import require_key
 from app.api.classify import as_json, gate
-from app.api.protocols.asked import SAID, VERSION, answer, count, members, named, said
-from app.api.uploads import Form, Upload, Uploads, loads
+from app.api.documents import Body, loads
+from app.api.forms import Form, Upload
+from app.api.protocols.asked import MOST, SAID, VERSION, answer, count, members, named, said
+from app.api.protocols.tensors import DIMENSIONS, LENGTH, images_of, shown
+from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, MalformedRequest
@@ -30,8 +31,9 @@ NAME = "v2"
 PREFIX = "/v2/"
 BINARY_HEADER = "Inference-Header-Content-Length"
 _FORM = Form(several=True, fields=())
-_LARGEST = 1000.0  # of a preprocessed value: beyond, float16 overflows, and no image comes near
-_LENGTH = struct.Struct("<I")
+_OUTPUTS = 4  # scores and logits, each whole or only its best classes
+_ID_CHARACTERS = 1024
+_JSON_NUMBERS = 2**20  # the interpreter is held for a tenth of a second to read as many
 
 problem = said
 Model = Annotated[str, Path(description="The served model's name.")]
@@ -107,21 +109,25 @@ class Inference:
         )
 
 
-def read(content: bytes, header_length: str | None, uploads: Uploads, crop: int) -> Inference:
+def read(content: Body, header_length: str | None, uploads: Uploads, crop: int) -> Inference:
     """A body to what it asks: JSON, JSON with binary tensors behind it, or an image alone. Raises TopkError."""
     length = _header_length(header_length, len(content))
     if length == 0:
-        return Inference([uploads.image(content)])
+        return Inference([uploads.image(bytes(content))])
     alone = "an image alone needs Content-Type application/octet-stream"
-    document = loads(content[:length], uploads.most_images * 3 * crop * crop, alone)
+    tensor = 3 * crop * crop
+    numbers = min(uploads.most_images * tensor, max(_JSON_NUMBERS, tensor))
+    binary = "send fewer images, or tensors as binary data"
+    document = loads(content if length == len(content) else content[:length], numbers, alone, binary)
     if not isinstance(document, dict):
         raise MalformedRequest('the JSON must be {"inputs": [{"name", "shape", "datatype", "data"}]}')
-    binary = members(document.get("parameters"), "parameters").get("binary_data_output") is True
     given = document.get("id")
-    if given is not None and not isinstance(given, str):
-        raise MalformedRequest("id must be a string")
-    images = _images(document.get("inputs"), memoryview(content)[length:], uploads, crop)
-    return Inference(images, id=given, outputs=_outputs(document.get("outputs"), binary))
+    if given is not None and not (isinstance(given, str) and len(given) <= _ID_CHARACTERS):
+        raise MalformedRequest(f"id must be a string of at most {_ID_CHARACTERS} characters")
+    as_binary = members(document.get("parameters"), "parameters").get("binary_data_output") is True
+    outputs = _outputs(document.get("outputs"), as_binary)
+    images = images_of(document.get("inputs"), memoryview(content)[length:], uploads, crop)
+    return Inference(images, id=given, outputs=outputs)
 
 
 def _header_length(given: str | None, most: int) -> int:
@@ -137,95 +143,22 @@ def _outputs(given: Any, binary: bool) -> list[Output]:
         return [Output(binary=binary)]
     if not isinstance(given, list) or not all(isinstance(output, dict) for output in given):
         raise MalformedRequest("outputs must be a list of objects")
-    outputs = []
-    for output in given:
-        if "name" not in output:
-            raise MalformedRequest("an output must have a name: scores or logits")
-        if (name := output["name"]) not in ("scores", "logits"):
-            raise InvalidParameter(f"no output {name}: there are scores and logits")
-        parameters = members(output.get("parameters"), "an output's parameters")
-        k = count(parameters["classification"], "classification") if "classification" in parameters else None
-        outputs.append(Output(name, k, parameters.get("binary_data", binary) is True))
+    if len(given) > _OUTPUTS:
+        raise InvalidParameter(f"outputs must be at most {_OUTPUTS}, not {len(given)}")
+    outputs = [_output(output, binary) for output in given]
+    if len({(output.name, output.k is None) for output in outputs}) < len(outputs):
+        raise InvalidParameter("outputs must differ: each is asked for once whole, and once with classification")
     return outputs
 
 
-def _images(inputs: Any, tail: memoryview, uploads: Uploads, crop: int) -> list[Upload]:
-    """The images of the one input: files as BYTES, or preprocessed tensors as FP32."""
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise MalformedRequest("inputs must be a list of one input")
-    tensor = inputs[0]
-    if not isinstance(tensor.get("name"), str):
-        raise MalformedRequest("an input must have a name; any is taken")
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
-        raise MalformedRequest("shape must be a list of whole numbers, each 1 or more")
-    size = members(tensor.get("parameters"), "an input's parameters").get("binary_data_size")
-    if ("data" in tensor) == (size is not None) or (size is None and tail):
-        raise MalformedRequest("an input has either data, or binary_data_size and as many bytes behind the JSON")
-    if size is not None and size != len(tail):
-        raise MalformedRequest(f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON")
-    match tensor.get("datatype"):
-        case "BYTES":
-            uploads.check_count(math.prod(shape))
-            files = uploads.images(_flat(tensor["data"]), "data") if size is None else _files(tail, uploads)
-            if len(files) != math.prod(shape):
-                raise MalformedRequest(f"shape {shape} wants {math.prod(shape)} images, not {len(files)}")
-            return files
-        case "FP32":
-            uploads.check_count(math.prod(shape[:1]))
-            if shape[1:] != [3, crop, crop]:
-                raise InvalidParameter(f"shape must be [n, 3, {crop}, {crop}] for FP32, not {shape}")
-            rows = _numbers(tensor["data"], shape) if size is None else _floats(tail, shape)
-            return [_tensor(values) for values in rows]
-        case other:
-            raise InvalidParameter(f"datatype {other} is not taken: send image files as BYTES, or tensors as FP32")
-
-
-def _files(tail: memoryview, uploads: Uploads) -> list[Upload]:
-    """Every element of a binary BYTES tensor: its length, then its bytes."""
-    files, at = [], 0
-    while at < len(tail):
-        if at + _LENGTH.size > len(tail):
-            raise MalformedRequest("the binary data ends within a length")
-        [length] = _LENGTH.unpack_from(tail, at)
-        at += _LENGTH.size
-        if at + length > len(tail):
-            raise MalformedRequest(f"an element of {length} bytes is longer than what is left")
-        files.append(uploads.image(bytes(tail[at : at + length])))
-        uploads.check_count(len(files))
-        at += length
-    return files
-
-
-def _flat(data: Any) -> list[Any]:
-    """Nested lists, row by row."""
-    while isinstance(data, list) and data and all(isinstance(row, list) for row in data):
-        data = [value for row in data for value in row]
-    if not isinstance(data, list):
-        raise MalformedRequest("data must be a list")
-    return data
-
-
-def _numbers(data: Any, shape: list[int]) -> npt.NDArray[np.float32]:
-    """float32 of this shape out of JSON."""
-    values = _flat(data)
-    if len(values) != math.prod(shape) or not set(map(type, values)) <= {int, float}:
-        raise MalformedRequest(f"data must be {math.prod(shape)} numbers; null, true and strings are none")
-    with np.errstate(over="ignore"):
-        return np.array(values, np.float32).reshape(shape)
-
-
-def _floats(tail: memoryview, shape: list[int]) -> npt.NDArray[np.float32]:
-    """float32 of this shape out of bytes."""
-    if len(tail) != 4 * math.prod(shape):
-        raise MalformedRequest(f"shape {shape} takes {4 * math.prod(shape)} bytes as FP32, not {len(tail)}")
-    return np.frombuffer(tail, "<f4").astype(np.float32).reshape(shape)
-
-
-def _tensor(values: npt.NDArray[np.float32]) -> Upload:
-    if max(values.max(), -values.min()) <= _LARGEST:  # false where one is not a number
-        return Upload(values)
-    return Upload(InvalidParameter(f"preprocessed values must be finite, and between -{_LARGEST:g} and {_LARGEST:g}"))
+def _output(given: dict[str, Any], binary: bool) -> Output:
+    if "name" not in given:
+        raise MalformedRequest("an output must have a name: scores or logits")
+    if (name := given["name"]) not in ("scores", "logits"):
+        raise InvalidParameter(f"no output {shown(name)}: there are scores and logits")
+    parameters = members(given.get("parameters"), "an output's parameters")
+    k = count(parameters["classification"], "classification") if "classification" in parameters else None
+    return Output(name, k, parameters.get("binary_data", binary) is True)
 
 
 def _whole(result: Result, name: str) -> npt.NDArray[np.float32]:
@@ -247,7 +180,7 @@ def _packed(values: list[str] | npt.NDArray[Any]) -> bytes:
     if not isinstance(values, list):
         return values.astype("<f4").tobytes()
     elements = [value.encode() for value in values]
-    return b"".join(_LENGTH.pack(len(element)) + element for element in elements)
+    return b"".join(LENGTH.pack(len(element)) + element for element in elements)
 
 
 async def ready(request: Request) -> Response:
@@ -403,7 +336,7 @@ _BODY = schemas.document(
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": ["string", "null"]},
+            "id": {"type": ["string", "null"], "maxLength": _ID_CHARACTERS},
             "parameters": {
                 "type": ["object", "null"],
                 "properties": {"binary_data_output": {"type": "boolean"}},
@@ -417,7 +350,11 @@ _BODY = schemas.document(
                     "required": ["name", "shape", "datatype", "data"],
                     "properties": {
                         "name": {"type": "string"},
-                        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+                        "shape": {
+                            "type": "array",
+                            "maxItems": DIMENSIONS,
+                            "items": {"type": "integer", "minimum": 1, "maximum": MOST},
+                        },
                         "datatype": {"enum": ["BYTES", "FP32"]},
                         "data": {
                             "anyOf": [
@@ -430,6 +367,8 @@ _BODY = schemas.document(
             },
             "outputs": {
                 "type": ["array", "null"],
+                "maxItems": _OUTPUTS,
+                "description": "No two the same: each whole, or only its best classes.",
                 "items": {
                     "type": "object",
                     "required": ["name"],
@@ -438,7 +377,7 @@ _BODY = schemas.document(
                         "parameters": {
                             "type": ["object", "null"],
                             "properties": {
-                                "classification": {"type": "integer", "minimum": 1},
+                                "classification": {"type": "integer", "minimum": 1, "maximum": MOST},
                                 "binary_data": {"type": "boolean"},
                             },
                         },

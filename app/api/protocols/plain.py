@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 from app.api import schemas
 from app.api.classify import MinScore, TopK, gate, served, top
+from app.api.forms import FIELDS, Form
 from app.api.protocols.asked import One, answer_any
-from app.api.uploads import FIELDS, Form
 from app.classifier import Classifier, Result
 
 _FORM = Form(fields=(*FIELDS, "request", "content"), documents=True)

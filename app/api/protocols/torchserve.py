@@ -8,8 +8,8 @@ from starlette.responses import Response
 
 from app.api import health, schemas
 from app.api.classify import as_json, gate
+from app.api.forms import Form
 from app.api.protocols.asked import VERSION, One, answer_any, named
-from app.api.uploads import Form
 from app.classifier import Classifier, Result
 from app.errors import TopkError
 from app.settings import Settings

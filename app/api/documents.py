@@ -1,0 +1,100 @@
+"""JSON documents and the base64 in them, with bounded values, memory and time at which the interpreter is held.
+
+``orjson`` and ``binascii`` hold the interpreter for as long as a call takes, on whatever thread. So what has many bytes
+is worked on piece by piece, and what cannot be cut is bounded.
+"""
+
+import asyncio
+import binascii
+import codecs
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import orjson
+
+from app.errors import MalformedRequest
+
+Body = bytes | bytearray
+T = TypeVar("T")
+
+_VALUES = 10_000  # most values of a JSON document: what two bytes are in it takes a hundred in memory
+_THREAD_BYTES = 64 * 2**10  # larger documents are parsed in a thread
+_ALONE_BYTES = 2**20  # larger documents are parsed one at a time
+_PIECE = 2**20
+_LOOK_BYTES = 4096
+
+_BLANK = b" \t\n\r\v\f"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+class Desk:
+    """Where documents are parsed: small ones on the event loop, others on threads, and only one large one at a time."""
+
+    def __init__(self) -> None:
+        self._large = asyncio.Semaphore(1)
+
+    async def parse(self, parse: Callable[[Body], T], content: Body) -> T:
+        """``parse(content)``. Raises what it raises."""
+        if len(content) <= _THREAD_BYTES:
+            return parse(content)
+        if len(content) <= _ALONE_BYTES:
+            return await asyncio.to_thread(parse, content)
+        async with self._large:
+            return await asyncio.to_thread(parse, content)
+
+
+def loads(
+    content: Body,
+    more: int = 0,
+    otherwise: str = "an image needs its own Content-Type, as image/jpeg",
+    instead: str = "",
+) -> Any:
+    """A JSON document of a sane number of values, and so many ``more``. Raises MalformedRequest.
+
+    ``otherwise``: what to do with an image that is no JSON; ``instead``: with too many values.
+    """
+    if _has_more_values(content, _VALUES + more):
+        advice = instead and f": {instead}"
+        raise MalformedRequest(f"the JSON body has more values than images need, more than {_VALUES + more}{advice}")
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        why = str(error) if _is_text(content) else otherwise
+        raise MalformedRequest(f"the body is no JSON: {why}") from None
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of base64 in either alphabet, with or without padding, white space anywhere.
+
+    Raises ValueError where it is none. Takes the memory of its result twice.
+    """
+    text = text.rstrip("= \t\n\r\v\f")
+    content, rest = bytearray(), b""
+    for start in range(0, len(text), _PIECE):
+        digits = rest + text[start : start + _PIECE].encode("ascii").translate(_URL_SAFE, _BLANK)
+        whole = len(digits) & ~3
+        content += binascii.a2b_base64(memoryview(digits)[:whole], strict_mode=True) if whole else b""
+        if b"=" in digits:
+            raise ValueError("padding in mid-text")
+        rest = digits[whole:]
+    content += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True) if rest else b""
+    return bytes(content)
+
+
+def _has_more_values(content: Body, most: int) -> bool:
+    """Whether the signs before values are more than that, found without looking further than needed."""
+    found = 0
+    for start in range(0, len(content), _PIECE):
+        found += sum(content.count(sign, start, start + _PIECE) for sign in (b",", b"[", b"{"))
+        if found > most:
+            return True
+    return False
+
+
+def _is_text(content: Body) -> bool:
+    """Whether it begins as text does."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(content[:_LOOK_BYTES])
+    except UnicodeDecodeError:
+        return False
+    return True
