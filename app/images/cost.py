@@ -18,7 +18,7 @@ _SECONDS = {
     "TIFF": (7e-9, 2e-9),
     "BMP": (5e-9, 0.0),
 }
-_SECONDS_A_FILE = 0.4e-3  # opening it, resizing the crop
+_SECONDS_A_FILE = 0.6e-3  # opening it, resizing the crop
 _SECONDS_IN_SANDBOX = 3e-3  # there and back, and the memory that a child touches first
 _SECONDS_A_PART = 8e-6
 _SECONDS_PER_PIXEL_AND_SCAN = 0.3e-9  # a progressive JPEG is scanned whole, at any scale

@@ -1,9 +1,10 @@
 """Measures what decodes cost beside what is predicted: ``python -m tests.production.costs [FOLDER] [--mutants N]``.
 
-A small process of its own, so that its memory is that of the decode. It measures all files of a folder, or N mutants, and
-prints one line of JSON: how many were measured, the costliest by time and by memory, and every one beyond its bounds.
+A small process of its own, so that its memory is that of the decode. It measures all files of a folder, or N mutants,
+and prints one line of JSON: how many were measured, the costliest by time and by memory, and each one beyond its bounds.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -54,7 +55,7 @@ class Cost:
         }
 
 
-def measure(name: str, data: bytes, fast: bool) -> Cost | None:
+def measure(name: str, data: bytes, fast: bool, tries: int = _TRIES) -> Cost | None:
     """The cost of a file whose header is accepted; the least of several tries where it seems to be too much."""
     try:
         header = images.read_header(data, mutants.MAX_PIXELS)
@@ -63,7 +64,7 @@ def measure(name: str, data: bytes, fast: bool) -> Cost | None:
     predicted = images.decode_seconds(header, mutants.PREPROCESSING, fast)
     accounted = images.decode_bytes(header, mutants.PREPROCESSING, fast)
     cost = None
-    for _ in range(_TRIES):
+    for _ in range(tries):
         seconds, memory = _decode(header, fast) if header.bounded else _in_a_child(header, fast, accounted)
         cost = Cost(name, header.format, seconds, predicted, memory, accounted)
         if cost.time_ratio < MOST and cost.memory_ratio < 1:
@@ -75,10 +76,8 @@ def _decode(header: Header, fast: bool) -> tuple[float, int]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _status("VmRSS")
     started = time.process_time()
-    try:
+    with contextlib.suppress(BadImage):
         images.decode(header, mutants.PREPROCESSING, fast)
-    except BadImage:
-        pass
     return time.process_time() - started, _status("VmHWM") - before
 
 

@@ -67,6 +67,21 @@ def _memory(name: str) -> int:
     return int(found[1]) * 1024
 
 
+def assert_within_bounds(*arguments: str) -> None:
+    """Measure the cost of files in a process of its own: it stays below 10 times what is predicted."""
+    command = [sys.executable, "-m", "tests.production.costs", *arguments]
+    run = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    print(f"\n{told['measured']} decodes measured; slowest {told['slowest']}; largest {told['largest']}")
+    assert told["beyond"] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory is told here")
+def test_no_mutant_costs_more_than_ten_times_what_is_predicted() -> None:
+    assert_within_bounds("--mutants", str(100 * SECONDS))
+
+
 def fuzz(corpus: Path, seconds: int, program: tuple[str, ...] = ("-m", "tests.production.fuzz")) -> tuple[int, str]:
     """Exit code and output of a fuzzing process."""
     limits = (f"-rss_limit_mb={MEMORY_MIB}", "-timeout=30", "-max_len=65536")
@@ -96,6 +111,7 @@ def test_the_fuzzer_finds_no_crash(tmp_path: Path) -> None:
     runs = re.search(r"Done (\d+) runs in (\d+) second", said)
     assert runs
     assert int(runs[1]) > len(mutants.seeds())
+    assert_within_bounds(str(tmp_path))  # what the fuzzer kept, since it covers or costs more
     coverage = re.findall(r"cov: (\d+)", said)
     print(f"\nfuzzer: {runs[1]} executions in {runs[2]} s, coverage {coverage[0]} -> {coverage[-1]}, crashes 0")
 
