@@ -1,7 +1,7 @@
 """Measures what decodes cost beside what is predicted: ``python -m tests.production.costs [FOLDER] [--mutants N]``.
 
 A small process of its own, so that its memory is that of the decode. It measures all files of a folder, or N mutants,
-and prints one line of JSON: how many were measured, the costliest by time and by memory, and each one beyond its bounds.
+and prints a line of JSON: how many were measured, the costliest by time and by memory, and each one beyond its bounds.
 """
 
 import contextlib
