@@ -91,9 +91,11 @@ class Turns:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
-        for _ in range(min(len(self._waiting), _CONNECTIONS)):
-            self._waiting.popleft()()
-        self._schedule(loop)
+        try:
+            for _ in range(min(len(self._waiting), _CONNECTIONS)):
+                self._waiting.popleft()()
+        finally:
+            self._schedule(loop)
 
 
 class Flow(FlowControl):
