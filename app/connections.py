@@ -1,89 +1,195 @@
-"""One connection, as uvicorn's protocol, with what that leaves open: bounds on time, size and number, a strict reading.
+"""One connection, as uvicorn's protocol, with bounds on time, size and number, and one strict reading of HTTP.
 
-A request head must come whole within a time and a size, its answer must be taken within one, and where connections run
-out the one that has waited longest for a head makes room. What two HTTP parsers may read differently is refused, so
-that no request hides in another's body behind a proxy (RFC 9112, section 11.2). A refusal arrives: what its client
-still writes is read and discarded for a moment, as in ``api.middleware``. A client that has closed its sending side
-alone still gets its answer.
+A request head must be complete within a time limit and a size limit, and a client must take its answer within that
+time. When all connections are in use, the client that keeps the server waiting most makes room for a newcomer. What
+two HTTP parsers may read differently is refused, so that no request hides in another's body behind a proxy (RFC 9112,
+section 11.2). A refusal arrives: what its client still writes is read and discarded for a moment, as in
+``api.middleware``. A client that has closed only its sending side still gets its answer. The requests of a client that
+has left are not started.
 """
 
+import heapq
 import re
 import resource
 import socket
-from asyncio import BaseTransport, TimerHandle
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
 import structlog
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from app.api.middleware import DISCARD_BYTES, DISCARD_S
 
 log = structlog.get_logger("topk")
 
 HEAD_BYTES = 65_536  # also of a chunk's own head, and of trailers
+LINE_BYTES = 8192  # of a request line
+MOST_FIELDS = 100  # header fields of a request, and as many trailers
+MOST_PARAMETERS = 100  # in a query
 
 _MOST = 16_384  # connections of a process
 _OTHER_FILES = 64  # that a process opens: listener, logs, pages, what the engine needs
+_OVER = 16  # connections above the limit while nobody can make room
 _SAY_S = 10.0
 _PROBE_S = 0.01
+_TCP_CLOSE = 7  # TCP_CLOSE in linux/tcp.h, after a reset
+_ADVANCE_BYTES = 16_384  # what every client is presumed to have sent at once: a new one is not yet slow
+_RANKED, _RANKED_S = 128, 1.0  # clients that are ranked at once, and how long the ranking counts
+_WOKEN = 8  # requests of clients that have left, ended in one turn of the event loop
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
 _AUTHORITY = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding):", re.IGNORECASE)
+_OTHER_VERSION = re.compile(rb" (HTTP/(?!1\.)\d+(?:\.\d+)?)\r?\n")
+
+Refusal = tuple[HTTPStatus, str]
 
 
 @dataclass(slots=True)
-class Waiting:
-    """A server's connections that wait for a request head, or for a refused client to leave, the longest first.
+class Shared:
+    """What the connections of one server share. Times in seconds.
 
-    Times in seconds.
+    ``timers``: the connections that wait for a request head, or for a refused client to leave. ``ranked``: the slowest
+    clients, the slowest first, with the time since which each was waited for. ``leaving``: requests whose clients have
+    left and that have yet to be told.
     """
 
     timeout_s: float
     most: int
     timers: dict["Connection", TimerHandle] = field(default_factory=dict)
+    ranked: deque[tuple["Connection", float]] = field(default_factory=deque)
+    ranked_at: float = float("-inf")
+    leaving: deque[RequestResponseCycle] = field(default_factory=deque)
     said: float = float("-inf")
+
+    def slowest(self, connections: Iterable["Connection"], newcomer: "Connection", now: float) -> "Connection | None":
+        """The connection that can best be spared for ``newcomer``; None where all have requests that are computed."""
+        for again in (now - self.ranked_at > _RANKED_S, True):
+            if again:
+                self._rank(connections, now)
+            while self.ranked:
+                connection, since = self.ranked.popleft()
+                if connection is not newcomer and connection.since == since and connection.pace(now) is not None:
+                    return connection
+        return None
+
+    def _rank(self, connections: Iterable["Connection"], now: float) -> None:
+        """Rank many at once: to look at all connections for each newcomer would cost milliseconds."""
+        paces = [(pace, id(each), each) for each in connections if (pace := each.pace(now)) is not None]
+        slowest = heapq.nsmallest(max(2, min(_RANKED, len(paces) // 8)), paces)  # the newcomer may be one of them
+        self.ranked = deque((each, each.since) for _, _, each in slowest)
+        self.ranked_at = now
+
+    def leave(self, cycle: RequestResponseCycle, loop: AbstractEventLoop) -> None:
+        """Tell a request that its client has left. After thousands have left at once, others are served in between."""
+        self.leaving.append(cycle)
+        if len(self.leaving) == 1:
+            loop.call_soon(self._wake, loop)
+
+    def _wake(self, loop: AbstractEventLoop) -> None:
+        for _ in range(min(_WOKEN, len(self.leaving))):
+            self.leaving.popleft().message_event.set()
+        if self.leaving:
+            loop.call_soon(self._wake, loop)
+
+
+class Chunks(h11._readers.ChunkedReader):
+    """Reads a chunked body; refuses more trailers than a request may have header fields before they are parsed."""
+
+    def __call__(self, buf: Any) -> Any:
+        if self._reading_trailer:  # h11 calls again once it has read the last chunk
+            data = bytes(buf)
+            end = None if data.startswith(b"\r\n") else _END_OF_HEAD.search(data)
+            if data.count(b"\n", 0, end.end() if end else 0) > MOST_FIELDS + 1:
+                raise h11.LocalProtocolError("too many trailers")
+        return super().__call__(buf)
 
 
 class Reading(h11.Connection):
-    """A server need not be a proxy to be asked as one: absolute form is read as origin form (RFC 9112, 3.2.2)."""
+    """h11, with every request head judged before it is parsed; ``refusal`` is why one was refused.
+
+    A server need not be a proxy to be asked as one: absolute form is read as origin form (RFC 9112, 3.2.2). A later
+    minor version is read as HTTP/1.1 (RFC 9110, 2.5).
+    """
+
+    refusal: Refusal | None = None
+    _scanned = 0  # bytes of a head that is not yet complete
 
     def next_event(self) -> Any:
+        head = self.their_state is h11.IDLE
+        if head:
+            data = self.trailing_data[0]
+            if refusal := _refusal(data, self._scanned):
+                self.refusal = refusal
+                raise h11.RemoteProtocolError(refusal[1])
         event = super().next_event()
-        if isinstance(event, h11.Request) and (found := _AUTHORITY.match(event.target)):
-            path = event.target[found.end() :]
-            target = path if path.startswith(b"/") else b"/" + path
-            return h11.Request(
-                method=event.method, headers=event.headers, target=target, http_version=event.http_version
-            )
+        if head:
+            self._scanned = len(data) if event is h11.NEED_DATA else 0
+        if isinstance(event, h11.Request):
+            return _as_origin(event)
         return event
+
+    def _get_io_object(self, *arguments: Any) -> Any:
+        reader = super()._get_io_object(*arguments)
+        return Chunks() if type(reader) is h11._readers.ChunkedReader else reader
+
+
+def _as_origin(event: h11.Request) -> h11.Request:
+    found = _AUTHORITY.match(event.target)
+    if not found and event.http_version <= b"1.1":
+        return event
+    path = event.target[found.end() :] if found else event.target
+    return h11.Request(
+        method=event.method,
+        headers=event.headers,
+        target=path if not found or path.startswith(b"/") else b"/" + path,
+        http_version=min(event.http_version, b"1.1"),
+    )
 
 
 class Connection(H11Protocol):
-    """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused."""
+    """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused.
 
-    waiting: Waiting
+    ``since`` is when the client began to be waited for, ``got`` what has come of a body since then, in bytes.
+    """
+
+    shared: Shared
     half_closed = False
     discard: int | None = None
+    since = 0.0
+    got = 0
+    _owed: object = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = Reading(h11.SERVER, HEAD_BYTES)
+        self._serve, self.app = self.app, self._serve_if_there
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        if self.client is None:  # reset while it waited to be accepted
+            self.transport.abort()
+            return
         if TYPE_CHECKING or hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for a client that takes no answer
-            milliseconds = int(self.waiting.timeout_s * 1000)
+            milliseconds = int(self.shared.timeout_s * 1000)
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        self._watch_head()
-        if len(self.connections) > self.waiting.most:
+        self._watch()
+        if len(self.connections) > self.shared.most:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        cycle = self.cycle
+        if cycle and not cycle.response_complete:
+            cycle.disconnected = True
+            self.cycle = None  # type: ignore[assignment]  # it is told in its turn
+            self.shared.leave(cycle, self.loop)
         super().connection_lost(exc)
         self._cease_waiting()
 
@@ -94,7 +200,15 @@ class Connection(H11Protocol):
                 self.transport.close()
             return
         super().data_received(data)
-        self._watch_head()
+        self._watch(len(data))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: the request is whole, and its client may be listening.
@@ -109,30 +223,44 @@ class Connection(H11Protocol):
             self._probe(_PROBE_S)
         return self.half_closed
 
-    def handle_events(self) -> None:
-        if self.conn.their_state is h11.IDLE and (refusal := _refusal(self.conn.trailing_data[0])):
-            self._refuse(*refusal)
-            return
-        super().handle_events()
-
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch_head()
+        self._watch()
         if self.half_closed and self.cycle.response_complete:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+        self._refuse(*(self.conn.refusal or (HTTPStatus.BAD_REQUEST, msg)))  # type: ignore[attr-defined]
+
+    async def _serve_if_there(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start a request, unless its client has left meanwhile: after a storm of resets thousands have."""
+        if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; its first byte is the connection's state
+            state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            if state[0] == _TCP_CLOSE:
+                self.cycle.disconnected = True
+                self.transport.abort()
+                return
+        await self._serve(scope, receive, send)
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Answer what is no request, unless an answer is under way already, and close once its client has had it."""
+        if not self._answer(status, text):
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.conn = Reading(h11.SERVER, HEAD_BYTES)  # what came is not kept
+        self.discard = DISCARD_BYTES
+        self.shared.timers[self] = self.loop.call_later(DISCARD_S, self.transport.close)
+        self.flow.resume_reading()
+
+    def _answer(self, status: HTTPStatus, text: str) -> bool:
+        """Answer in place of the app; False where an answer is under way already."""
         self._cease_waiting()
         if self.cycle:
             self.cycle.disconnected = True  # what the app may still have to say is not said
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()
-            return
+            return False
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", str(len(text)).encode()),
@@ -144,11 +272,7 @@ class Connection(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.write_eof()
-        self.conn = Reading(h11.SERVER, HEAD_BYTES)  # what came is not kept
-        self.discard = DISCARD_BYTES
-        self.waiting.timers[self] = self.loop.call_later(DISCARD_S, self.transport.close)
-        self.flow.resume_reading()
+        return True
 
     def _probe(self, pause_s: float) -> None:
         """Find out whether a client that sends no more has left: then its system resets the connection.
@@ -160,17 +284,36 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(interim) or b"")
             self.loop.call_later(pause_s, self._probe, 2 * pause_s)
 
-    def _watch_head(self) -> None:
-        """The time runs from when a head may come until it is whole, however often a byte of it comes."""
-        if self.discard is not None:
-            return
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            self._cease_waiting()
-        elif self not in self.waiting.timers:
-            self.waiting.timers[self] = self.loop.call_later(self.waiting.timeout_s, self._head_is_late)
+    def _watch(self, received: int = 0) -> None:
+        """Note what the client owes now, and that ``received`` bytes came.
+
+        The time for a head runs from when it may come until it is complete, however often a byte of it comes.
+        """
+        if self.discard is None:
+            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+                self._cease_waiting()
+            elif self not in self.shared.timers:
+                self.shared.timers[self] = self.loop.call_later(self.shared.timeout_s, self._head_is_late)
+        state = self.conn.their_state
+        body = state is h11.SEND_BODY
+        owed = "answer" if self.flow.write_paused else self.cycle if body else state
+        if owed is self._owed:
+            self.got += received if body else 0
+        else:
+            self._owed, self.since, self.got = owed, self.loop.time(), 0
+
+    def pace(self, now: float) -> float | None:
+        """Bytes a second that have come since the client began to be waited for; None where it is not waited for.
+
+        It is waited for where it owes a head, more of a body that the app takes, or has to take its answer.
+        """
+        body = self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused
+        if self.transport.is_closing() or not (body or self.flow.write_paused or self in self.shared.timers):
+            return None
+        return (self.got + _ADVANCE_BYTES) / max(now - self.since, 0.001)
 
     def _cease_waiting(self) -> None:
-        if timer := self.waiting.timers.pop(self, None):
+        if timer := self.shared.timers.pop(self, None):
             timer.cancel()
 
     def _head_is_late(self) -> None:
@@ -181,20 +324,36 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _make_room(self) -> None:
+        """End the connection of the slowest client, never that of this newcomer nor one whose request is computed.
+
+        Where there is no such client, a few connections beyond the limit are kept, for health checks; above those the
+        newcomer is answered 503.
+        """
         now = self.loop.time()
-        if now - self.waiting.said > _SAY_S:
-            self.waiting.said = now
-            log.warning("no more connections: the one that waits longest makes room", connections=self.waiting.most)
-        longest = next(iter(self.waiting.timers))
-        longest._cease_waiting()
-        longest.transport.abort()
+        if now - self.shared.said > _SAY_S:
+            self.shared.said = now
+            log.warning("all connections are in use: the slowest client makes room", connections=self.shared.most)
+        if slowest := self.shared.slowest(self.connections, self, now):  # type: ignore[arg-type]
+            slowest._end()
+        elif len(self.connections) > self.shared.most + _OVER:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections are in use; try again later.")
+
+    def _end(self) -> None:
+        """Free the connection at once; a client in mid-body is told why."""
+        self._cease_waiting()
+        text = "The request's body came too slowly for a server whose connections are all in use."
+        body = self.conn.their_state is h11.SEND_BODY
+        if body and self._answer(HTTPStatus.REQUEST_TIMEOUT, text) and not self.transport.get_write_buffer_size():
+            self.transport.close()
+        else:
+            self.transport.abort()
 
 
 def bounded(timeout_s: float) -> type[Connection]:
     """The protocol for one server. Raises this process's soft limit of open files as far as connections need it."""
 
     class Bounded(Connection):
-        waiting = Waiting(timeout_s, _room())
+        shared = Shared(timeout_s, _room())
 
     return Bounded
 
@@ -209,15 +368,26 @@ def _room() -> int:
     return _MOST
 
 
-def _refusal(data: bytes) -> tuple[HTTPStatus, str] | None:
-    """Why the head at the start of these bytes is none; None where it is one, or may yet become one."""
-    end = _END_OF_HEAD.search(data, 0, HEAD_BYTES)
+def _refusal(data: bytes, scanned: int = 0) -> Refusal | None:
+    """Why the head at the start of these bytes is refused; None where it is accepted, or not yet complete.
+
+    Only counts and searches: what is refused is never parsed. ``scanned`` bytes are known to hold no end of a head.
+    """
+    line = data[: data.find(b"\n", 0, LINE_BYTES + 1) + 1]
+    if not line and len(data) > LINE_BYTES:
+        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request's first line has more than {LINE_BYTES} bytes."
+    end = _END_OF_HEAD.search(data, max(0, scanned - 3), HEAD_BYTES)
+    if data.count(b"\n", 0, end.end() if end else HEAD_BYTES) > MOST_FIELDS + 2:  # its own line and the empty one
+        text = f"The request has more than {MOST_FIELDS} header fields."
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text
     if end is None:
         if len(data) < HEAD_BYTES:
             return None
-        line = b"\n" not in data[:HEAD_BYTES]
-        status = HTTPStatus.REQUEST_URI_TOO_LONG if line else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        return status, f"The request's head has more than {HEAD_BYTES} bytes."
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The request's head has more than {HEAD_BYTES} bytes."
+    if other := _OTHER_VERSION.search(line):
+        return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"{other[1].decode()} is not served: use HTTP/1.1."
+    if line.count(b"&") >= MOST_PARAMETERS:
+        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The query has more than {MOST_PARAMETERS} parameters."
     if _is_ambiguous(data[: end.end()]):
         return HTTPStatus.BAD_REQUEST, "The request can be read in more than one way."
     return None

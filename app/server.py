@@ -31,6 +31,7 @@ from app.telemetry import configure_logging
 log = structlog.get_logger("topk")
 
 DRAIN_DELAY_MS = 5_000
+_BACKLOG = 4096  # where it overflows, a client asks again only after a second; Linux's own limit by default
 _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
 
 
@@ -75,6 +76,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         forwarded_allow_ips=list(settings.trusted_proxies),
         ws="none",
         access_log=False,
+        backlog=_BACKLOG,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=(settings.upload_ms + settings.request_timeout_ms) // 1000 + 1,
