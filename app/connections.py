@@ -8,13 +8,14 @@ section 11.2). A refusal arrives: what its client still writes is read and disca
 has left are not started.
 """
 
+import asyncio
 import heapq
 import re
 import resource
 import socket
 from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import h11
 import structlog
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.api.middleware import DISCARD_BYTES, DISCARD_S
 
@@ -41,7 +42,7 @@ _PROBE_S = 0.01
 _TCP_CLOSE = 7  # TCP_CLOSE in linux/tcp.h, after a reset
 _ADVANCE_BYTES = 16_384  # what every client is presumed to have sent at once: a new one is not yet slow
 _RANKED, _RANKED_S = 128, 1.0  # clients that are ranked at once, and how long the ranking counts
-_WOKEN = 8  # requests of clients that have left, ended in one turn of the event loop
+_AT_ONCE = 8  # requests that are started, or told that their client has left, in one turn of the event loop
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
@@ -57,8 +58,8 @@ class Shared:
     """What the connections of one server share. Times in seconds.
 
     ``timers``: the connections that wait for a request head, or for a refused client to leave. ``ranked``: the slowest
-    clients, the slowest first, with the time since which each was waited for. ``leaving``: requests whose clients have
-    left and that have yet to be told.
+    clients, the slowest first, with the time since which each was waited for. ``later``: calls of which a few are made
+    in each turn of the event loop. ``started``: requests in this turn.
     """
 
     timeout_s: float
@@ -66,7 +67,8 @@ class Shared:
     timers: dict["Connection", TimerHandle] = field(default_factory=dict)
     ranked: deque[tuple["Connection", float]] = field(default_factory=deque)
     ranked_at: float = float("-inf")
-    leaving: deque[RequestResponseCycle] = field(default_factory=deque)
+    later: deque[Callable[[], object]] = field(default_factory=deque)
+    started: int = 0
     said: float = float("-inf")
 
     def slowest(self, connections: Iterable["Connection"], newcomer: "Connection", now: float) -> "Connection | None":
@@ -87,17 +89,30 @@ class Shared:
         self.ranked = deque((each, each.since) for _, _, each in slowest)
         self.ranked_at = now
 
-    def leave(self, cycle: RequestResponseCycle, loop: AbstractEventLoop) -> None:
-        """Tell a request that its client has left. After thousands have left at once, others are served in between."""
-        self.leaving.append(cycle)
-        if len(self.leaving) == 1:
-            loop.call_soon(self._wake, loop)
+    def in_turn(self, call: Callable[[], object], loop: AbstractEventLoop) -> None:
+        """Call a few of these in each turn of the event loop, so that thousands at once hold nobody up."""
+        self.later.append(call)
+        if len(self.later) == 1:
+            loop.call_soon(self._call, loop)
 
-    def _wake(self, loop: AbstractEventLoop) -> None:
-        for _ in range(min(_WOKEN, len(self.leaving))):
-            self.leaving.popleft().message_event.set()
-        if self.leaving:
-            loop.call_soon(self._wake, loop)
+    async def start(self, loop: AbstractEventLoop) -> None:
+        """Wait where many requests start in this turn of the event loop."""
+        if not self.started:
+            loop.call_soon(self._turn_over)
+        self.started += 1
+        if self.started > _AT_ONCE:
+            turn = asyncio.Event()
+            self.in_turn(turn.set, loop)
+            await turn.wait()
+
+    def _turn_over(self) -> None:
+        self.started = 0
+
+    def _call(self, loop: AbstractEventLoop) -> None:
+        for _ in range(min(_AT_ONCE, len(self.later))):
+            self.later.popleft()()
+        if self.later:
+            loop.call_soon(self._call, loop)
 
 
 class Chunks(h11._readers.ChunkedReader):
@@ -189,7 +204,7 @@ class Connection(H11Protocol):
         if cycle and not cycle.response_complete:
             cycle.disconnected = True
             self.cycle = None  # type: ignore[assignment]  # it is told in its turn
-            self.shared.leave(cycle, self.loop)
+            self.shared.in_turn(cycle.message_event.set, self.loop)
         super().connection_lost(exc)
         self._cease_waiting()
 
@@ -234,6 +249,7 @@ class Connection(H11Protocol):
 
     async def _serve_if_there(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start a request, unless its client has left meanwhile: after a storm of resets thousands have."""
+        await self.shared.start(self.loop)
         if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; its first byte is the connection's state
             state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
             if state[0] == _TCP_CLOSE:
@@ -377,7 +393,7 @@ def _refusal(data: bytes, scanned: int = 0) -> Refusal | None:
     if not line and len(data) > LINE_BYTES:
         return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request's first line has more than {LINE_BYTES} bytes."
     end = _END_OF_HEAD.search(data, max(0, scanned - 3), HEAD_BYTES)
-    if data.count(b"\n", 0, end.end() if end else HEAD_BYTES) > MOST_FIELDS + 2:  # its own line and the empty one
+    if data.count(b"\n", 0, end.start() + 1 if end else HEAD_BYTES) > MOST_FIELDS + 1:  # the request line is one more
         text = f"The request has more than {MOST_FIELDS} header fields."
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text
     if end is None:
