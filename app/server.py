@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import connections, machine, signals
+from app.api.address import Forwarded
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
@@ -68,12 +69,11 @@ def serve(settings: Settings) -> int:
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn is to serve the app."""
     return uvicorn.Config(
-        app,
+        Forwarded(app, settings.trusted_proxies) if settings.trusted_proxies else app,
         # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
         # headers of any size
         http=connections.bounded(settings.upload_idle_ms / 1000),
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # ``Forwarded`` takes nothing but addresses
         ws="none",
         access_log=False,
         backlog=_BACKLOG,
