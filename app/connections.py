@@ -30,9 +30,8 @@ from app.api.middleware import DISCARD_BYTES, DISCARD_S
 log = structlog.get_logger("topk")
 
 HEAD_BYTES = 65_536  # also of a chunk's own head, and of trailers
-LINE_BYTES = 8192  # of a request line
+PATH_BYTES = 8192
 MOST_FIELDS = 100  # header fields of a request, and as many trailers
-MOST_PARAMETERS = 100  # in a query
 
 _MOST = 16_384  # connections of a process
 _OTHER_FILES = 64  # that a process opens: listener, logs, pages, what the engine needs
@@ -135,21 +134,13 @@ class Reading(h11.Connection):
     """
 
     refusal: Refusal | None = None
-    _scanned = 0  # bytes of a head that is not yet complete
 
     def next_event(self) -> Any:
-        head = self.their_state is h11.IDLE
-        if head:
-            data = self.trailing_data[0]
-            if refusal := _refusal(data, self._scanned):
-                self.refusal = refusal
-                raise h11.RemoteProtocolError(refusal[1])
+        if self.their_state is h11.IDLE and (refusal := _refusal(self.trailing_data[0])):
+            self.refusal = refusal
+            raise h11.RemoteProtocolError(refusal[1])
         event = super().next_event()
-        if head:
-            self._scanned = len(data) if event is h11.NEED_DATA else 0
-        if isinstance(event, h11.Request):
-            return _as_origin(event)
-        return event
+        return _as_origin(event) if isinstance(event, h11.Request) else event
 
     def _get_io_object(self, *arguments: Any) -> Any:
         reader = super()._get_io_object(*arguments)
@@ -384,26 +375,26 @@ def _room() -> int:
     return _MOST
 
 
-def _refusal(data: bytes, scanned: int = 0) -> Refusal | None:
+def _refusal(data: bytes) -> Refusal | None:
     """Why the head at the start of these bytes is refused; None where it is accepted, or not yet complete.
 
-    Only counts and searches: what is refused is never parsed. ``scanned`` bytes are known to hold no end of a head.
+    It only counts and searches: what is refused is never parsed.
     """
-    line = data[: data.find(b"\n", 0, LINE_BYTES + 1) + 1]
-    if not line and len(data) > LINE_BYTES:
-        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request's first line has more than {LINE_BYTES} bytes."
-    end = _END_OF_HEAD.search(data, max(0, scanned - 3), HEAD_BYTES)
-    if data.count(b"\n", 0, end.start() + 1 if end else HEAD_BYTES) > MOST_FIELDS + 1:  # the request line is one more
+    end = _END_OF_HEAD.search(data, 0, HEAD_BYTES)
+    lines = data.count(b"\n", 0, end.start() + 1 if end else HEAD_BYTES)
+    if lines > MOST_FIELDS + 1:  # the request line is one more
         text = f"The request has more than {MOST_FIELDS} header fields."
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text
     if end is None:
         if len(data) < HEAD_BYTES:
             return None
-        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The request's head has more than {HEAD_BYTES} bytes."
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if lines else HTTPStatus.REQUEST_URI_TOO_LONG
+        return status, f"The request's head has more than {HEAD_BYTES} bytes."
+    line = data[: data.index(b"\n") + 1]
     if other := _OTHER_VERSION.search(line):
         return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"{other[1].decode()} is not served: use HTTP/1.1."
-    if line.count(b"&") >= MOST_PARAMETERS:
-        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The query has more than {MOST_PARAMETERS} parameters."
+    if len(line.partition(b"?")[0]) > PATH_BYTES:
+        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request's path has more than {PATH_BYTES} bytes."
     if _is_ambiguous(data[: end.end()]):
         return HTTPStatus.BAD_REQUEST, "The request can be read in more than one way."
     return None

@@ -162,9 +162,8 @@ FIELD = b"X: y\r\n"
         (b"GET /livez HTTP/1.1\r\n" + FIELD * 99 + HOST, 200),
         (b"GET /livez HTTP/1.1\r\n" + FIELD * 100 + HOST, 431),
         (b"GET /livez HTTP/1.1\r\n" + FIELD * 101, 431),  # before it is complete
-        (b"GET /livez?" + b"a&" * 99 + b"a HTTP/1.1\r\n" + HOST, 200),
-        (b"GET /livez?" + b"a&" * 100 + b"a HTTP/1.1\r\n" + HOST, 414),
-        (b"GET /livez?" + b"%41" * 2800 + b" HTTP/1.1\r\n" + HOST, 414),
+        (b"GET /" + b"%41" * 2700 + b" HTTP/1.1\r\n" + HOST, 404),
+        (b"GET /" + b"%41" * 2800 + b" HTTP/1.1\r\n" + HOST, 414),
         (b"GET /livez HTTP/9.9\r\n" + HOST, 505),
         (b"GET /livez HTTP/0.9\r\n" + HOST, 505),
         (b"GET /livez HTTP/12.0\r\n" + HOST, 505),
@@ -210,11 +209,10 @@ def cpu_of(server: InProcess, request: bytes, times: int = 20) -> float:
     "request_bytes",
     [
         b"GET /v1/info HTTP/1.1\r\n" + FIELD * 8138 + HOST,
-        b"GET /v1/info?" + b"a&" * 30_000 + b" HTTP/1.1\r\n" + HOST,
-        b"GET /v1/info?" + b"%41" * 20_000 + b" HTTP/1.1\r\n" + HOST,
+        b"GET /" + b"%41" * 20_000 + b" HTTP/1.1\r\n" + HOST,
         b"POST /v1/predict HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + HOST + b"0\r\n" + FIELD * 8138 + b"\r\n",
     ],
-    ids=["fields", "parameters", "escapes", "trailers"],
+    ids=["fields", "path", "trailers"],
 )
 def test_thousands_of_fields_cost_no_more_than_an_ordinary_request(server: InProcess, request_bytes: bytes) -> None:
     ordinary = cpu_of(server, b"GET /v1/info HTTP/1.1\r\n" + HOST)
