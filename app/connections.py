@@ -1,22 +1,28 @@
-"""One connection, as uvicorn's protocol, with what that leaves open: bounds on time, size and number, a strict reading.
+"""One connection, as uvicorn's protocol, with bounds on time, size and number, and one strict reading of HTTP.
 
-A request head must come whole within a time and a size, its answer must be taken within one, and where connections run
-out the one that has waited longest for a head makes room. What two HTTP parsers may read differently is refused, so
-that no request hides in another's body behind a proxy (RFC 9112, section 11.2). A refusal arrives: what its client
-still writes is read and discarded for a moment, as in ``api.middleware``. A client that has closed its sending side
-alone still gets its answer.
+A request head must be complete within a time limit and a size limit, and a client must take its answer within that
+time. When all connections are in use, the client that keeps the server waiting most makes room for a newcomer. What
+two HTTP parsers may read differently is refused, so that no request hides in another's body behind a proxy (RFC 9112,
+section 11.2). A refusal arrives: what its client still writes is read and discarded for a moment, as in
+``api.middleware``. A client that has closed only its sending side still gets its answer. The requests of a client that
+has left are not started.
 """
 
+import asyncio
+import heapq
 import re
 import resource
 import socket
-from asyncio import BaseTransport, TimerHandle
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import h11
 import structlog
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.api.chunks import TINY, ChunkReader, Flow, Turns
@@ -25,70 +31,176 @@ from app.api.middleware import DISCARD_BYTES, DISCARD_S
 log = structlog.get_logger("topk")
 
 HEAD_BYTES = 65_536  # also of a chunk's own head, and of trailers
+PATH_BYTES = 8192
+MOST_FIELDS = 100  # header fields of a request, and as many trailers
 
 _MOST = 16_384  # connections of a process
 _OTHER_FILES = 64  # that a process opens: listener, logs, pages, what the engine needs
+_OVER = 16  # connections above the limit while nobody can make room
 _SAY_S = 10.0
 _PROBE_S = 0.01
+_TCP_CLOSE = 7  # TCP_CLOSE in linux/tcp.h, after a reset
+_ADVANCE_BYTES = 16_384  # what every client is presumed to have sent at once: a new one is not yet slow
+_RANKED, _RANKED_S = 128, 1.0  # clients that are ranked at once, and how long the ranking counts
+_AT_ONCE = 8  # requests that are started, or told that their client has left, in one turn of the event loop
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
 _AUTHORITY = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding):", re.IGNORECASE)
+_OTHER_VERSION = re.compile(rb" (HTTP/(?!1\.)\d+(?:\.\d+)?)\r?\n")
+
+Refusal = tuple[HTTPStatus, str]
 
 
 @dataclass(slots=True)
-class Waiting:
-    """A server's connections that wait for a request head, or for a refused client to leave, the longest first.
+class Shared:
+    """What the connections of one server share. Times in seconds.
 
-    Times in seconds.
+    ``timers``: the connections that wait for a request head, or for a refused client to leave. ``ranked``: the slowest
+    clients, the slowest first, with the time since which each was waited for. ``later``: calls of which a few are made
+    in each turn of the event loop. ``started``: requests in this turn.
     """
 
     timeout_s: float
     most: int
     timers: dict["Connection", TimerHandle] = field(default_factory=dict)
+    ranked: deque[tuple["Connection", float]] = field(default_factory=deque)
+    ranked_at: float = float("-inf")
+    later: deque[Callable[[], object]] = field(default_factory=deque)
+    started: int = 0
     said: float = float("-inf")
+
+    def slowest(self, connections: Iterable["Connection"], newcomer: "Connection", now: float) -> "Connection | None":
+        """The connection that can best be spared for ``newcomer``; None where all have requests that are computed."""
+        for again in (now - self.ranked_at > _RANKED_S, True):
+            if again:
+                self._rank(connections, now)
+            while self.ranked:
+                connection, since = self.ranked.popleft()
+                if connection is not newcomer and connection.since == since and connection.pace(now) is not None:
+                    return connection
+        return None
+
+    def _rank(self, connections: Iterable["Connection"], now: float) -> None:
+        """Rank many at once: to look at all connections for each newcomer would cost milliseconds."""
+        paces = [(pace, id(each), each) for each in connections if (pace := each.pace(now)) is not None]
+        slowest = heapq.nsmallest(max(2, min(_RANKED, len(paces) // 8)), paces)  # the newcomer may be one of them
+        self.ranked = deque((each, each.since) for _, _, each in slowest)
+        self.ranked_at = now
+
+    def in_turn(self, call: Callable[[], object], loop: AbstractEventLoop) -> None:
+        """Call a few of these in each turn of the event loop, so that thousands at once hold nobody up."""
+        self.later.append(call)
+        if len(self.later) == 1:
+            loop.call_soon(self._call, loop)
+
+    async def start(self, loop: AbstractEventLoop) -> None:
+        """Wait where many requests start in this turn of the event loop."""
+        if not self.started:
+            loop.call_soon(self._turn_over)
+        self.started += 1
+        if self.started > _AT_ONCE:
+            turn = asyncio.Event()
+            self.in_turn(turn.set, loop)
+            await turn.wait()
+
+    def _turn_over(self) -> None:
+        self.started = 0
+
+    def _call(self, loop: AbstractEventLoop) -> None:
+        for _ in range(min(_AT_ONCE, len(self.later))):
+            self.later.popleft()()
+        if self.later:
+            loop.call_soon(self._call, loop)
+
+
+class Chunks(h11._readers.ChunkedReader):
+    """Reads a chunked body; refuses more trailers than a request may have header fields before they are parsed."""
+
+    def __call__(self, buf: Any) -> Any:
+        if self._reading_trailer:  # h11 calls again once it has read the last chunk
+            data = bytes(buf)
+            end = None if data.startswith(b"\r\n") else _END_OF_HEAD.search(data)
+            if data.count(b"\n", 0, end.end() if end else 0) > MOST_FIELDS + 1:
+                raise h11.LocalProtocolError("too many trailers")
+        return super().__call__(buf)
 
 
 class Reading(ChunkReader):
-    """A server need not be a proxy to be asked as one: absolute form is read as origin form (RFC 9112, 3.2.2)."""
+    """h11's parser, with every request head judged before it is parsed; ``refusal`` is why one was refused.
+
+    A server need not be a proxy to be asked as one: absolute form is read as origin form (RFC 9112, 3.2.2). A later
+    minor version is read as HTTP/1.1 (RFC 9110, 2.5).
+    """
+
+    refusal: Refusal | None = None
 
     def next_event(self) -> Any:
+        if self.their_state is h11.IDLE and (refusal := _refusal(self.trailing_data[0])):
+            self.refusal = refusal
+            raise h11.RemoteProtocolError(refusal[1])
         event = super().next_event()
-        if isinstance(event, h11.Request) and (found := _AUTHORITY.match(event.target)):
-            path = event.target[found.end() :]
-            target = path if path.startswith(b"/") else b"/" + path
-            return h11.Request(
-                method=event.method, headers=event.headers, target=target, http_version=event.http_version
-            )
+        return _as_origin(event) if isinstance(event, h11.Request) else event
+
+    def _get_io_object(self, *arguments: Any) -> Any:
+        reader = super()._get_io_object(*arguments)
+        return Chunks() if type(reader) is h11._readers.ChunkedReader else reader
+
+
+def _as_origin(event: h11.Request) -> h11.Request:
+    found = _AUTHORITY.match(event.target)
+    if not found and event.http_version <= b"1.1":
         return event
+    path = event.target[found.end() :] if found else event.target
+    return h11.Request(
+        method=event.method,
+        headers=event.headers,
+        target=path if not found or path.startswith(b"/") else b"/" + path,
+        http_version=min(event.http_version, b"1.1"),
+    )
 
 
 class Connection(H11Protocol):
-    """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused."""
+    """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused.
 
-    waiting: Waiting
+    ``since`` is when the client began to be waited for, ``got`` what has come of a body since then, in bytes.
+    """
+
+    shared: Shared
     turns: Turns
-    half_closed = False
-    discard: int | None = None
     conn: Reading
     flow: Flow
+    half_closed = False
+    discard: int | None = None
+    since = 0.0
+    got = 0
+    _owed: object = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = Reading(h11.SERVER, HEAD_BYTES)
+        self._serve, self.app = self.app, self._serve_if_there
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self.flow = Flow(self.transport)
+        if self.client is None:  # reset while it waited to be accepted
+            self.transport.abort()
+            return
         if TYPE_CHECKING or hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for a client that takes no answer
-            milliseconds = int(self.waiting.timeout_s * 1000)
+            milliseconds = int(self.shared.timeout_s * 1000)
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        self._watch_head()
-        if len(self.connections) > self.waiting.most:
+        self._watch()
+        if len(self.connections) > self.shared.most:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        cycle = self.cycle
+        if cycle and not cycle.response_complete:
+            cycle.disconnected = True
+            self.cycle = None  # type: ignore[assignment]  # it is told in its turn
+            self.shared.in_turn(cycle.message_event.set, self.loop)
         super().connection_lost(exc)
         self._cease_waiting()
 
@@ -99,7 +211,15 @@ class Connection(H11Protocol):
                 self.transport.close()
             return
         super().data_received(data)
-        self._watch_head()
+        self._watch(len(data))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._watch()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether the connection stays open: the request is whole, and its client may be listening.
@@ -115,9 +235,6 @@ class Connection(H11Protocol):
         return self.half_closed
 
     def handle_events(self) -> None:
-        if self.conn.their_state is h11.IDLE and (refusal := _refusal(self.conn.trailing_data[0])):
-            self._refuse(*refusal)
-            return
         self.conn.next_turn()
         super().handle_events()
         if self.discard is None and self.conn.tiny:
@@ -134,26 +251,47 @@ class Connection(H11Protocol):
         self.flow.release()
         if self.discard is None:
             self.handle_events()
-            self._watch_head()
+            self._watch()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch_head()
+        self._watch()
         if self.half_closed and self.cycle.response_complete:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+        self._refuse(*(self.conn.refusal or (HTTPStatus.BAD_REQUEST, msg)))
+
+    async def _serve_if_there(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start a request, unless its client has left meanwhile: after a storm of resets thousands have."""
+        await self.shared.start(self.loop)
+        if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; its first byte is the connection's state
+            state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            if state[0] == _TCP_CLOSE:
+                self.cycle.disconnected = True
+                self.transport.abort()
+                return
+        await self._serve(scope, receive, send)
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Answer what is no request, unless an answer is under way already, and close once its client has had it."""
+        if not self._answer(status, text):
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.conn = Reading(h11.SERVER, HEAD_BYTES)  # what came is not kept
+        self.discard = DISCARD_BYTES
+        self.shared.timers[self] = self.loop.call_later(DISCARD_S, self.transport.close)
+        self.flow.resume_reading()
+
+    def _answer(self, status: HTTPStatus, text: str) -> bool:
+        """Answer in place of the app; False where an answer is under way already."""
         self._cease_waiting()
         if self.cycle:
             self.cycle.disconnected = True  # what the app may still have to say is not said
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()
-            return
+            return False
         headers = [
             (b"content-type", b"text/plain; charset=utf-8"),
             (b"content-length", str(len(text)).encode()),
@@ -165,11 +303,7 @@ class Connection(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.write_eof()
-        self.conn = Reading(h11.SERVER, HEAD_BYTES)  # what came is not kept
-        self.discard = DISCARD_BYTES
-        self.waiting.timers[self] = self.loop.call_later(DISCARD_S, self.transport.close)
-        self.flow.resume_reading()
+        return True
 
     def _probe(self, pause_s: float) -> None:
         """Find out whether a client that sends no more has left: then its system resets the connection.
@@ -181,17 +315,36 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(interim) or b"")
             self.loop.call_later(pause_s, self._probe, 2 * pause_s)
 
-    def _watch_head(self) -> None:
-        """The time runs from when a head may come until it is whole, however often a byte of it comes."""
-        if self.discard is not None:
-            return
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            self._cease_waiting()
-        elif self not in self.waiting.timers:
-            self.waiting.timers[self] = self.loop.call_later(self.waiting.timeout_s, self._head_is_late)
+    def _watch(self, received: int = 0) -> None:
+        """Note what the client owes now, and that ``received`` bytes came.
+
+        The time for a head runs from when it may come until it is complete, however often a byte of it comes.
+        """
+        if self.discard is None:
+            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+                self._cease_waiting()
+            elif self not in self.shared.timers:
+                self.shared.timers[self] = self.loop.call_later(self.shared.timeout_s, self._head_is_late)
+        state = self.conn.their_state
+        body = state is h11.SEND_BODY
+        owed = "answer" if self.flow.write_paused else self.cycle if body else state
+        if owed is self._owed:
+            self.got += received if body else 0
+        else:
+            self._owed, self.since, self.got = owed, self.loop.time(), 0
+
+    def pace(self, now: float) -> float | None:
+        """Bytes a second that have come since the client began to be waited for; None where it is not waited for.
+
+        It is waited for where it owes a head, more of a body that the app takes, or has to take its answer.
+        """
+        body = self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused
+        if self.transport.is_closing() or not (body or self.flow.write_paused or self in self.shared.timers):
+            return None
+        return (self.got + _ADVANCE_BYTES) / max(now - self.since, 0.001)
 
     def _cease_waiting(self) -> None:
-        if timer := self.waiting.timers.pop(self, None):
+        if timer := self.shared.timers.pop(self, None):
             timer.cancel()
 
     def _head_is_late(self) -> None:
@@ -202,20 +355,36 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def _make_room(self) -> None:
+        """End the connection of the slowest client, never that of this newcomer nor one whose request is computed.
+
+        Where there is no such client, a few connections beyond the limit are kept, for health checks; above those the
+        newcomer is answered 503.
+        """
         now = self.loop.time()
-        if now - self.waiting.said > _SAY_S:
-            self.waiting.said = now
-            log.warning("no more connections: the one that waits longest makes room", connections=self.waiting.most)
-        longest = next(iter(self.waiting.timers))
-        longest._cease_waiting()
-        longest.transport.abort()
+        if now - self.shared.said > _SAY_S:
+            self.shared.said = now
+            log.warning("all connections are in use: the slowest client makes room", connections=self.shared.most)
+        if slowest := self.shared.slowest(self.connections, self, now):  # type: ignore[arg-type]
+            slowest._end()
+        elif len(self.connections) > self.shared.most + _OVER:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections are in use; try again later.")
+
+    def _end(self) -> None:
+        """Free the connection at once; a client in mid-body is told why."""
+        self._cease_waiting()
+        text = "The request's body came too slowly for a server whose connections are all in use."
+        body = self.conn.their_state is h11.SEND_BODY
+        if body and self._answer(HTTPStatus.REQUEST_TIMEOUT, text) and not self.transport.get_write_buffer_size():
+            self.transport.close()
+        else:
+            self.transport.abort()
 
 
 def bounded(timeout_s: float) -> type[Connection]:
     """The protocol for one server. Raises this process's soft limit of open files as far as connections need it."""
 
     class Bounded(Connection):
-        waiting = Waiting(timeout_s, _room())
+        shared = Shared(timeout_s, _room())
         turns = Turns()
 
     return Bounded
@@ -231,15 +400,26 @@ def _room() -> int:
     return _MOST
 
 
-def _refusal(data: bytes) -> tuple[HTTPStatus, str] | None:
-    """Why the head at the start of these bytes is none; None where it is one, or may yet become one."""
+def _refusal(data: bytes) -> Refusal | None:
+    """Why the head at the start of these bytes is refused; None where it is accepted, or not yet complete.
+
+    It only counts and searches: what is refused is never parsed.
+    """
     end = _END_OF_HEAD.search(data, 0, HEAD_BYTES)
+    lines = data.count(b"\n", 0, end.start() + 1 if end else HEAD_BYTES)
+    if lines > MOST_FIELDS + 1:  # the request line is one more
+        text = f"The request has more than {MOST_FIELDS} header fields."
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text
     if end is None:
         if len(data) < HEAD_BYTES:
             return None
-        line = b"\n" not in data[:HEAD_BYTES]
-        status = HTTPStatus.REQUEST_URI_TOO_LONG if line else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if lines else HTTPStatus.REQUEST_URI_TOO_LONG
         return status, f"The request's head has more than {HEAD_BYTES} bytes."
+    line = data[: data.index(b"\n") + 1]
+    if other := _OTHER_VERSION.search(line):
+        return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"{other[1].decode()} is not served: use HTTP/1.1."
+    if len(line.partition(b"?")[0]) > PATH_BYTES:
+        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request's path has more than {PATH_BYTES} bytes."
     if _is_ambiguous(data[: end.end()]):
         return HTTPStatus.BAD_REQUEST, "The request can be read in more than one way."
     return None

@@ -75,6 +75,7 @@ def create_app(
         version=__version__,
         description="POST an image, get the top-k ImageNet classes.",
         lifespan=lifespan,
+        openapi_url=None,  # ``openapi.describe`` adds the route
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # to a host that the request itself names

@@ -22,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import connections, machine, signals
+from app.api.address import Forwarded
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
@@ -31,6 +32,7 @@ from app.telemetry import configure_logging
 log = structlog.get_logger("topk")
 
 DRAIN_DELAY_MS = 5_000
+_BACKLOG = 4096  # where it overflows, a client asks again only after a second; Linux's own limit by default
 _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
 
 
@@ -67,14 +69,14 @@ def serve(settings: Settings) -> int:
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn is to serve the app."""
     return uvicorn.Config(
-        app,
+        Forwarded(app, settings.trusted_proxies) if settings.trusted_proxies else app,
         # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
         # headers of any size
         http=connections.bounded(settings.upload_idle_ms / 1000),
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
+        proxy_headers=False,  # ``Forwarded`` takes nothing but addresses
         ws="none",
         access_log=False,
+        backlog=_BACKLOG,
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=(settings.upload_ms + settings.request_timeout_ms) // 1000 + 1,

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 from dotenv import dotenv_values
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app import values
 
@@ -19,6 +26,9 @@ PILLOW_PIXEL_LIMIT = 178_956_970  # Pillow refuses to open larger pictures, what
 
 _PREFIX, _DOTENV = "TOPK_", ".env"
 _Split = BeforeValidator(lambda value: values.parts(value) if isinstance(value, str) else value)
+_Keys = BeforeValidator(lambda value: values.keys(value) if isinstance(value, str) else value)
+_Given = BeforeValidator(lambda value: values.given(value) if isinstance(value, str) else value)
+_NEVER_EMPTY = ("api_keys", "api_keys_file")  # other variables that are empty count as unset
 _Route = Annotated[str, AfterValidator(values.route)]
 _Origin = Annotated[str, AfterValidator(values.origin)]
 _Network = Annotated[str, AfterValidator(values.network)]
@@ -109,16 +119,20 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[_Origin, ...], NoDecode, _Split] = Field(
         (), description="Origins whose pages may call the API, comma-separated, or `*`."
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, _Split] = Field(
-        (), description="Accepted API keys, comma-separated; none means no key is asked for."
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, _Keys] = Field(
+        (),
+        description="Accepted API keys, comma-separated. Unset, no key is asked for; set but empty, topk does not"
+        " start.",
     )
-    api_keys_file: Path | None = Field(None, description="File with one accepted API key a line.")
+    api_keys_file: Annotated[Path | None, _Given] = Field(
+        None, description="File with one accepted API key a line; a file without any stops the start."
+    )
 
     rate_limit: Annotated[str, AfterValidator(values.rate_limit)] | None = Field(
         None,
         description="Most images of one API key, or of one address where there are no keys: `10/second`, `600/minute`."
-        " More is answered 429. Each of `TOPK_WORKERS` counts for itself: over several connections it may be that many"
-        " times as much.",
+        " More is answered 429. A /64 of IPv6 counts as one address. Each of `TOPK_WORKERS` counts for itself: over"
+        " several connections it may be that many times as much.",
     )
     trusted_proxies: Annotated[tuple[_Network, ...], NoDecode, _Split] = Field(
         (),
@@ -168,6 +182,22 @@ class Settings(BaseSettings):
         " `OTEL_EXPORTER_OTLP_ENDPOINT` and the like.",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Empty variables are ignored, except those whose absence opens the service."""
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)
+        dotenv = dotenv_values(_DOTENV) if dotenv_settings.env_file else {}
+        set_to = {name.upper(): value for name, value in [*dotenv.items(), *os.environ.items()]}
+        empty = {field: "" for field in _NEVER_EMPTY if not set_to.get(f"{_PREFIX}{field}".upper(), "unset")}
+        return init_settings, InitSettingsSource(settings_cls, empty), env_settings, dotenv_settings
+
 
 def surroundings() -> dict[str, str]:
     """The variables that settings are read from: the environment's, and those of ``.env`` that it has not."""
@@ -189,7 +219,7 @@ def complaint(error: ValidationError, options: Collection[str] = ()) -> str:
     field = next(name for name in Settings.model_fields if place in (name, *_variables(name)))
     if field in options:
         return f"--{field.replace('_', '-')}: {_sentence(fault)}"
-    names = {name.upper(): name for name, value in surroundings().items() if value}
+    names = {name.upper(): name for name, value in surroundings().items() if value or field in _NEVER_EMPTY}
     set_by = next((names[name] for name in _variables(field) if name in names), field)
     return f"{set_by}: {_sentence(fault)}"
 

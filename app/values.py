@@ -44,6 +44,18 @@ def parts(text: str) -> tuple[str, ...]:
     return found
 
 
+def keys(text: str) -> tuple[str, ...]:
+    """API keys between commas; at least one, since a server without any serves everybody."""
+    return parts(given(text))
+
+
+def given(text: str) -> str:
+    """What must not be empty where it is set."""
+    if not text:
+        raise ValueError("it is set but empty, which would serve everybody; unset it to ask for no key")
+    return text
+
+
 def model_name(text: str) -> str:
     """What may stand in a URL as one segment."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", text) or text in (".", ".."):

@@ -92,10 +92,44 @@ def test_what_is_wrong_with_an_option_or_in_dotenv_is_said_of_it() -> None:
 
 
 def test_an_empty_variable_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TOPK_WEIGHTS", "TOPK_MAX_PIXELS", "TOPK_API_KEYS", "PORT"):
+    for name in ("TOPK_WEIGHTS", "TOPK_MAX_PIXELS", "TOPK_CORS_ORIGINS", "PORT"):
         monkeypatch.setenv(name, "")
-    assert Settings() == Settings(weights=None, api_keys=())
+    assert Settings() == Settings(weights=None, cors_origins=())
     assert Settings().weights is None
+
+
+@pytest.mark.parametrize("variable", ["TOPK_API_KEYS", "TOPK_API_KEYS_FILE", "topk_api_keys"])
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_keys_that_are_set_but_empty_open_nothing(variable: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if place == ".env":
+        Path(".env").write_text(f"{variable}=\n")
+    else:
+        monkeypatch.setenv(variable, "")
+    with pytest.raises(ValidationError) as error:
+        Settings()
+    assert complaint(error.value) == (
+        f"{variable}: it is set but empty, which would serve everybody; unset it to ask for no key"
+    )
+
+
+def test_an_empty_variable_does_not_fall_back_to_the_keys_of_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("TOPK_API_KEYS=one\n")
+    assert Settings().api_keys
+    monkeypatch.setenv("TOPK_API_KEYS", "")
+    with pytest.raises(ValidationError, match="set but empty"):
+        Settings()
+
+
+def test_an_option_without_keys_opens_nothing() -> None:
+    for option in ("api_keys", "api_keys_file"):
+        with pytest.raises(ValidationError) as error:
+            Settings(**{option: ""})
+        assert complaint(error.value, [option]).startswith(f"--{option.replace('_', '-')}: it is set but empty")
+
+
+def test_an_option_with_keys_wins_over_an_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPK_API_KEYS", "")
+    assert Settings(api_keys="mine").api_keys[0].get_secret_value() == "mine"
 
 
 def test_misspelt_variables_are_found() -> None:

@@ -11,6 +11,7 @@ import structlog
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
+from app.api import address
 from app.api.exchange import Exchange
 from app.errors import ModelError, Unauthorized
 from app.settings import Settings
@@ -83,7 +84,7 @@ async def require_key(
     """Route dependency: runs before anything of the body is read, and notes who calls."""
     keys: Keys = request.app.state.keys
     key = keys.check(bearer.credentials if bearer else None, header)
-    Exchange.of(request.scope).caller = key or (request.client.host if request.client else "")
+    Exchange.of(request.scope).caller = key or address.caller(request.scope)
 
 
 def _keys_in(file: Path) -> list[str]:

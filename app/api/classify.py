@@ -56,9 +56,8 @@ async def classify(
         exchange.images = len(images)
         exchange.answer_bytes = answers.check_size(classifier, wanted, len(images), uploads.most_images)
         sound = [image.content for image in images if not isinstance(image.content, TopkError)]
-        rate_limit.give_back(upload)  # what is refused as a whole now costs nothing
         classifier.admit(len(sound), deadline)
-        rate_limit.charge(exchange.caller, len(images))
+        rate_limit.charge(exchange.caller, len(images), instead=upload)  # what is refused costs one: it has been read
         work = asyncio.gather(
             *(classifier.classify(image, wanted, deadline) for image in sound), return_exceptions=True
         )

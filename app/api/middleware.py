@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import problems
+from app.api import address, problems
 from app.api.exchange import ClientGone, Exchange
 from app.errors import Internal, MalformedRequest
 from app.lifecycle import Lifecycle
@@ -111,7 +111,7 @@ class Observe:
             path=scope["raw_path"][:_LOGGED_PATH].decode("ascii", "replace"),  # as it came: no control characters
             status=status,
             ms=round(seconds * 1000, 1),
-            client=(scope.get("client") or ("-",))[0],
+            client=address.shown(scope),
             **_known(code=exchange.code, images=exchange.images, bytes=exchange.bytes, batch=exchange.batch_size),
         )
 

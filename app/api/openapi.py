@@ -1,36 +1,58 @@
 """The OpenAPI document: FastAPI's, with what only the running service knows, and without what is not so of it."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-from fastapi import FastAPI
+import orjson
+from fastapi import FastAPI, Request
+from starlette.responses import Response
 
 from app.api import schemas
 from app.settings import Settings
 
 Operation = dict[str, Any]
+_Served = tuple[str, int] | None
 
 
 def describe(app: FastAPI, settings: Settings) -> None:
-    """Make ``/openapi.json`` that of this service; its model is known once it is loaded."""
+    """Make ``/openapi.json`` that of this service, rendered once: before its model is known, and once it is loaded."""
     described = app.openapi
+    rendered: dict[tuple[_Served, str], bytes] = {}
+    fitted: _Served = None
 
     def openapi() -> dict[str, Any]:
+        nonlocal fitted
         if app.openapi_schema is None:
             _settle(described(), settings.max_batch_images, keyed=bool(settings.api_keys or settings.api_keys_file))
         document: dict[str, Any] = described()
-        if app.state.classifier.ready:
-            model = app.state.classifier.model
-            _fit(document, model.name, len(model.labels))
+        if (now := _served(app)) and now != fitted:
+            _fit(document, *now)
+            fitted = now
         return document
 
+    async def respond(request: Request) -> Response:
+        root: str = request.scope.get("root_path", "").rstrip("/")
+        key = (_served(app), root)
+        if key not in rendered:
+            document = openapi()
+            rendered[key] = orjson.dumps({**document, "servers": [{"url": root}]} if root else document)
+        return Response(rendered[key], media_type="application/json")
+
     app.openapi = openapi  # type: ignore[method-assign]
+    app.add_route("/openapi.json", respond, include_in_schema=False)
+
+
+def _served(app: FastAPI) -> _Served:
+    """The name of the model and its number of classes; None while it is not known."""
+    classifier = app.state.classifier
+    return (classifier.model.name, len(classifier.model.labels)) if classifier.ready else None
 
 
 def _settle(document: dict[str, Any], most_images: int, keyed: bool) -> None:
     """What does not depend on the model: FastAPI presumes keys, its own 422, and that a query can hold null."""
     components = document["components"]
-    components["schemas"] |= schemas.COMPONENTS
+    components["schemas"] |= copy.deepcopy(schemas.COMPONENTS)  # ``_fit`` changes them
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     if not keyed:

@@ -43,6 +43,13 @@ async def index(request: Request) -> Response:
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
     """Swagger UI from the package ``fastapi-offline``, without its CDN."""
+    page, policy = _docs()
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+@cache
+def _docs() -> tuple[bytes, str]:
+    """The page, and the policy that allows its one script."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="topk",
@@ -51,13 +58,13 @@ async def docs(request: Request) -> Response:
         swagger_favicon_url="web/icon.svg",
         swagger_ui_parameters={"tryItOutEnabled": True, "docExpansion": "list"},
     )
-    [script] = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
+    body = bytes(page.body)
+    [script] = re.findall(rb"<script>(.*?)</script>", body, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
-    page.headers["Content-Security-Policy"] = (
+    return body, (
         f"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline';"
         f" script-src 'self' 'sha256-{digest}'; {_OURS}"
     )
-    return page
 
 
 class _Fresh(StaticFiles):

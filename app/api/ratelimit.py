@@ -67,8 +67,11 @@ class RateLimit:
         self._clock = clock
         self._windows: OrderedDict[str, _Window] = OrderedDict()  # whoever was charged last comes last
 
-    def charge(self, caller: str, images: int) -> Charge | None:
-        """Count so many images of a caller, or raise RateLimited and count none of them."""
+    def charge(self, caller: str, images: int, instead: Charge | None = None) -> Charge | None:
+        """Count so many images of a caller, or raise RateLimited and count none of them.
+
+        They count ``instead`` of an earlier charge, which stays where they are refused.
+        """
         if not self._rate:
             return None
         if images > self._rate.images:
@@ -80,8 +83,10 @@ class RateLimit:
         window = self._windows.setdefault(caller, _Window())
         window.expire(now)
         room = self._rate.images - images
-        if window.images > room:
+        counted = instead.images if instead and instead in window.charges else 0
+        if window.images - counted > room:
             raise RateLimited(f"more images than the rate limit, {self._named}, grants", window.fits_at(room) - now)
+        self.give_back(instead)
         charge = Charge(caller, images, now + self._rate.seconds)
         window.add(charge)
         self._windows.move_to_end(caller)

@@ -82,7 +82,7 @@ class Engine(Protocol):
         """Bytes of the device's own memory, ``held`` by this process and in ``total``; empty where it has none."""
 
     def load(self) -> None:
-        """Bring the model onto the device. Blocks. Raises ModelError."""
+        """Bring the model onto the device. Blocks. Raises ModelError, also where the labels are not its network's."""
 
     def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         """Classify one batch; where it is ``alone`` on the device, an engine that spreads uses all cores for it.
@@ -102,6 +102,18 @@ def memory_errors() -> Iterator[None]:
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
         raise
+
+
+def check_outputs(model: Model, classes: int, dim: int) -> None:
+    """Raise ModelError unless a network of so many classes and features can have the labels of ``model``."""
+    labels = len(model.labels)
+    if labels != classes:
+        raise ModelError(
+            f"{model.name} has {labels} labels for a network of {classes} classes; the weights and the labels must"
+            " belong to the same model"
+        )
+    if dim < 1:
+        raise ModelError(f"the network of {model.name} has no features")
 
 
 def choose(engine: str, device: str) -> str:

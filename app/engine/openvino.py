@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app import machine, models
-from app.engine import Floats, Row, Want, memory_errors
+from app.engine import Floats, Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.openvino import ov
@@ -63,10 +63,13 @@ class OpenVinoEngine:
                 self._requests[False].put(self._narrow.create_infer_request())
             # Once before the streams: threads whose first arrays come to its bindings at once lock each other out
             # for ever, one with the interpreter and one with what it initialises.
-            self.forward([np.zeros(self._shape, np.uint8)], [Want(k=1)])
+            [row] = self.forward([np.zeros(self._shape, np.uint8)], [Want(features=True, logits=True)])
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"OpenVINO cannot run {self._model.name} on this machine: {reason}") from error
+        assert row.logits is not None
+        assert row.features is not None
+        check_outputs(self._model, len(row.logits), len(row.features))
 
     def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         with self._request(alone) as request:

@@ -15,7 +15,7 @@ import structlog
 import torch
 
 from app import machine
-from app.engine import Row, Want, memory_errors
+from app.engine import Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.split import split
@@ -69,6 +69,7 @@ class TorchEngine:
             self._module.backbone.to(self._dtype)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
+        self._check_outputs()
         if self._device.type == "cuda" and self.precision == "float32":
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # TF32 is no float32
         preprocessing = self._model.preprocessing
@@ -78,6 +79,20 @@ class TorchEngine:
         if self._device.type == "cuda":
             options = {"freezing": True}
             threading.Thread(target=self.compile, kwargs={"options": options}, name="topk-compile", daemon=True).start()
+
+    @torch.inference_mode()
+    def _check_outputs(self) -> None:
+        """Raise ModelError unless the network takes the crops of its preprocessing, and has the model's classes."""
+        crop = self._model.preprocessing.crop
+        try:
+            with memory_errors():
+                features, logits = self._module(torch.zeros((1, 3, crop, crop), device=self._device, dtype=self._dtype))
+        except MemoryError as error:
+            raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
+        except Exception as error:  # whatever an architecture raises on a picture of another size than its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"{self._model.name} cannot take crops of {crop}x{crop}: {reason}") from error
+        check_outputs(self._model, logits.shape[1], features.shape[1])
 
     def compile(self, **how: Any) -> None:
         """Compile, check against the eager network bucket by bucket, then switch; on any failure stay eager. Blocks.

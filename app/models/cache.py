@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED, NOT_CONVERTIBLE = 3, 4  # exit codes of ``conversion``; the reason stands on its stdout
 _WORKPLACE = ".converting-"
+_CHECKSUM = "model.json.sha256"
 
 
 def converted(spec: str, weights: Path | None, cache: Path) -> Model:
@@ -34,27 +35,49 @@ def converted(spec: str, weights: Path | None, cache: Path) -> Model:
 
     Blocks: a conversion takes some seconds, and may download first. Raises ModelError, NotConvertible among them.
     """
-    entry = cache.expanduser() / _key(spec, weights)
+    file = Path(spec) if is_checkpoint(spec) else weights
+    digest = download.sha256(file) if file else None
+    entry = cache.expanduser() / _key(spec, weights, digest)
     if not folder.is_folder(entry):
         _convert(spec, weights, entry)
     try:
-        model = folder.load(entry)
+        model = _load(entry, digest)
     except ModelError as error:
         log.warning("the converted model is converted again", reason=error.detail)
         _convert(spec, weights, entry)
-        model = folder.load(entry)
+        model = _load(entry, digest)
     return replace(model, name=name_of(spec))
 
 
-def _key(spec: str, weights: Path | None) -> str:
+def _load(entry: Path, digest: str | None) -> Model:
+    """The model of an entry. Raises ModelError unless all of it is as it was written.
+
+    The description has the digests of the other files, and a file beside it has its own. ``digest`` is that of the
+    weights that were converted, where they are a file of the user's: the model's must be the same.
+    """
+    try:
+        written = (entry / _CHECKSUM).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{entry / _CHECKSUM} cannot be read: {error}") from error
+    if download.sha256(entry / folder.DESCRIPTION) != written:
+        raise ModelError(f"{entry / folder.DESCRIPTION} is not what was written: its SHA-256 is not in {_CHECKSUM}")
+    model = folder.load(entry)
+    if digest and model.digest != digest:
+        raise ModelError(f"{entry} was made of weights with the SHA-256 {model.digest}, not {digest}")
+    if not model.openvino:
+        raise ModelError(f"{entry} has no network for OpenVINO")
+    return model
+
+
+def _key(spec: str, weights: Path | None, weights_digest: str | None) -> str:
     parts, makers, file = [spec], ["torchvision", "openvino"], weights
     if is_checkpoint(spec):
         parts, file = [], Path(spec)
         makers.append("ultralytics")
     elif spec.startswith(TIMM):
         makers.append("timm")
-    if file:
-        parts += [file.stem, download.sha256(file)]
+    if file and weights_digest:
+        parts += [file.stem, weights_digest]
     parts += [str(folder.FORMAT), *(importlib.metadata.version(name) for name in makers)]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     shown = Path(spec).stem if is_checkpoint(spec) else spec
@@ -69,6 +92,7 @@ def _convert(spec: str, weights: Path | None, entry: Path) -> None:
         with _workplace(entry.parent) as (workplace, lock):
             target = workplace / "new"
             _run_child(spec, weights, target, lock)
+            (target / _CHECKSUM).write_text(download.sha256(target / folder.DESCRIPTION))
             with contextlib.suppress(FileNotFoundError):
                 os.rename(entry, workplace / "old")
             os.rename(target, entry)

@@ -1,8 +1,10 @@
 """Weights from a file the user names: safetensors, or a state dict that holds nothing but tensors."""
 
+import os
 import pickle
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import ModelError
+
+_ZIP = b"PK\3\4"
 
 # Names of older torchvision releases, which its official files still have: densenet.py and vision_transformer.py there.
 _RENAMED = (
@@ -22,6 +26,7 @@ _RENAMED = (
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU. Raises ModelError; nothing but tensors is ever unpickled."""
+    check_unpacked(path)
     try:
         if path.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(path)
@@ -47,6 +52,30 @@ def read_state(path: Path) -> dict[str, Tensor]:
     ):
         raise ModelError(f"{path} is no state dict: a mapping from names to tensors")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def check_unpacked(path: Path) -> None:
+    """Raise ModelError where a file that torch wrote would unpack to much more than it is.
+
+    Such a file is a ZIP archive, which torch stores uncompressed: one that unpacks to more than its own size was made
+    to exhaust memory. Nothing of its content is read. The sizes of a safetensors file are checked by its library.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != _ZIP:
+                return
+            size = file.seek(0, os.SEEK_END)
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+    except OSError:
+        return  # whoever reads it says why
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    if unpacked > size:
+        raise ModelError(
+            f"{path} unpacks to {unpacked:,} bytes, but has {size:,}: torch stores checkpoints uncompressed; save it"
+            " again with torch.save, or as safetensors"
+        )
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], architecture: str, source: str) -> None:

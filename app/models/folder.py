@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ WEIGHTS = "model.safetensors"
 OPENVINO = "openvino.xml"
 _OPENVINO_WEIGHTS = "openvino.bin"
 FORMAT = 1
+_MOST_PIXELS = 8192  # along an edge
 
 
 class Description(BaseModel):
@@ -181,6 +183,10 @@ def _read(folder: Path) -> Description:
         raise ModelError(f"{folder / DESCRIPTION} is no description of a model: {_wrong(error)}") from error
     if description.format != FORMAT:
         raise ModelError(f"{folder} has format {description.format}; this topk reads {FORMAT}")
+    fed = description.preprocessing
+    sizes = 1 <= fed.crop <= fed.resize <= _MOST_PIXELS
+    if not (sizes and all(math.isfinite(mean) for mean in fed.mean) and all(0 < std < math.inf for std in fed.std)):
+        raise ModelError(f"{folder / DESCRIPTION} is no description of a model: preprocessing cannot be {asdict(fed)}")
     return description
 
 

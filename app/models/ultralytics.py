@@ -23,6 +23,7 @@ from app.errors import ModelError
 from app.images import Preprocessing
 from app.models import download
 from app.models.architecture import ULTRALYTICS, name_of
+from app.models.files import check_unpacked
 from app.models.labels import Label
 from app.models.model import Model
 
@@ -59,6 +60,7 @@ def from_checkpoint(path: Path) -> Model:
 
 def _load(path: Path) -> Any:
     """The float32 network in evaluation mode."""
+    check_unpacked(path)
     try:
         with _contained():
             from ultralytics.nn.tasks import ClassificationModel, load_checkpoint

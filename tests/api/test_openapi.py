@@ -4,13 +4,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import jsonschema_rs
 import pytest
+from starlette.testclient import TestClient
 
-from app.settings import PROTOCOLS
+from app.api import openapi
+from app.main import create_app
+from app.settings import PROTOCOLS, Settings
+from tests.api.conftest import InProcess
 from tests.conftest import CAT, REPOSITORY, Server, environment
 
 KEY = "my-key"
@@ -153,3 +158,29 @@ def test_schemathesis_finds_nothing(keyed_server: Server, tmp_path: Path) -> Non
     ran = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stdout[-20_000:]
     assert "No issues found" in ran.stdout
+
+
+def test_the_document_is_rendered_once(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = httpx2.get(f"{app_server.url}/openapi.json")
+    head = httpx2.head(f"{app_server.url}/openapi.json")
+    rendered: list[object] = []
+    monkeypatch.setattr(openapi.orjson, "dumps", rendered.append)
+    assert httpx2.get(f"{app_server.url}/openapi.json").content == first.content
+    assert not rendered
+    assert first.headers["content-type"] == "application/json"
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(first.content)))
+    assert first.json()["components"]["schemas"]["TopK"]["maximum"] == 1000
+
+
+def test_what_is_rendered_before_the_model_is_known_is_not_kept() -> None:
+    app = create_app(Settings(_env_file=None, model="efficientnet_lite0"))
+    client = TestClient(app)  # without a lifespan: nothing is loaded
+    before = client.get("/openapi.json").json()
+    assert "maximum" not in before["components"]["schemas"]["TopK"]
+    classifier = app.state.classifier
+    classifier.model, classifier.ready = SimpleNamespace(name="mine", labels=("a", "b")), True
+    after = client.get("/openapi.json").json()
+    assert after["components"]["schemas"]["TopK"]["maximum"] == 2
+    assert "servers" not in after
+    below = TestClient(app, root_path="/vision").get("/vision/openapi.json").json()
+    assert below["servers"] == [{"url": "/vision"}]

@@ -38,7 +38,7 @@ def test_a_batch_costs_its_images() -> None:
         assert client.post("/v1/predict/batch", files=files(3)).status_code == 429
 
 
-def test_a_batch_that_is_refused_costs_nothing() -> None:
+def test_a_batch_that_is_refused_costs_one_image() -> None:
     with served(rate_limit="4/hour") as server, httpx2.Client(base_url=server.url) as client:
         too_many = client.post("/v1/predict/batch", files=files(5))
         assert (too_many.status_code, "retry-after" in too_many.headers) == (429, False)
@@ -46,7 +46,13 @@ def test_a_batch_that_is_refused_costs_nothing() -> None:
         assert client.post("/v1/predict/batch", files=files(2)).status_code == 200
         later = client.post("/v1/predict/batch", files=files(3))
         assert (later.status_code, 3500 < int(later.headers["retry-after"]) <= 3600) == (429, True)
-        assert client.post("/v1/predict/batch", files=files(2)).status_code == 200
+        assert client.post("/v1/predict", content=PHOTO).status_code == 429
+
+
+def test_batches_above_the_limit_are_read_only_as_often_as_uploads() -> None:
+    with served(rate_limit="3/hour") as server, httpx2.Client(base_url=server.url) as client:
+        refused = [client.post("/v1/predict/batch", files=files(4)).json()["detail"] for _ in range(5)]
+        assert [detail.startswith("4 images in one request") for detail in refused] == [True] * 3 + [False] * 2
         assert client.post("/v1/predict", content=PHOTO).status_code == 429
 
 
@@ -102,6 +108,27 @@ def test_only_the_charge_that_is_given_back_counts_no_more() -> None:
         limit.charge("somebody", 1)
 
 
+def test_a_charge_that_replaces_another_counts_alone() -> None:
+    limit, _ = limited("4/minute")
+    first = limit.charge("somebody", 1)
+    limit.charge("somebody", 4, instead=first)
+    with pytest.raises(RateLimited):
+        limit.charge("somebody", 1)
+
+
+def test_a_refused_replacement_leaves_the_charge() -> None:
+    limit, clock = limited("4/minute")
+    limit.charge("somebody", 2)
+    first = limit.charge("somebody", 1)
+    with pytest.raises(RateLimited):
+        limit.charge("somebody", 3, instead=first)
+    limit.charge("somebody", 1)
+    with pytest.raises(RateLimited):
+        limit.charge("somebody", 1)
+    clock.now += 60
+    limit.charge("somebody", 4, instead=first)  # which counts no more
+
+
 def test_callers_are_forgotten_once_nothing_of_theirs_counts() -> None:
     limit, clock = limited("2/second")
     for number in range(100):
@@ -120,7 +147,7 @@ def test_each_of_several_processes_grants_all_that_was_set() -> None:
 
 def test_without_keys_an_address_is_a_caller_and_only_a_trusted_proxy_tells_another() -> None:
     with served(rate_limit="1/hour", trusted_proxies="127.0.0.1") as server:
-        for address in ("192.0.2.1", "192.0.2.2"):
+        for address in ("192.0.2.1", "192.0.2.2", "[2001:db8::1]:4711", "2001:db8:0:1::1"):
             asked = {"content": PHOTO, "headers": {"X-Forwarded-For": address}}
             assert [httpx2.post(f"{server.url}/v1/predict", **asked).status_code for _ in range(2)] == [200, 429]
     with served(rate_limit="1/hour") as server:
@@ -145,3 +172,13 @@ def test_without_keys_an_address_is_a_caller_and_only_a_trusted_proxy_tells_anot
 def test_what_is_no_rate_or_network_is_refused_at_start(setting: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
         Settings(_env_file=None, **setting)
+
+
+def test_a_network_of_ipv6_is_one_caller_however_it_is_written() -> None:
+    same = ("2001:db8::1", "2001:db8::2:3", "2001:0DB8:0:0:ffff::", "[2001:db8::4]:80", "192.0.2.9, 2001:db8::5")
+    with served(rate_limit="1/hour", trusted_proxies="127.0.0.1") as server:
+        statuses = [
+            httpx2.post(f"{server.url}/v1/predict", content=PHOTO, headers={"X-Forwarded-For": address}).status_code
+            for address in same
+        ]
+    assert statuses == [200, 429, 429, 429, 429]

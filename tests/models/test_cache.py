@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 import torch
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from app.errors import ModelError, NotConvertible
-from app.models import cache
+from app.models import cache, download
 from tests.conftest import REPOSITORY
 from tests.models.seeded import seeded
 
@@ -49,6 +50,10 @@ def events(resolution: Callable[[], object]) -> list[str]:
     return [line["event"] for line in logs]
 
 
+def key(spec: str, weights: Path | None) -> str:
+    return cache._key(spec, weights, download.sha256(weights) if weights else None)
+
+
 CONVERTING = "converting the model, once on this machine"
 
 
@@ -63,6 +68,45 @@ def test_a_converted_model_is_known_by_its_architecture_and_its_weights(kept: Pa
 def test_a_cache_may_lie_in_the_user_s_home(kept: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(kept.parent))
     assert events(lambda: cache.converted("squeezenet1_1", weights, Path("~") / kept.name)) == []
+
+
+def forge(entry: Path, **values: object) -> None:
+    """Other members in the description."""
+    path = entry / "model.json"
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | values))
+
+
+def test_a_forged_digest_is_not_served(copy: Path, weights: Path) -> None:
+    [entry] = copy.iterdir()
+    forge(entry, digest="0" * 64)
+    said = events(lambda: cache.converted("squeezenet1_1", weights, copy))
+    assert said == ["the converted model is converted again", CONVERTING]
+    assert cache.converted("squeezenet1_1", weights, copy).digest == download.sha256(weights)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"digest": "0" * 64}, "was made of weights with the SHA-256 0000"),
+        ({"files": {}}, "has no network for OpenVINO"),
+    ],
+    ids=["digest", "files"],
+)
+def test_nor_is_one_whose_checksum_is_forged_as_well(
+    copy: Path, weights: Path, values: dict[str, object], reason: str
+) -> None:
+    [entry] = copy.iterdir()
+    forge(entry, **values)
+    (entry / cache._CHECKSUM).write_text(download.sha256(entry / "model.json"))
+    with pytest.raises(ModelError, match=reason):
+        cache._load(entry, download.sha256(weights))
+
+
+def test_an_entry_without_a_checksum_is_not_trusted(copy: Path) -> None:
+    [entry] = copy.iterdir()
+    (entry / cache._CHECKSUM).unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        cache._load(entry, None)
 
 
 @pytest.mark.parametrize("name", ["openvino.bin", pytest.param("model.json", marks=pytest.mark.production)])
@@ -80,15 +124,15 @@ def test_other_weights_and_names_are_other_entries(kept: Path, weights: Path, tm
     renamed, other = tmp_path / "yours.pth", tmp_path / "mine.pth"
     shutil.copy(weights, renamed)
     other.write_bytes(b"other weights")
-    keys = {cache._key("squeezenet1_1", path) for path in (weights, renamed, other, None)}
-    assert len(keys | {cache._key("squeezenet1_1:IMAGENET1K_V1", weights)}) == 5
-    assert cache._key("squeezenet1_1", weights) in os.listdir(kept)
+    keys = {key("squeezenet1_1", path) for path in (weights, renamed, other, None)}
+    assert len(keys | {key("squeezenet1_1:IMAGENET1K_V1", weights)}) == 5
+    assert key("squeezenet1_1", weights) in os.listdir(kept)
 
 
 def test_other_versions_are_other_entries(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cache._key("squeezenet1_1", weights)
+    before = key("squeezenet1_1", weights)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
-    assert cache._key("squeezenet1_1", weights) != before
+    assert key("squeezenet1_1", weights) != before
 
 
 def test_two_at_once_both_have_it_and_leave_one_entry(weights: Path, tmp_path: Path) -> None:
@@ -151,7 +195,7 @@ def test_a_cache_that_cannot_be_written_is_a_clear_error(weights: Path, tmp_path
 RESOLVE = """
 import sys
 from pathlib import Path
-from app.models import cache
+from app.models import cache, download
 model = cache.converted("squeezenet1_1", Path(sys.argv[1]), Path(sys.argv[2]))
 print(model.name, sorted({"torch", "torchvision", "timm"} & sys.modules.keys()))
 """
@@ -172,7 +216,9 @@ def test_a_model_is_converted_once_and_imports_no_torch_into_the_process_that_se
     assert said.splitlines()[-1] == "squeezenet1_1 []"
     [entry] = folder.iterdir()
     assert entry.name.startswith("squeezenet1-1-")
-    assert sorted(path.name for path in entry.iterdir()) == ["model.json", "openvino.bin", "openvino.xml"]
+    assert sorted(path.name for path in entry.iterdir()) == [
+        *("model.json", "model.json.sha256", "openvino.bin", "openvino.xml")
+    ]
     assert events(lambda: cache.converted("squeezenet1_1", weights, folder)) == []
 
 

@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from app.errors import ModelError
-from app.models import resolve
+from app.models import resolve, ultralytics
 from app.settings import Settings
 from tests.conftest import CAT, REPOSITORY, environment
 
@@ -49,3 +50,11 @@ def test_without_the_package_it_says_what_to_install() -> None:
     )
     assert ran.returncode == 1
     assert "the checkpoint yolo11n-cls.pt needs Ultralytics: pip install 'topk[ultralytics]'" in ran.stderr
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "yolo11n-cls.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(2**24))
+    with pytest.raises(ModelError, match=r"yolo11n-cls\.pt unpacks to 16,777,216 bytes"):
+        ultralytics.from_checkpoint(path)

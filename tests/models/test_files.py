@@ -1,8 +1,11 @@
 """Weights from files: what loads, and how plainly the rest is refused."""
 
+import copy
 import os
 import pickle
+import resource
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,3 +210,50 @@ def test_nothing_is_loaded_where_something_does_not_fit() -> None:
     with pytest.raises(ModelError):
         load_state(network, small(10).state_dict(), "small", "w.pth")
     assert same(network.state_dict(), before)
+
+
+def bomb(path: Path, unpacked: int) -> Path:
+    """A ZIP archive of zeros as torch names its content."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/version", "3")
+        with archive.open("archive/data/0", "w") as entry:
+            for _ in range(unpacked // 2**20):
+                entry.write(bytes(2**20))
+    return path
+
+
+def test_what_unpacks_to_more_than_it_is_is_refused_unread(tmp_path: Path) -> None:
+    path = bomb(tmp_path / "bomb.pth", 256 * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError, match=r"bomb\.pth unpacks to 268,435,457 bytes, but has"):
+        read_state(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024  # KiB
+
+
+def test_entries_that_share_their_bytes_are_counted_each(tmp_path: Path) -> None:
+    state = saved(tmp_path / "weights.pth", {"a": torch.zeros(10_000)})
+    with zipfile.ZipFile(state, "a") as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        for number in range(50):
+            copied = copy.copy(largest)
+            copied.filename = copied.orig_filename = f"weights/data/{number + 1}"
+            archive.filelist.append(copied)
+            archive.NameToInfo[copied.filename] = copied
+        archive.writestr("weights/last", "")  # so that the directory is written again
+    with pytest.raises(ModelError, match="torch stores checkpoints uncompressed"):
+        read_state(state)
+
+
+def test_a_broken_archive_is_damaged(tmp_path: Path) -> None:
+    path = saved(tmp_path / "weights.pth", small().state_dict())
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ModelError, match="is damaged"):
+        read_state(path)
+
+
+def test_safetensors_that_declare_more_than_they_hold_are_refused(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4000000000]}}'
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(ModelError, match="neither safetensors nor"):
+        read_state(path)

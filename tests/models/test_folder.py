@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 import torchvision
 
+from app import engine
 from app.errors import ModelError
 from app.models import embedded, folder, resolve, zoo
 from app.models.model import Model
@@ -266,3 +268,34 @@ def test_weights_that_are_named_as_the_model_are_told_where_they_belong(
     Path(path).touch()
     with pytest.raises(ModelError, match=f"{path} is a file; .*: --model ARCHITECTURE --weights {path}"):
         resolve(Settings(model=path, _env_file=None), converted=True)
+
+
+@pytest.mark.parametrize("classes", [10, 999, 1001])
+@pytest.mark.parametrize("computing", ["openvino", "torch"])
+def test_labels_that_are_not_the_network_s_are_refused_at_load(copy: Path, classes: int, computing: str) -> None:
+    change(copy, labels=[[f"class {number}", None] for number in range(classes)])
+    model = folder.load(copy)
+    with pytest.raises(ModelError, match=f"resnet18 has {classes} labels for a network of 1000 classes"):
+        engine.create(model, computing, "cpu", "float32").load()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop": 0}, {"crop": 300}, {"resize": 10**9, "crop": 10**9}, {"std": [0, 1, 1]}, {"mean": [1e999, 0, 0]}],
+    ids=str,
+)
+def test_preprocessing_that_cannot_be_is_refused(copy: Path, wrong: dict[str, Any]) -> None:
+    fed = orjson.loads((copy / folder.DESCRIPTION).read_bytes())["preprocessing"]
+    change(copy, preprocessing=fed | {name: value for name, value in wrong.items() if value != [1e999, 0, 0]})
+    if "mean" in wrong:
+        text = (copy / folder.DESCRIPTION).read_text()
+        (copy / folder.DESCRIPTION).write_text(text.replace('"mean":[', '"mean":[1e999,', 1))
+    with pytest.raises(ModelError, match="is no description of a model"):
+        folder.load(copy)
+
+
+def test_a_crop_that_the_network_does_not_take_is_refused_at_load(resnet18_folder: Path) -> None:
+    model = folder.load(resnet18_folder)
+    small = replace(model, build=torchvision.models.squeezenet1_1, preprocessing=replace(model.preprocessing, crop=8))
+    with pytest.raises(ModelError, match="resnet18 cannot take crops of 8x8: "):
+        engine.create(small, "torch", "cpu", "float32").load()

@@ -316,7 +316,7 @@ def test_at_its_limit_of_files_a_server_says_so_and_goes_on(files: None) -> None
         assert process.rlimit(psutil.RLIMIT_NOFILE) == (160, 160)  # it takes what it may have
         with Ordinary(server) as ordinary:
             idle = connected(stack, server, 400)
-            said = server.wait_for("no more connections: the one that waits longest makes room")
+            said = server.wait_for("all connections are in use: the slowest client makes room")
             assert (said["level"], said["connections"]) == ("warning", 96)
             assert process.num_fds() < 160
             ordinary.is_served()

@@ -1,0 +1,82 @@
+"""Client addresses: one canonical form of each, and the caller that a rate limit counts it as."""
+
+import ipaddress
+import re
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::\d{1,5})?")
+_PREFIX = 64  # bits that an IPv6 network has at least; the others are its own to choose
+
+
+def parse(text: str) -> Address | None:
+    """An address, also as ``1.2.3.4:80``, ``[::1]`` and ``[::1]:80``; None where it is none.
+
+    IPv4 addresses that are mapped into IPv6 are IPv4; a zone (``%eth0``) is dropped, since it may hold anything.
+    """
+    found = _WITH_PORT.fullmatch(text)
+    host = (found[1] or found[2]) if found else text
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def shown(scope: Scope) -> str:
+    """The client's address as it is logged; ``-`` where it is not known, or no address."""
+    address = _client(scope)
+    return str(address) if address else "-"
+
+
+def caller(scope: Scope) -> str:
+    """Whom a rate limit counts: an IPv4 address, or a /64 of IPv6, which is the smallest network there is."""
+    address = _client(scope)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((int(address), _PREFIX), strict=False))
+    return str(address) if address else ""
+
+
+def _client(scope: Scope) -> Address | None:
+    client = scope.get("client")
+    return parse(client[0]) if client else None
+
+
+class Forwarded:
+    """What trusted proxies tell of a client: its address (``X-Forwarded-For``) and scheme (``X-Forwarded-Proto``).
+
+    Proxies append, so the list is read from its end, up to the first address that is not a trusted proxy's. An entry
+    that is no address ends it: the client is then the proxy that wrote the entry.
+    """
+
+    def __init__(self, app: ASGIApp, trusted: tuple[str, ...]) -> None:
+        self.app = app
+        self._trusted = [ipaddress.ip_network(network) for network in trusted]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self._read(scope)
+        await self.app(scope, receive, send)
+
+    def _read(self, scope: Scope) -> None:
+        client = _client(scope)
+        if not client or not self._trusts(client):
+            return
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        for entry in reversed(",".join(given).split(",")):
+            address = parse(entry.strip())
+            if not address:
+                break
+            client = address
+            if not self._trusts(client):
+                break
+        scope["client"] = (str(client), 0)
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-proto" and value.strip() in (b"http", b"https"):
+                scope["scheme"] = value.strip().decode()
+
+    def _trusts(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
