@@ -1,0 +1,13 @@
+"""All attacks on a running service."""
+
+from tests.attacks import bodies, deadlines, decoders, documents, processes, sockets, weak
+
+ATTACKS = [
+    *documents.ATTACKS,
+    *decoders.ATTACKS,
+    *deadlines.ATTACKS,
+    *bodies.ATTACKS,
+    *sockets.ATTACKS,
+    *processes.ATTACKS,
+    *weak.ATTACKS,
+]

@@ -1,0 +1,28 @@
+"""Pictures that cost much more than predicted, and clients with short deadlines after them (row 6)."""
+
+import itertools
+from collections.abc import Iterator
+
+from tests.attacks import jpegs
+from tests.attacks.clients import PREPARED, Target, Wire, at_once, photograph, post
+from tests.attacks.pictures import iccp, png
+from tests.attacks.service import Attack
+
+_CLIENTS = 12
+
+
+def lock_out(target: Target) -> Iterator[str]:
+    """Three expensive pictures, one after another; then the statuses of clients that state 1000 ms, one at a time."""
+    pictures = [jpegs.arithmetic(), png(iccp() * 400), jpegs.arithmetic()]
+    requests = [post("/v1/predict", picture, "application/octet-stream") for picture in pictures]
+    request = post("/v1/predict", photograph(), "image/jpeg", X_Request_Timeout_Ms="1000")
+    yield PREPARED
+    for expensive in requests:
+        list(at_once([expensive], target, 1))
+    wire = Wire(target.port)
+    yield from itertools.islice((wire.ask(request) for _ in itertools.count()), _CLIENTS)
+
+
+ATTACKS = [
+    Attack(6, "12 clients that state 1000 ms, after three costly pictures", lock_out, frozenset({"200"}), alone=True)
+]
