@@ -26,17 +26,17 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only attacks whose name holds this")
     parser.add_argument("--app", type=Path, default=REPOSITORY, help="the checkout to attack, this one by default")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--seconds", type=float, default=8, help="most seconds of an attack")
+    parser.add_argument("--all", action="store_true", help="also the variants of attacks")
     given = parser.parse_args()
     rows = {int(row) for row in given.rows.split(",") if row}
 
     def wanted(attack: Attack | Start) -> bool:
-        return (not rows or attack.row in rows) and given.only in attack.name
+        return (not rows or attack.row in rows) and given.only in attack.name and (given.all or not attack.variant)
 
     with tempfile.TemporaryDirectory(prefix="topk-attacks-") as cache:
         os.environ.setdefault("TOPK_CACHE_DIR", cache)
         attacks = sorted((attack for attack in ATTACKS if wanted(attack)), key=lambda attack: attack.row)
-        figures, lines = _attack(attacks, given.app.resolve(), given.seconds)
+        figures, lines = _attack(attacks, given.app.resolve())
         for start in filter(wanted, STARTS):
             outcome = start.run(given.app.resolve())
             lines.append(_say(table.started(start, outcome)))
@@ -46,7 +46,7 @@ def main() -> None:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _attack(attacks: list[Attack], app: Path, seconds: float) -> tuple[list[dict[str, Any]], list[tuple[str, ...]]]:
+def _attack(attacks: list[Attack], app: Path) -> tuple[list[dict[str, Any]], list[tuple[str, ...]]]:
     """One attack after another, on one server as long as it stays well."""
     figures, lines = [], []
     stack, service, setup = contextlib.ExitStack(), None, None
@@ -55,7 +55,7 @@ def _attack(attacks: list[Attack], app: Path, seconds: float) -> tuple[list[dict
             if service is None or setup != attack.setup:
                 stack.close()
                 service, setup = stack.enter_context(started(attack, app)), attack.setup
-            measured = measure(service, attack, seconds)
+            measured = measure(service, attack)
             figures.append({name: _finite(value) for name, value in measured.as_json().items()})
             lines.append(_say(table.measured(measured)))
             if not _well(service, measured):

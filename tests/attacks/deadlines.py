@@ -13,7 +13,7 @@ _CLIENTS = 12
 
 def lock_out(target: Target) -> Iterator[str]:
     """Three expensive pictures, one after another; then the statuses of clients that state 1000 ms, one at a time."""
-    pictures = [jpegs.arithmetic(), png(iccp() * 400), jpegs.arithmetic()]
+    pictures = [jpegs.arithmetic(5000, 5000), png(iccp() * 300), jpegs.arithmetic(5000, 5000)]
     requests = [post("/v1/predict", picture, "application/octet-stream") for picture in pictures]
     request = post("/v1/predict", photograph(), "image/jpeg", X_Request_Timeout_Ms="1000")
     yield PREPARED
@@ -24,5 +24,12 @@ def lock_out(target: Target) -> Iterator[str]:
 
 
 ATTACKS = [
-    Attack(6, "12 clients that state 1000 ms, after three costly pictures", lock_out, frozenset({"200"}), alone=True)
+    Attack(
+        6,
+        "12 clients that state 1000 ms, after three costly pictures",
+        lock_out,
+        frozenset({"200"}),
+        alone=True,
+        seconds=15,
+    )
 ]

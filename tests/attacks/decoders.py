@@ -33,14 +33,14 @@ def _attack(row: int, name: str, count: int = 3, connections: int = 3, **more: A
 ATTACKS = [
     _attack(3, "TIFF 8x8 in a tile of 32000x32000", jpegs=300),
     _attack(3, "TIFF 8x8 in a tile of 46000x46000, cut at 300 KB", jpegs=300),
-    _attack(3, "TIFF 8x16 in a tile 100 million wide", jpegs=300),
+    _attack(3, "TIFF 8x16 in a tile 100 million wide", jpegs=300, variant=True),
     _attack(4, "PNG with 100 iCCP", 40, 4, answers=frozenset({"200"})),
-    _attack(4, "PNG with 1000 iCCP", 4, 4, answers=frozenset({"200", "422"})),
+    _attack(4, "PNG with 1000 iCCP", 4, 4, answers=frozenset({"200", "422"}), variant=True),
     _attack(4, "PNG with 4600 iCCP", 2, 2, answers=frozenset({"200", "422"})),
-    _attack(4, "PNG with 1000 iCCP behind its pixels", 4, 4, answers=frozenset({"200", "422"})),
+    _attack(4, "PNG with 1000 iCCP behind its pixels", 4, 4, answers=frozenset({"200", "422"}), variant=True),
     _attack(4, "PNG with 60 zTXt", 12, 4, answers=frozenset({"200"})),
-    _attack(4, "PNG with 60 iTXt behind its pixels", 12, 4, answers=frozenset({"200"})),
-    _attack(5, "JPEG arithmetic 512 bytes", 4, 4, answers=_UNSUPPORTED),
+    _attack(4, "PNG with 60 iTXt behind its pixels", 12, 4, answers=frozenset({"200"}), variant=True),
+    _attack(5, "JPEG arithmetic 512 bytes", 4, 4, answers=_UNSUPPORTED, variant=True),
     Attack(
         5,
         "a batch of 32 arithmetic JPEGs of 512 bytes",
@@ -50,6 +50,6 @@ ATTACKS = [
     _attack(5, "JPEG arithmetic progressive, 190 scans", 2, 2, answers=_UNSUPPORTED),
     _attack(5, "TIFF of a progressive arithmetic JPEG of 97 scans", answers=frozenset({"415", "422"})),
     _attack(12, "WebP of 65536 Huffman groups", jpegs=300, memory_mib=_MIB_DECODED),
-    _attack(12, "WebP with alpha of 65536 Huffman groups", jpegs=300, memory_mib=_MIB_DECODED),
+    _attack(12, "WebP with alpha of 65536 Huffman groups", jpegs=300, memory_mib=_MIB_DECODED, variant=True),
     _attack(12, "JPEG DC-only progressive", 9, 3, jpegs=100, memory_mib=_MIB_DECODED),
 ]

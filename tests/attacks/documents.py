@@ -11,6 +11,8 @@ from tests.attacks.service import Attack
 
 INFER = "/v2/models/efficientnet_lite0/infer"
 REFUSED = frozenset({"400"})
+_COUNTED = frozenset({"400", "413"})
+_NO_IMAGE = frozenset({"400", "415", "422", "503"})
 _LARGEST = 2**64 - 1  # of an integer that the JSON parser reads as one
 _MIB = 2**20
 
@@ -46,9 +48,9 @@ def base64_plain(size: int = 62 * _MIB) -> bytes:
 
 def floats(images: int = 12) -> bytes:
     """Preprocessed tensors as JSON numbers: 9 MB for 12 images."""
-    numbers = ",".join(["-.5e0".replace("-.", "-0.")[:4]] * (images * 3 * 224 * 224))
-    tensor = '{"name":"image","datatype":"FP32","shape":[%d,3,224,224],"data":[%s]}' % (images, numbers)
-    return post(INFER, ('{"inputs":[' + tensor + "]}").encode(), "application/json")
+    numbers = [-0.5] * (images * 3 * 224 * 224)
+    tensor = {"name": "image", "datatype": "FP32", "shape": [images, 3, 224, 224], "data": numbers}
+    return as_request(INFER, {"inputs": [tensor]})
 
 
 def nested(depth: int = 500) -> bytes:
@@ -66,34 +68,37 @@ def _attack(
 
 
 ATTACKS = [
-    _attack(1, "v2 shape of 100000 huge integers, BYTES", functools.partial(shape, [_LARGEST] * 100_000), REFUSED),
+    _attack(1, "v2 shape of 100000 huge integers", functools.partial(shape, [_LARGEST] * 100_000), REFUSED),
     _attack(1, "v2 shape of 20000 huge integers x 2", functools.partial(shape, [_LARGEST] * 20_000), REFUSED, 2),
-    _attack(1, "v2 shape of 300 huge integers", functools.partial(shape, [_LARGEST] * 300), REFUSED, 4),
-    _attack(1, "v2 shape of 9 ones", functools.partial(shape, [1] * 9), REFUSED, 4),
-    _attack(1, "v2 shape of one huge integer", functools.partial(shape, [_LARGEST]), frozenset({"400", "413"}), 4),
+    _attack(1, "v2 shape of 300 huge integers x 4", functools.partial(shape, [_LARGEST] * 300), REFUSED, 4),
+    _attack(1, "v2 shape of 9 ones x 4", functools.partial(shape, [1] * 9), REFUSED, 4, variant=True),
+    _attack(1, "v2 shape of one huge integer x 4", functools.partial(shape, [_LARGEST]), _COUNTED, 4, variant=True),
     _attack(
-        1, "v2 shape of 100000 huge integers, FP32", functools.partial(shape, [_LARGEST] * 100_000, "FP32"), REFUSED
+        1,
+        "v2 shape of 100000 huge integers, FP32",
+        functools.partial(shape, [_LARGEST] * 100_000, "FP32"),
+        _COUNTED,
+        variant=True,
     ),
-    _attack(1, "v2 data nested 500 deep", nested, frozenset({"400", "413"}), 4),
+    _attack(1, "v2 data nested 500 deep x 4", nested, _COUNTED, 4, variant=True),
     _attack(2, "v2 with 6000 outputs for 32 images", functools.partial(outputs, 6000), REFUSED, jpegs=100),
     _attack(
-        2, "v2 with 6000 classifications", functools.partial(outputs, 6000, classification=1000), REFUSED, jpegs=100
+        2,
+        "v2 with 6000 classifications",
+        functools.partial(outputs, 6000, classification=1000),
+        REFUSED,
+        jpegs=100,
+        variant=True,
     ),
+    _attack(8, "base64 in two-character words, 26 MB x 3", base64_words, _NO_IMAGE, 3, jpegs=60),
     _attack(
         8,
-        "base64 in two-character words, 26 MB x 3",
-        base64_words,
-        frozenset({"400", "415", "422", "503"}),
-        3,
-        jpegs=60,
-    ),
-    _attack(
-        8,
-        "base64 in lines of one, 26 MB x 3",
+        "base64 in lines of one character, 26 MB x 3",
         functools.partial(base64_words, word="Q\n"),
-        frozenset({"400", "415", "422", "503"}),
+        _NO_IMAGE,
         3,
         jpegs=60,
+        variant=True,
     ),
     _attack(8, "base64 plain, 62 MB x 8", base64_plain, frozenset({"200", "503"}), 8, jpegs=100, memory_mib=1200),
     _attack(8, "v2 JSON floats, 9 MB x 4", floats, frozenset({"200", "503", "504"}), 4, jpegs=200),

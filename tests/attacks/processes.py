@@ -54,6 +54,7 @@ ATTACKS = [
         jpegs=None,
         memory_mib=1200,
         alone=True,
+        seconds=15,
         options=("--workers", "1", "--watchdog-ms", "2000"),
     )
     for kind, run in (("engine", stop_engine), ("HTTP", stop_http))

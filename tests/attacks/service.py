@@ -1,9 +1,9 @@
 """The attacked service: a real server in a process of its own, its memory and CPU time, and one measured attack."""
 
 import contextlib
+import math
 import os
 import signal
-import statistics
 import threading
 import time
 from collections import Counter
@@ -44,8 +44,9 @@ class Attack:
     """One attack, and what holds once it is harmless.
 
     ``answers`` are the acceptable statuses. ``jpegs`` bounds the CPU time of one response, in ordinary JPEGs.
-    ``memory_mib`` bounds what memory may grow by. ``alone``: the ordinary client does not run beside it. The server
-    runs with ``options``, ``env`` and under the command ``under``; an attack of several processes has ``workers``.
+    ``memory_mib`` bounds what memory may grow by. ``alone``: the ordinary client does not run beside it.
+    ``seconds`` is how long it may last. A ``variant`` of another attack is left out of the table by default. The server
+    runs with ``options``, ``env`` and under the command ``under``.
     """
 
     row: int
@@ -55,6 +56,8 @@ class Attack:
     jpegs: float | None = 20
     memory_mib: int = 600
     alone: bool = False
+    seconds: float = 8
+    variant: bool = False
     options: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     under: tuple[str, ...] = ()
@@ -196,8 +199,8 @@ def jpeg_seconds(service: Service) -> float:
     return max((cpu_seconds(service.process.pid) - before) / _BASELINE, 1 / _TICKS / _BASELINE)
 
 
-def measure(service: Service, attack: Attack, seconds: float = 10, calm_s: float = CALM_S) -> Measured:
-    """Attack a ready service for so many seconds at most."""
+def measure(service: Service, attack: Attack, window_s: float = 2) -> Measured:
+    """Attack a ready service. Goodput is that of ``window_s`` seconds at least."""
     pid = service.process.pid
     jpeg_s = jpeg_seconds(service)
     attacker = Attacker(attack.run, service.target)
@@ -206,36 +209,39 @@ def measure(service: Service, attack: Attack, seconds: float = 10, calm_s: float
         prober = stack.enter_context(Beside(probe, service.port))
         client = None if attack.alone else stack.enter_context(Beside(ordinary, service.port))
         calm = time.monotonic()
-        time.sleep(calm_s)
+        time.sleep(CALM_S)
         memory = Memory(pid)
         stack.callback(memory.close)
         began, cpu = time.monotonic(), cpu_seconds(pid)
-        statuses, whole = attacker.run(seconds)
+        statuses, whole = attacker.run(attack.seconds)
         ended, cpu = time.monotonic(), cpu_seconds(pid) - cpu
         attacker.close()
         lived = service.process.poll() is None
-        alive = lived and service.answers(timeout=max(1.0, seconds / 2)) == "200"
+        if lived and client:
+            time.sleep(max(0.0, began + window_s - time.monotonic()))
+        window = time.monotonic()
+        alive = lived and service.answers(timeout=4) == "200"
         process = _process(service, alive, time.monotonic() - ended)
     answered = Counter(statuses)
     if not whole and lived:
         answered["unanswered"] += 1
     samples = [sample for sample in prober.samples if began <= sample.at + sample.seconds and sample.at < ended]
     by_time = sorted(sample.seconds for sample in samples if sample.status == "200" or sample.status == TIMEOUT)
-    beside = _goodput(client.samples, began, ended) if client else None
+    beside = _goodput(client.samples, began, window) if client else None
     before = _goodput(client.samples, calm, began) if client else 0.0
-    spent = max(0.0, cpu - jpeg_s * (beside or 0.0) * (ended - began))
+    spent = cpu - (jpeg_s * _goodput(client.samples, began, ended) * (ended - began) if client else 0.0)
     return Measured(
         row=attack.row,
         name=attack.name,
         statuses=dict(answered),
         seconds=ended - began,
         livez_worst=by_time[-1] if by_time else float("inf"),
-        livez_p99=statistics.quantiles(by_time, n=100)[-1] if len(by_time) > 1 else float("inf"),
+        livez_p99=by_time[math.ceil(0.99 * len(by_time)) - 1] if by_time else float("inf"),
         livez_failed=sum(sample.status not in ("200", TIMEOUT) for sample in samples),
         base_mib=memory.base / MIB,
         peak_mib=memory.peak / MIB,
         jpeg_s=jpeg_s,
-        cpu_jpegs=spent / jpeg_s / max(1, answered.total()),
+        cpu_jpegs=max(0.0, spent) / jpeg_s / max(1, answered.total()),
         goodput=None if beside is None or not before else beside / before,
         process=process,
     )

@@ -58,6 +58,7 @@ ATTACKS = [
         frozenset({"200"}),
         under=("prlimit", f"--nofile={_FILES}:{_FILES}"),
         alone=True,
+        seconds=15,
     ),
     Attack(13, f"storm of {_STORM} resets, then a new connection", reset_storm, frozenset({"200"}), jpegs=None),
 ]

@@ -40,6 +40,7 @@ class Start:
     answers: frozenset[str]
     memory_mib: int = 1500
     row: int = 13
+    variant: bool = False
 
 
 def empty_keys(app: Path) -> Outcome:
@@ -183,7 +184,7 @@ def _entry(app: Path) -> Path:
 
 STARTS = [
     Start("TOPK_API_KEYS set but empty", empty_keys, frozenset({REFUSES})),
-    Start("TOPK_API_KEYS of separators alone", separators_for_keys, frozenset({REFUSES})),
+    Start("TOPK_API_KEYS of separators alone", separators_for_keys, frozenset({REFUSES}), variant=True),
     Start("TOPK_API_KEYS_FILE of an empty file", empty_keys_file, frozenset({REFUSES})),
     Start("model folder with 10 labels for 1000 logits", ten_labels, frozenset({REFUSES})),
     Start("cache with a forged digest", forged_digest, frozenset({REFUSES, "serves the true digest"})),
