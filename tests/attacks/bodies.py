@@ -1,5 +1,6 @@
 """Requests whose bodies or heads are cut into as many pieces as possible, and uploads that never end (rows 7, 9)."""
 
+import contextlib
 import functools
 import socket
 import time
@@ -72,16 +73,15 @@ def query(size: int = 60_000) -> bytes:
 
 def fill_budget(target: Target) -> Iterator[str]:
     """Nine uploads that fill ``TOPK_MAX_INFLIGHT_BYTES`` together, and then send a byte now and then."""
-    each = (_BUDGET - 12_000) // 9
-    first = head("/v1/predict/batch", length=60 * _MIB, headers={"Content-Type": "multipart/form-data; boundary=b"})
-    first += b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
-    data = first + bytes(each - len(first))
+    each = (_BUDGET - 20_000) // 9
+    first = head("/v1/predict", length=each, headers={"Content-Type": "image/jpeg"}) + b"\xff\xd8\xff\xfe\xff\xff"
+    data = first + bytes(each - 1000)
     yield PREPARED
     uploads: list[socket.socket] = []
     for _ in range(9):
-        upload = socket.create_connection(("127.0.0.1", target.port), timeout=5)
-        upload.sendall(data)
-        uploads.append(upload)
+        uploads.append(socket.create_connection(("127.0.0.1", target.port), timeout=5))
+        with contextlib.suppress(OSError):
+            uploads[-1].sendall(data)
     end = time.monotonic() + _SHARE_END_S
     wire, request = Wire(target.port), post("/v1/predict", photograph(), "image/jpeg")
     while time.monotonic() < end:
@@ -102,13 +102,13 @@ def _attack(
 
 ATTACKS = [
     _attack("body in one-byte chunks, 300 KB x 4", functools.partial(chunks, 300_000), {"400", RESET}, 4, 4),
-    _attack("body in one-byte chunks, 4.2 MB", functools.partial(chunks, 4_200_000), {"400", RESET}),
+    _attack("body in one-byte chunks, 4.2 MB", functools.partial(chunks, 4_200_000), {"400", RESET}, variant=True),
     _attack(
         "body in 32-byte chunks, 3 MB x 4", functools.partial(chunks, 100_000, 32), {"400", RESET}, 4, 4, variant=True
     ),
     _attack("chunk extensions x 4", chunks_with_extensions, {"400", RESET}, 4, 4, variant=True),
     _attack("multipart of parts with 8 headers, 19 MB", parts_with_headers, {"400", "413", RESET}),
-    _attack("multipart of 2 million empty parts", empty_parts, {"400", "413", RESET}),
+    _attack("multipart of 2 million empty parts", empty_parts, {"400", "413", RESET}, variant=True),
     _attack("multipart of 100000 options", named_parts, {"400", "413", RESET}, variant=True),
     _attack(
         "multipart of beginnings of its boundary", boundary_prefixes, {"200", "400", "413"}, jpegs=100, variant=True

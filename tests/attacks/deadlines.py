@@ -13,7 +13,7 @@ _CLIENTS = 12
 
 def lock_out(target: Target) -> Iterator[str]:
     """Three expensive pictures, one after another; then the statuses of clients that state 1000 ms, one at a time."""
-    pictures = [jpegs.arithmetic(5000, 5000), png(iccp() * 300), jpegs.arithmetic(5000, 5000)]
+    pictures = [jpegs.arithmetic(4500, 4500), png(iccp() * 100), jpegs.arithmetic(4500, 4500)]
     requests = [post("/v1/predict", picture, "application/octet-stream") for picture in pictures]
     request = post("/v1/predict", photograph(), "image/jpeg", X_Request_Timeout_Ms="1000")
     yield PREPARED

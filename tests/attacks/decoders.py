@@ -31,14 +31,14 @@ def _attack(row: int, name: str, count: int = 3, connections: int = 3, **more: A
 
 
 ATTACKS = [
-    _attack(3, "TIFF 8x8 in a tile of 32000x32000", jpegs=300),
+    _attack(3, "TIFF 8x8 in a tile of 32000x32000", jpegs=300, variant=True),
     _attack(3, "TIFF 8x8 in a tile of 46000x46000, cut at 300 KB", jpegs=300),
     _attack(3, "TIFF 8x16 in a tile 100 million wide", jpegs=300, variant=True),
     _attack(4, "PNG with 100 iCCP", 40, 4, answers=frozenset({"200"})),
     _attack(4, "PNG with 1000 iCCP", 4, 4, answers=frozenset({"200", "422"}), variant=True),
     _attack(4, "PNG with 4600 iCCP", 2, 2, answers=frozenset({"200", "422"})),
     _attack(4, "PNG with 1000 iCCP behind its pixels", 4, 4, answers=frozenset({"200", "422"}), variant=True),
-    _attack(4, "PNG with 60 zTXt", 12, 4, answers=frozenset({"200"})),
+    _attack(4, "PNG with 60 zTXt", 12, 4, answers=frozenset({"200"}), variant=True),
     _attack(4, "PNG with 60 iTXt behind its pixels", 12, 4, answers=frozenset({"200"}), variant=True),
     _attack(5, "JPEG arithmetic 512 bytes", 4, 4, answers=_UNSUPPORTED, variant=True),
     Attack(

@@ -69,7 +69,14 @@ def _attack(
 
 ATTACKS = [
     _attack(1, "v2 shape of 100000 huge integers", functools.partial(shape, [_LARGEST] * 100_000), REFUSED),
-    _attack(1, "v2 shape of 20000 huge integers x 2", functools.partial(shape, [_LARGEST] * 20_000), REFUSED, 2),
+    _attack(
+        1,
+        "v2 shape of 20000 huge integers x 2",
+        functools.partial(shape, [_LARGEST] * 20_000),
+        REFUSED,
+        2,
+        variant=True,
+    ),
     _attack(1, "v2 shape of 300 huge integers x 4", functools.partial(shape, [_LARGEST] * 300), REFUSED, 4),
     _attack(1, "v2 shape of 9 ones x 4", functools.partial(shape, [1] * 9), REFUSED, 4, variant=True),
     _attack(1, "v2 shape of one huge integer x 4", functools.partial(shape, [_LARGEST]), _COUNTED, 4, variant=True),

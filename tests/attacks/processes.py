@@ -55,6 +55,7 @@ ATTACKS = [
         memory_mib=1200,
         alone=True,
         seconds=15,
+        variant=kind == "HTTP",
         options=("--workers", "1", "--watchdog-ms", "2000"),
     )
     for kind, run in (("engine", stop_engine), ("HTTP", stop_http))

@@ -45,7 +45,7 @@ class Attack:
 
     ``answers`` are the acceptable statuses. ``jpegs`` bounds the CPU time of one response, in ordinary JPEGs.
     ``memory_mib`` bounds what memory may grow by. ``alone``: the ordinary client does not run beside it.
-    ``seconds`` is how long it may last. A ``variant`` of another attack is left out of the table by default. The server
+    ``limited``: the server has a rate limit that its baseline would exceed. ``seconds`` is how long it may last. A ``variant`` of another attack is left out of the table by default. The server
     runs with ``options``, ``env`` and under the command ``under``.
     """
 
@@ -56,7 +56,8 @@ class Attack:
     jpegs: float | None = 20
     memory_mib: int = 600
     alone: bool = False
-    seconds: float = 8
+    seconds: float = 6
+    limited: bool = False
     variant: bool = False
     options: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -199,10 +200,12 @@ def jpeg_seconds(service: Service) -> float:
     return max((cpu_seconds(service.process.pid) - before) / _BASELINE, 1 / _TICKS / _BASELINE)
 
 
-def measure(service: Service, attack: Attack, window_s: float = 2) -> Measured:
-    """Attack a ready service. Goodput is that of ``window_s`` seconds at least."""
+def measure(service: Service, attack: Attack, jpeg_s: float = 0, window_s: float = 2) -> Measured:
+    """Attack a ready service. ``jpeg_s`` is the CPU time of an ordinary JPEG, for a limited one.
+
+    Goodput is that of ``window_s`` seconds at least."""
     pid = service.process.pid
-    jpeg_s = jpeg_seconds(service)
+    jpeg_s = jpeg_s if attack.limited else jpeg_seconds(service)
     attacker = Attacker(attack.run, service.target)
     with contextlib.ExitStack() as stack:
         stack.callback(attacker.close)

@@ -67,6 +67,8 @@ ATTACKS = [
         {"200 for one limit"},
         env=_BEHIND_PROXY | {"TOPK_RATE_LIMIT": f"{_LIMIT}/hour"},
         alone=True,
+        limited=True,
+        jpegs=None,
     ),
     _attack(
         "batches of 32 MiB above the rate limit x 12",
@@ -75,6 +77,7 @@ ATTACKS = [
         jpegs=3,
         env={"TOPK_RATE_LIMIT": "10/second"},
         alone=True,
+        limited=True,
     ),
     _attack("/openapi.json x 400", _repeated(schema, 400, 4), {"200"}, jpegs=0.5),
     _attack("HTTP/9.9, 2.0, 3.1 and 0.9", versions, {"505", "400"}),
