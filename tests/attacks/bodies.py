@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from tests.attacks.service import Attack
 _MIB = 2**20
 _BUDGET = 64 * _MIB
 _BOUNDARY = "b"
+_UPLOADS = 9
+_TRIES = 50
 _SHARE_END_S = 8.0
 
 
@@ -73,25 +76,33 @@ def query(size: int = 60_000) -> bytes:
 
 def fill_budget(target: Target) -> Iterator[str]:
     """Nine uploads that fill ``TOPK_MAX_INFLIGHT_BYTES`` together, and then send a byte now and then."""
-    each = (_BUDGET - 20_000) // 9
+    each = (_BUDGET - 20_000) // _UPLOADS
     first = head("/v1/predict", length=each, headers={"Content-Type": "image/jpeg"}) + b"\xff\xd8\xff\xfe\xff\xff"
     data = first + bytes(each - 1000)
     yield PREPARED
-    uploads: list[socket.socket] = []
-    for _ in range(9):
-        uploads.append(socket.create_connection(("127.0.0.1", target.port), timeout=5))
-        with contextlib.suppress(OSError):
-            uploads[-1].sendall(data)
+    uploads = [_held(target, data) for _ in range(_UPLOADS)]
     end = time.monotonic() + _SHARE_END_S
     wire, request = Wire(target.port), post("/v1/predict", photograph(), "image/jpeg")
     while time.monotonic() < end:
         for upload in list(uploads):
             try:
                 upload.sendall(b"x")
-            except OSError:
+            except OSError:  # it was ended
                 uploads.remove(upload)
         yield wire.ask(request, timeout=5)
         time.sleep(0.2)
+
+
+def _held(target: Target, data: bytes) -> socket.socket:
+    """An upload that is under way: tried again where it is refused because others are."""
+    for _ in range(_TRIES):
+        upload = socket.create_connection(("127.0.0.1", target.port), timeout=5)
+        with contextlib.suppress(OSError):
+            upload.sendall(data)
+            if not select.select([upload], [], [], 0.1)[0]:
+                break
+        upload.close()
+    return upload
 
 
 def _attack(

@@ -45,8 +45,9 @@ class Attack:
 
     ``answers`` are the acceptable statuses. ``jpegs`` bounds the CPU time of one response, in ordinary JPEGs.
     ``memory_mib`` bounds what memory may grow by. ``alone``: the ordinary client does not run beside it.
-    ``limited``: the server has a rate limit that its baseline would exceed. ``seconds`` is how long it may last. A ``variant`` of another attack is left out of the table by default. The server
-    runs with ``options``, ``env`` and under the command ``under``.
+    ``seconds`` is how long it may last. ``limited``: the server has a rate limit that its baseline would exceed. A
+    ``variant`` of another attack is left out of the table by default. The server runs with ``options``, ``env`` and
+    under the command ``under``.
     """
 
     row: int
