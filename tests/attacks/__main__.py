@@ -48,15 +48,14 @@ def main() -> None:
 
 def _attack(attacks: list[Attack], app: Path) -> tuple[list[dict[str, Any]], list[tuple[str, ...]]]:
     """One attack after another, on one server as long as it stays well."""
-    figures, lines, jpeg_s = [], [], 0.02
+    figures, lines = [], []
     stack, service, setup = contextlib.ExitStack(), None, None
     with stack:
         for attack in attacks:
             if service is None or setup != attack.setup:
                 stack.close()
                 service, setup = stack.enter_context(started(attack, app)), attack.setup
-            measured = measure(service, attack, jpeg_s)
-            jpeg_s = measured.jpeg_s
+            measured = measure(service, attack)
             figures.append({name: _finite(value) for name, value in measured.as_json().items()})
             lines.append(_say(table.measured(measured)))
             if not _well(service, measured):

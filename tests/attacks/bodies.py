@@ -89,8 +89,12 @@ def fill_budget(target: Target) -> Iterator[str]:
                 upload.sendall(b"x")
             except OSError:  # it was ended
                 uploads.remove(upload)
+                upload.close()
         yield wire.ask(request, timeout=5)
         time.sleep(0.2)
+    wire.close()
+    for upload in uploads:
+        upload.close()
 
 
 def _held(target: Target, data: bytes) -> socket.socket:
@@ -131,7 +135,8 @@ ATTACKS = [
         9,
         "nine uploads fill TOPK_MAX_INFLIGHT_BYTES",
         fill_budget,
-        frozenset({"200"}),
+        frozenset({"200", "503"}),
+        needed=frozenset({"200"}),
         seconds=15,
         env={"TOPK_MAX_INFLIGHT_BYTES": str(_BUDGET)},
     ),

@@ -9,7 +9,7 @@ from tests.attacks.service import Attack
 
 JUDGED = frozenset({"200", "413", "415", "422", "503", "504"})
 """How a hostile picture may be answered: decoded, refused for what it is, or refused because there are too many."""
-_UNSUPPORTED = frozenset({"415"})
+UNSUPPORTED = frozenset({"415"})
 _MIB_DECODED = 1600  # three pictures that are decoded may take what is accounted for them
 
 
@@ -40,14 +40,14 @@ ATTACKS = [
     _attack(4, "PNG with 1000 iCCP behind its pixels", 4, 4, answers=frozenset({"200", "422"}), variant=True),
     _attack(4, "PNG with 60 zTXt", 12, 4, answers=frozenset({"200"}), variant=True),
     _attack(4, "PNG with 60 iTXt behind its pixels", 12, 4, answers=frozenset({"200"}), variant=True),
-    _attack(5, "JPEG arithmetic 512 bytes", 4, 4, answers=_UNSUPPORTED, variant=True),
+    _attack(5, "JPEG arithmetic 512 bytes", 4, 4, answers=UNSUPPORTED, variant=True),
     Attack(
         5,
         "a batch of 32 arithmetic JPEGs of 512 bytes",
         functools.partial(sent, functools.partial(batch, "JPEG arithmetic 512 bytes"), 1, 1),
         frozenset({"200"}),
     ),
-    _attack(5, "JPEG arithmetic progressive, 190 scans", 2, 2, answers=_UNSUPPORTED),
+    _attack(5, "JPEG arithmetic progressive, 190 scans", 2, 2, answers=UNSUPPORTED),
     _attack(5, "TIFF of a progressive arithmetic JPEG of 97 scans", answers=frozenset({"415", "422"})),
     _attack(12, "WebP of 65536 Huffman groups", jpegs=300, memory_mib=_MIB_DECODED),
     _attack(12, "WebP with alpha of 65536 Huffman groups", jpegs=300, memory_mib=_MIB_DECODED, variant=True),

@@ -35,8 +35,7 @@ MODEL = "efficientnet_lite0"
 CALM_S = 1.5
 _POLL_S = 0.05
 _TICKS = os.sysconf("SC_CLK_TCK")
-_BASELINE = 20  # ordinary requests that the cost of one is measured with
-NO_FAILURE = frozenset({"503", "504"})  # of the 5xx, those that are refusals
+_BASELINE = 12  # ordinary requests that the cost of one is measured with
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +44,8 @@ class Attack:
 
     ``answers`` are the acceptable statuses. ``jpegs`` bounds the CPU time of one response, in ordinary JPEGs.
     ``memory_mib`` bounds what memory may grow by. ``alone``: the ordinary client does not run beside it.
-    ``seconds`` is how long it may last. ``limited``: the server has a rate limit that its baseline would exceed. A
-    ``variant`` of another attack is left out of the table by default. The server runs with ``options``, ``env`` and
-    under the command ``under``.
+    ``seconds`` is how long it may last. ``needed``: statuses without which it is not harmless. A ``variant`` of another
+    attack is left out of the table by default. The server runs with ``options``, ``env`` and under the command ``under``.
     """
 
     row: int
@@ -58,7 +56,7 @@ class Attack:
     memory_mib: int = 600
     alone: bool = False
     seconds: float = 6
-    limited: bool = False
+    needed: frozenset[str] = frozenset()
     variant: bool = False
     options: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
@@ -201,12 +199,10 @@ def jpeg_seconds(service: Service) -> float:
     return max((cpu_seconds(service.process.pid) - before) / _BASELINE, 1 / _TICKS / _BASELINE)
 
 
-def measure(service: Service, attack: Attack, jpeg_s: float = 0, window_s: float = 2) -> Measured:
-    """Attack a ready service. ``jpeg_s`` is the CPU time of an ordinary JPEG, for a limited one.
-
-    Goodput is that of ``window_s`` seconds at least."""
+def measure(service: Service, attack: Attack, window_s: float = 2) -> Measured:
+    """Attack a ready service. Goodput is that of ``window_s`` seconds at least."""
     pid = service.process.pid
-    jpeg_s = jpeg_s if attack.limited else jpeg_seconds(service)
+    jpeg_s = jpeg_seconds(service)
     attacker = Attacker(attack.run, service.target)
     with contextlib.ExitStack() as stack:
         stack.callback(attacker.close)

@@ -188,6 +188,6 @@ STARTS = [
     Start("TOPK_API_KEYS_FILE of an empty file", empty_keys_file, frozenset({REFUSES})),
     Start("model folder with 10 labels for 1000 logits", ten_labels, frozenset({REFUSES})),
     Start("cache with a forged digest", forged_digest, frozenset({REFUSES, "serves the true digest"})),
-    Start("checkpoint of 300 KB that unpacks to 300 MiB", zip_bomb, frozenset({REFUSES}), memory_mib=900),
+    Start("checkpoint of 300 KB that unpacks to 300 MiB", zip_bomb, frozenset({REFUSES}), memory_mib=800),
     Start("escape sequences in X-Forwarded-For, text log", escapes_in_log, frozenset({"none reaches the log"})),
 ]
