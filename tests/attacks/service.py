@@ -44,8 +44,8 @@ class Attack:
 
     ``answers`` are the acceptable statuses. ``jpegs`` bounds the CPU time of one response, in ordinary JPEGs.
     ``memory_mib`` bounds what memory may grow by. ``alone``: the ordinary client does not run beside it.
-    ``seconds`` is how long it may last. ``needed``: statuses without which it is not harmless. A ``variant`` of another
-    attack is left out of the table by default. The server runs with ``options``, ``env`` and under the command ``under``.
+    ``seconds`` is how long it may last. ``needed``: statuses without which it is not harmless. A ``variant`` of
+    another is left out of the table by default. The server runs with ``options``, ``env`` and under ``under``.
     """
 
     row: int
