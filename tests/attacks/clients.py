@@ -225,7 +225,7 @@ class Beside:
 def _beside(
     client: Callable[[int, Callable[[], bool]], Iterator[Sample]], port: int, over: Event, pipe: Connection
 ) -> None:
-    samples = []
+    samples: list[Sample] = []
     for sample in client(port, over.is_set):
         if not samples:
             pipe.send("begun")

@@ -36,7 +36,15 @@ ATTACKS = [
     _attack(3, "TIFF 8x16 in a tile 100 million wide", jpegs=300, variant=True),
     _attack(4, "PNG with 100 iCCP", 40, 4, answers=frozenset({"200"})),
     _attack(4, "PNG with 1000 iCCP", 4, 4, answers=frozenset({"200", "422"}), variant=True),
-    _attack(4, "PNG with 4600 iCCP", 2, 2, answers=frozenset({"200", "422"})),
+    _attack(
+        4,
+        "PNG with 4600 iCCP",
+        2,
+        2,
+        answers=frozenset({"200", "422"}),
+        seconds=15,
+        options=("--watchdog-ms", "8000"),
+    ),
     _attack(4, "PNG with 1000 iCCP behind its pixels", 4, 4, answers=frozenset({"200", "422"}), variant=True),
     _attack(4, "PNG with 60 zTXt", 12, 4, answers=frozenset({"200"}), variant=True),
     _attack(4, "PNG with 60 iTXt behind its pixels", 12, 4, answers=frozenset({"200"}), variant=True),
@@ -53,3 +61,6 @@ ATTACKS = [
     _attack(12, "WebP with alpha of 65536 Huffman groups", jpegs=300, memory_mib=_MIB_DECODED, variant=True),
     _attack(12, "JPEG DC-only progressive", 9, 3, jpegs=100, memory_mib=_MIB_DECODED),
 ]
+
+ATTACKED = frozenset(attack.name.rpartition(" x ")[0] for attack in ATTACKS)
+"""Names of the pictures that have a row of their own."""

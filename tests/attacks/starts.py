@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 from tests.attacks.clients import Wire, photograph, post
-from tests.attacks.service import MIB, Memory, Service
+from tests.attacks.service import MIB, MODEL, Memory, Service
 from tests.conftest import environment
 
 REFUSES = "refuses to start"
@@ -131,9 +131,9 @@ def _log(service: Service) -> str:
     return "\n".join(str(line.get("event")) for line in list(service.log))
 
 
-def _outcome(app: Path, *options: str, env: dict[str, str] | None = None, model: str | None = None) -> Outcome:
+def _outcome(app: Path, *options: str, env: dict[str, str] | None = None, model: str = MODEL) -> Outcome:
     """Start it, and ask it once without a key if it becomes ready."""
-    service = Service(*options, env=env, app=app, **({"model": model} if model else {}))
+    service = Service(*options, env=env, app=app, model=model)
     memory = Memory(service.process.pid)
     try:
         if not _ready(service):
