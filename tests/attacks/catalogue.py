@@ -1,8 +1,9 @@
 """All attacks on a running service."""
 
 from tests.attacks import bodies, deadlines, decoders, documents, processes, sockets, weak
+from tests.attacks.service import Attack
 
-ATTACKS = [
+ATTACKS: list[Attack] = [
     *documents.ATTACKS,
     *decoders.ATTACKS,
     *deadlines.ATTACKS,

@@ -107,6 +107,6 @@ ATTACKS = [
         jpegs=60,
         variant=True,
     ),
-    _attack(8, "base64 plain, 62 MB x 8", base64_plain, frozenset({"200", "503"}), 8, jpegs=100, memory_mib=1200),
+    _attack(8, "base64 plain, 62 MB x 8", base64_plain, frozenset({"200", "503"}), 8, jpegs=100, memory_mib=900),
     _attack(8, "v2 JSON floats, 9 MB x 4", floats, frozenset({"200", "503", "504"}), 4, jpegs=200),
 ]

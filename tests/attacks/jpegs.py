@@ -68,10 +68,10 @@ def arithmetic_small() -> bytes:
     return arithmetic(2400, 2000)
 
 
-def arithmetic_behind_junk() -> bytes:
+def arithmetic_behind_junk(width: int = 7000, height: int = 7000) -> bytes:
     """Its frame header stands behind fill bytes, junk and a segment that holds another frame header."""
     decoy = segment(0xFE, frame(BASELINE, 8, 8, _GREY))
-    return SOI + decoy + b"\0junk" + b"\xff" * 9 + jpeg(frame(ARITHMETIC, 7000, 7000), scan(data=_LEARNT))[2:]
+    return SOI + decoy + b"\0junk" + b"\xff" * 9 + jpeg(frame(ARITHMETIC, width, height), scan(data=_LEARNT))[2:]
 
 
 def arithmetic_progressive(scans: int = 190, width: int = 7000, height: int = 7000) -> bytes:
@@ -106,8 +106,8 @@ def dc_only(width: int = 7000, height: int = 3500) -> bytes:
     return whole[:2] + segment(0xFE, bytes(260 - len(whole) - 4)) + whole[2:]
 
 
-def progressive(scans: int = 190) -> bytes:
-    return jpeg(frame(PROGRESSIVE, 7000, 7000), *_scans(scans))
+def progressive(scans: int = 190, width: int = 7000, height: int = 7000) -> bytes:
+    return jpeg(frame(PROGRESSIVE, width, height), *_scans(scans))
 
 
 def baseline_without_data() -> bytes:
