@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ _MIB = 2**20
 _BUDGET = 64 * _MIB
 _BOUNDARY = "b"
 _UPLOADS = 9
-_TRIES = 50
-_SHARE_END_S = 8.0
+_PAUSE_S = 0.2
+_SHARE_END_S = 6.0
 
 
 def chunks(number: int, size: int = 1) -> bytes:
@@ -75,38 +74,34 @@ def query(size: int = 60_000) -> bytes:
 
 
 def fill_budget(target: Target) -> Iterator[str]:
-    """Nine uploads that fill ``TOPK_MAX_INFLIGHT_BYTES`` together, and then send a byte now and then."""
-    each = (_BUDGET - 20_000) // _UPLOADS
-    first = head("/v1/predict", length=each, headers={"Content-Type": "image/jpeg"}) + b"\xff\xd8\xff\xfe\xff\xff"
-    data = first + bytes(each - 1000)
+    """Nine uploads that fill ``TOPK_MAX_INFLIGHT_BYTES`` together, and then send a byte now and then.
+
+    Yields the statuses of ordinary requests beside them.
+    """
+    each = (_BUDGET - 10_000) // _UPLOADS
+    first = head("/v1/predict", length=each, headers={"Content-Type": "image/jpeg"})
+    data = first + b"\xff\xd8\xff\xfe\xff\xff" + bytes(each - 1000)
     yield PREPARED
-    uploads = [_held(target, data) for _ in range(_UPLOADS)]
-    end = time.monotonic() + _SHARE_END_S
-    wire, request = Wire(target.port), post("/v1/predict", photograph(), "image/jpeg")
-    while time.monotonic() < end:
-        for upload in list(uploads):
-            try:
-                upload.sendall(b"x")
-            except OSError:  # it was ended
-                uploads.remove(upload)
-                upload.close()
-        yield wire.ask(request, timeout=5)
-        time.sleep(0.2)
-    wire.close()
+    with contextlib.ExitStack() as stack:
+        uploads = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", target.port), timeout=5))
+            for _ in range(_UPLOADS)
+        ]
+        _each_sends(uploads, data)
+        end = time.monotonic() + _SHARE_END_S
+        wire, request = Wire(target.port), post("/v1/predict", photograph(), "image/jpeg")
+        while time.monotonic() < end:
+            _each_sends(uploads, b"x")
+            yield wire.ask(request, timeout=5)
+            time.sleep(_PAUSE_S)
+        wire.close()
+
+
+def _each_sends(uploads: list[socket.socket], data: bytes) -> None:
+    """Those that were ended do not."""
     for upload in uploads:
-        upload.close()
-
-
-def _held(target: Target, data: bytes) -> socket.socket:
-    """An upload that is under way: tried again where it is refused because others are."""
-    for _ in range(_TRIES):
-        upload = socket.create_connection(("127.0.0.1", target.port), timeout=5)
         with contextlib.suppress(OSError):
             upload.sendall(data)
-            if not select.select([upload], [], [], 0.1)[0]:
-                break
-        upload.close()
-    return upload
 
 
 def _attack(
@@ -137,6 +132,7 @@ ATTACKS = [
         fill_budget,
         frozenset({"200", "503"}),
         needed=frozenset({"200"}),
+        alone=True,
         seconds=15,
         env={"TOPK_MAX_INFLIGHT_BYTES": str(_BUDGET)},
     ),

@@ -7,17 +7,16 @@ from tests.attacks.clients import PREPARED, Target, Wire, at_once, photograph, p
 from tests.attacks.decoders import JUDGED
 from tests.attacks.service import Attack
 
+_COSTLY = 4
 _CLIENTS = 12
 
 
 def lock_out(target: Target) -> Iterator[str]:
-    """Two expensive pictures, one after another; then clients that state 1000 ms, one at a time. All statuses."""
-    pictures = [jpegs.arithmetic(4500, 4500)] * 2
-    requests = [post("/v1/predict", picture, "application/octet-stream") for picture in pictures]
+    """Expensive pictures, two at once; then clients that state 1000 ms, one at a time. Yields all statuses."""
+    costly = post("/v1/predict", jpegs.arithmetic(5600, 5600), "application/octet-stream")
     request = post("/v1/predict", photograph(), "image/jpeg", X_Request_Timeout_Ms="1000")
     yield PREPARED
-    for expensive in requests:
-        yield from (f"picture {status}" for status in at_once([expensive], target, 1))
+    yield from (f"picture {status}" for status in at_once([costly] * _COSTLY, target, 2))
     wire = Wire(target.port)
     for _ in range(_CLIENTS):
         yield wire.ask(request)
@@ -27,10 +26,10 @@ def lock_out(target: Target) -> Iterator[str]:
 ATTACKS = [
     Attack(
         6,
-        "12 clients that state 1000 ms, after two costly pictures",
+        "12 clients that state 1000 ms, after four costly pictures",
         lock_out,
         frozenset({"200", *(f"picture {status}" for status in JUDGED)}),
         alone=True,
-        seconds=15,
+        seconds=25,
     )
 ]
