@@ -84,7 +84,7 @@ def fill_budget(target: Target) -> Iterator[str]:
     yield PREPARED
     with contextlib.ExitStack() as stack:
         uploads = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", target.port), timeout=5))
+            stack.enter_context(socket.create_connection(("127.0.0.1", target.port), timeout=30))
             for _ in range(_UPLOADS)
         ]
         _each_sends(uploads, data)
