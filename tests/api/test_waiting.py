@@ -8,7 +8,7 @@ import httpx2
 
 from tests.api.conftest import InProcess
 from tests.api.wire import Wire
-from tests.conftest import CAT
+from tests.conftest import CAT, overloaded_ms
 
 PHOTO = CAT.read_bytes()
 Wait = Callable[[Callable[[], bool]], None]
@@ -64,11 +64,15 @@ def test_a_deadline_that_passes_while_waiting_is_a_504(app_server: InProcess) ->
 
 def test_one_corrupt_image_among_32_fails_alone(app_server: InProcess) -> None:
     alone = predict(app_server).json()
-    together = threading.Barrier(32)
+    together, later = threading.Barrier(32), threading.Event()
 
     def one(content: bytes) -> httpx2.Response:
         together.wait()
-        return httpx2.post(f"{app_server.url}/v1/predict", content=content, timeout=60)
+        while True:
+            answer = httpx2.post(f"{app_server.url}/v1/predict", content=content, timeout=60)
+            if (pause_ms := overloaded_ms(answer)) is None:
+                return answer
+            later.wait(pause_ms / 1000)  # a slow or busy machine may refuse some of 32 at once
 
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(one, [PHOTO] * 31 + [PHOTO[:9000]]))
