@@ -147,7 +147,10 @@ class Settings(BaseSettings):
         50_000_000, ge=1, le=PILLOW_PIXEL_LIMIT, description="Largest picture, in pixels, judged from its header."
     )
     decode_pixels: int | None = Field(
-        None, ge=1, description="Most pixels of costly pictures decoded at once; by default from the memory there is."
+        None,
+        ge=1,
+        description="Bounds the memory of pictures in the sandbox: that of so many pixels, 20 bytes each. By default a"
+        " quarter of the memory there is.",
     )
     upload_idle_ms: int = Field(
         10_000,

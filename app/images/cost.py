@@ -24,6 +24,7 @@ _SECONDS_A_PART = 8e-6
 _SECONDS_PER_PIXEL_AND_SCAN = 0.3e-9  # a progressive JPEG is scanned whole, at any scale
 _SECONDS_PER_BYTE_PROGRESSIVE = 26e-9
 _SECONDS_PER_BYTE_LOSSLESS = 12e-9
+_SECONDS_PER_BYTE_BUFFERED = 1e-9  # of coefficients or tiles
 _SECONDS_RUN_LENGTH = (50e-9, 250e-9)  # Pillow decodes run-length coded BMPs in Python
 
 # Bytes a pixel at the peak, by channels: Pillow's picture, what it is converted to, and a copy turned upright
@@ -47,7 +48,8 @@ def decode_seconds(header: Header, preprocessing: Preprocessing, fast: bool) -> 
     if header.variant == "run-length":
         per_pixel, per_byte = _SECONDS_RUN_LENGTH
     fixed = (_SECONDS_A_FILE if header.bounded else _SECONDS_IN_SANDBOX) + header.parts * _SECONDS_A_PART
-    return fixed + header.pixels * per_pixel + len(header.data) * per_byte
+    buffered = header.buffer * _SECONDS_PER_BYTE_BUFFERED
+    return fixed + header.pixels * per_pixel + len(header.data) * per_byte + buffered
 
 
 def decode_bytes(header: Header, preprocessing: Preprocessing, fast: bool) -> int:

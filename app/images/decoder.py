@@ -22,6 +22,7 @@ _BYTES_PER_PIXEL = 20  # what a picture that is decoded whole takes on average o
 _MEMORY = 0.9  # what each further picture leaves of the measurements before it
 _LEAST_PROCESSOR_S = 1.0  # a picture may take that long, however small it is,
 _SLACK = 10  # and so many times as long as predicted
+_PATIENCE_S = 600.0  # of a command
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,13 @@ class Decoder:
         future = self._lane.submit(self._decode_costly, costly, deadline)
         future.add_done_callback(lambda _: self._left(costly.seconds))
         return future
+
+    def decode_now(self, data: bytes) -> Crop:
+        """Decode here or in the sandbox, for commands. Blocks. Raises the errors of ``images``."""
+        try:
+            return self.decode(data).crop
+        except Costly as costly:
+            return self.decode_costly(costly, time.monotonic() + _PATIENCE_S).result().crop
 
     def close(self) -> None:
         """Finish what waits for the sandbox. Blocks."""

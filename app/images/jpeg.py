@@ -15,7 +15,8 @@ from app.images.tiff import exif_orientation
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all but those without a segment: TEM, RSTn, SOI
 _MAX_SEGMENTS = 4096  # encoders write a few dozen
 _MAX_SCANS = 200  # encoders write about 10; a scan of 80 bytes goes over every pixel
-_MAX_JUNK = 1024  # bytes between segments, which Pillow skips one by one in Python
+_MAX_JUNK = 1024  # bytes between the header's segments, which Pillow skips one by one in Python
+_MAX_GAP = 65_536  # bytes between two of them that are searched for a marker
 
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 _METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})  # not APP0 and APP14, which say how colours are stored
@@ -28,7 +29,6 @@ _REFUSED = {
     0xCB: "lossless arithmetic",
     **dict.fromkeys((0xCD, 0xCE, 0xCF), "hierarchical arithmetic"),
 }
-_FRAMES = _SEQUENTIAL | {_PROGRESSIVE} | _REFUSED.keys()
 _BLOCK = 64 * 2  # bytes of a block of coefficients
 
 Segment = tuple[int, int, int]
@@ -75,7 +75,7 @@ def parse(data: bytes) -> Header:
     if frame is None:
         raise UndecodableImage("the JPEG has no frame before its first scan")
     several = frame.progressive or data[start + 4] < len(frame.sampling)
-    scans = 1 + _count_scans(segments) if several else 1
+    scans = _count_scans(data, start) if several else 1
     if len(kept) < parts or junk > _MAX_JUNK:
         data = b"".join((data[:2], *(data[begin:stop] for begin, stop in kept), data[start:]))
     return Header(
@@ -94,29 +94,26 @@ def parse(data: bytes) -> Header:
 
 def check_processes(data: bytes) -> None:
     """Walk a JPEG stream inside another file. Raises what ``parse`` raises of its coding process and its scans."""
-    segments = _segments(data)
-    for marker, start, _ in segments:
-        if _frame(data, marker, start):
-            _count_scans(segments)
+    for marker, start, _ in _segments(data):
+        _frame(data, marker, start)
+        if marker == _SOS:
+            _count_scans(data, start)
+            return
 
 
-def _count_scans(segments: Iterator[Segment]) -> int:
-    """Scans among the segments that follow a frame. Raises UndecodableImage for too many, or for another frame."""
-    scans = 0
-    for marker, _, _ in segments:
-        if marker in _FRAMES:
-            raise UndecodableImage("the JPEG has more than one frame")
-        scans += marker == _SOS
-        if scans >= _MAX_SCANS:
-            raise UndecodableImage(f"the JPEG has more than {_MAX_SCANS} scans")
+def _count_scans(data: bytes, start: int) -> int:
+    """Scans from the first one on, or more: whatever looks like one counts. A second frame stops libjpeg by itself."""
+    scans = data.count(b"\xff\xda", start)
+    if scans > _MAX_SCANS:
+        raise UndecodableImage(f"the JPEG has more than {_MAX_SCANS} scans")
     return scans
 
 
 def _segments(data: bytes) -> Iterator[Segment]:
-    """The segments of the first picture; coded pixels and junk lie between (T.81, annex B)."""
+    """The segments of the header, up to the first scan; junk may lie between (T.81, annex B)."""
     end = 2
     for _ in range(_MAX_SEGMENTS):
-        match = _MARKER.search(data, end)
+        match = _MARKER.search(data, end, end + _MAX_GAP)
         if match is None or match[1][0] == _EOI:
             return
         end = match.end() + max(2, int.from_bytes(data[match.end() : match.end() + 2], "big"))

@@ -15,7 +15,7 @@ _SIGNATURE = 8  # bytes
 _CHUNK = struct.Struct(">I4s")
 _FRAME = 12  # bytes of a chunk's length, type and checksum
 _KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_MAX_CHUNKS = 65_535  # of 20 MiB in IDAT chunks of 8 KiB, as libpng writes them, there are 2 560
+_MAX_CHUNKS = 32_768  # of 20 MiB in IDAT chunks of 8 KiB, as libpng writes them, there are 2 560
 _CHANNELS = {0: 1, 2: 3, 3: 4, 4: 4, 6: 4}  # by colour type; a palette may be transparent
 
 

@@ -40,13 +40,15 @@ ANSWER = struct.Struct("=cI")
 CROP, ERROR, ENDED = b"c", b"e", b"s"
 """Kinds: the crop's bytes, an error as JSON, or the number of the signal that ended the child (0 for none)."""
 
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+"""Of the processes: each thread would reserve address space, within which memory is not limited."""
+
 _GRACE_S = 2.0  # by then the system has ended a child that is past its deadline
 _START_S = 30.0
 _LEAVE_S = 2.0
 _RETRY_S = 1.0
 _PAGE = 4096  # bytes of an error, at most
 _PICTURES = 100  # that one child decodes
-_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # each thread would reserve address space
 _TIME_LIMIT = (signal.SIGPROF, signal.SIGXCPU)
 _LATE = "the deadline passed while the image was decoded"
 
@@ -71,6 +73,12 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._idle: list[_Child] = []
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def pid(self) -> int | None:
@@ -153,7 +161,7 @@ class Sandbox:
                 "app.images.sandboxed",
                 str(theirs.fileno()),
                 descriptors=[theirs.fileno()],
-                environment=_ENVIRONMENT,
+                environment=ENVIRONMENT,
                 own_group=True,
             )
         assert self._process.stdin

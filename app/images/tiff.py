@@ -11,7 +11,8 @@ from app.images.header import Header
 
 _MAX_TAGS = 4096
 _MAX_STRIPS = 20_000  # or tiles
-_MAX_SAMPLES = 64  # bits or samples a pixel that memory is accounted for
+_MAX_SAMPLES = 32  # a pixel
+_MAX_BITS = 64  # a sample
 
 _ENTRY = ("HHL4s", "HHQ8s")  # TIFF 6.0, BigTIFF
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ORIENTATION = 256, 257, 258, 259, 277, 0x0112
@@ -69,8 +70,10 @@ def parse(data: bytes) -> Header:
     across, down = directory.number(_TILE_WIDTH), directory.number(_TILE_HEIGHT)
     if across and down:  # a decoder holds whole tiles, however small the picture in them is
         width, height = -(-width // across) * across, -(-height // down) * down
-    samples = min(directory.number(_SAMPLES, 1), _MAX_SAMPLES)
-    bits = min(max(directory.numbers(_BITS, samples), default=1), _MAX_SAMPLES)
+    samples = directory.number(_SAMPLES, 1)
+    if samples > _MAX_SAMPLES:
+        raise UndecodableImage(f"the TIFF has {samples} samples a pixel; at most {_MAX_SAMPLES} are decoded")
+    bits = min(max(directory.numbers(_BITS, samples), default=1), _MAX_BITS)
     return Header(
         _with_own_directory(directory),
         "TIFF",

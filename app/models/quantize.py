@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app import images
 from app.errors import ModelError, TopkError
 from app.images import Preprocessing
+from app.images.decoder import Decoder
+from app.images.sandbox import Sandbox
 from app.models.labels import Label
 from app.openvino import ov
 
@@ -70,16 +71,18 @@ def read(
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST).astype(int))] if paths else []
     served, reference, names = [], [], []
-    for path in paths:
-        step(f"reading {path.name}")
-        try:
-            header = images.read_header(path.read_bytes(), max_pixels)
-            crops = [images.decode(header, preprocessing, fast) for fast in (True, False)]
-        except (TopkError, OSError):
-            continue
-        served.append(crops[0])
-        reference.append(crops[1])
-        names.append(path.parent.name)
+    with Sandbox() as sandbox:
+        decoders = [Decoder(preprocessing, max_pixels, None, fast, sandbox) for fast in (True, False)]
+        for path in paths:
+            step(f"reading {path.name}")
+            try:
+                content = path.read_bytes()
+                crops = [decoder.decode_now(content) for decoder in decoders]
+            except (TopkError, OSError):
+                continue
+            served.append(crops[0])
+            reference.append(crops[1])
+            names.append(path.parent.name)
     if len(served) < LEAST:
         raise ModelError(f"{len(served)} photographs can be read in {folder}; calibration needs {LEAST} or more")
     ids = {label.wnid or label.label: i for i, label in enumerate(labels)}

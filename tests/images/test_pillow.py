@@ -484,13 +484,20 @@ def test_jpeg_of_12_bits_is_unsupported() -> None:
 
 
 @pytest.mark.parametrize("marker", [0xC0, 0xC2, 0xC9])
-def test_second_frame_between_the_scans_is_refused(marker: int) -> None:
+@pytest.mark.parametrize("place", ["before the first scan", "between two scans"])
+def test_second_frame_is_refused(marker: int, place: str) -> None:
     whole = picture("JPEG", progressive=True)
     frame = whole.index(b"\xff\xc2")
     second = bytes([0xFF, marker]) + whole[frame + 2 : frame + 19]
-    place = whole.rindex(b"\xff\xda")
+    at = whole.index(b"\xff\xda") if place.startswith("before") else whole.rindex(b"\xff\xda")
     with pytest.raises((UndecodableImage, UnsupportedMediaType)):
-        images.read_header(whole[:place] + second + whole[place:], MAX_PIXELS)
+        crop(whole[:at] + second + whole[at:])
+
+
+def test_jpeg_with_more_junk_than_is_searched_is_refused() -> None:
+    whole = picture("JPEG")
+    with pytest.raises(UndecodableImage):
+        images.read_header(whole[:20] + b"\xff" * 10**6 + whole[20:], MAX_PIXELS)
 
 
 def test_arithmetic_jpeg_inside_a_tiff_is_unsupported() -> None:
@@ -531,7 +538,7 @@ def test_jpeg_in_several_scans_counts_its_coefficients() -> None:
 def test_junk_that_pillow_skips_byte_by_byte_is_dropped(format: str) -> None:
     whole = picture(format, mode="P" if format == "GIF" else "RGB")
     start = whole.index(b"\xff\xdb") if format == "JPEG" else whole.index(b",")
-    junk = b"\xff" * 10**6 if format == "JPEG" else b"\0" * 10**6
+    junk = b"\xff" * 50_000 if format == "JPEG" else b"\0" * 10**6
     header = images.read_header(whole[:start] + junk + whole[start:], MAX_PIXELS)
     assert len(header.data) <= len(whole)
     assert_close(crop(whole[:start] + junk + whole[start:]), crop(whole), 0)

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.images.sandbox import ENVIRONMENT
 from tests.api.wire import multipart
 from tests.conftest import CAT, REPOSITORY, Server, environment
 from tests.production import mutants
@@ -70,7 +71,8 @@ def _memory(name: str) -> int:
 def assert_within_bounds(*arguments: str) -> None:
     """Measure the cost of files in a process of its own: it stays below 10 times what is predicted."""
     command = [sys.executable, "-m", "tests.production.costs", *arguments]
-    run = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=600)
+    env = environment() | ENVIRONMENT
+    run = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     told = json.loads(run.stdout)
     print(f"\n{told['measured']} decodes measured; slowest {told['slowest']}; largest {told['largest']}")
