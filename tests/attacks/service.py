@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -34,6 +35,7 @@ MIB = 2**20
 MODEL = "efficientnet_lite0"
 CALM_S = 1.5
 _POLL_S = 0.05
+_ENDS_S = 2.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _BASELINE = 12  # ordinary requests that the cost of one is measured with
 
@@ -221,7 +223,7 @@ def measure(service: Service, attack: Attack, window_s: float = 2) -> Measured:
             time.sleep(max(0.0, began + window_s - time.monotonic()))
         window = time.monotonic()
         alive = lived and service.answers(timeout=4) == "200"
-        process = _process(service, alive, time.monotonic() - ended)
+        process = _process(service, alive)
     answered = Counter(statuses)
     if not whole and lived:
         answered["unanswered"] += 1
@@ -243,7 +245,7 @@ def measure(service: Service, attack: Attack, window_s: float = 2) -> Measured:
         jpeg_s=jpeg_s,
         cpu_jpegs=max(0.0, spent) / jpeg_s / max(1, answered.total()),
         goodput=None if beside is None or not before else beside / before,
-        process=process,
+        process=f"frozen {by_time[-1]:.0f} s" if process == "frozen" and by_time else process,
     )
 
 
@@ -253,11 +255,15 @@ def _goodput(samples: list[Sample], start: float, end: float) -> float:
     return came / (end - start)
 
 
-def _process(service: Service, alive: bool, frozen: float) -> str:
+def _process(service: Service, alive: bool) -> str:
+    """What became of it. One that does not answer may be about to end."""
+    if not alive:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            service.process.wait(_ENDS_S)
     if service.process.poll() is not None:
         return f"process ended ({service.process.returncode})"
     if not alive:
-        return f"frozen {frozen:.0f} s after the attack"
+        return "frozen"
     return "ready" if service.answers("/readyz") == "200" else "not ready"
 
 

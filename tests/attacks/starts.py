@@ -19,6 +19,7 @@ from tests.conftest import environment
 
 REFUSES = "refuses to start"
 _BEFORE_S = 60.0
+_LOOK_S = 0.5
 _UNPACKED = 300 * MIB
 _ESCAPES = (b"\x1b]0;topk\x07", b"\x9b31mtopk", "\x9b31mtopk".encode())  # set a title; set a colour, in two encodings
 
@@ -149,14 +150,18 @@ def _outcome(app: Path, *options: str, env: dict[str, str] | None = None, model:
 
 
 def _ready(service: Service) -> bool:
-    """Whether it becomes ready, rather than ending."""
-    try:
-        service.wait_for("ready", _BEFORE_S)
-    except AssertionError:
-        if service.process.poll() is None:
-            raise
-        return False
-    return True
+    """Whether it becomes ready, rather than ending. The log tells of no end, so the process is polled."""
+    end = time.monotonic() + _BEFORE_S
+    while True:
+        try:
+            service.wait_for("ready", _LOOK_S)
+        except AssertionError:
+            if service.process.poll() is not None:
+                return False
+            if time.monotonic() > end:
+                raise
+        else:
+            return True
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ _AT_ONCE = 3
 _DECODED_MIB = 1600  # three pictures of at most 50 million pixels each, as accounted
 _DECODED_JPEGS = 300
 
+BY_SETUP: list[Attack] = sorted(ATTACKS, key=lambda attack: str(attack.setup))  # neighbours share a server
+
 pytestmark = pytest.mark.production
 
 
@@ -46,11 +48,6 @@ class Running:
     def close(self) -> None:
         self._service = None
         self._stack.close()
-
-
-def by_setup(attack: Attack) -> str:
-    """Brings together attacks that share a server."""
-    return str(attack.setup)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +92,7 @@ def check(service: Service, attack: Attack) -> None:
         assert spent < attack.jpegs, f"{spent:.1f} ordinary JPEGs each"
 
 
-@pytest.mark.parametrize("attack", sorted(ATTACKS, key=by_setup), ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", BY_SETUP, ids=lambda attack: attack.name)
 def test_attack_is_harmless(running: Running, attack: Attack) -> None:
     check(running.server(attack), attack)
 
