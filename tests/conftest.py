@@ -90,6 +90,7 @@ class Server:
     def __init__(self, *options: str, env: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> None:
         self.log: list[dict[str, object]] = []
         self._seen = threading.Condition()
+        self._silent = False  # once it has closed its standard error, which is when it ends
         self.process = subprocess.Popen(
             [*under, *SERVE, *options],
             cwd=REPOSITORY,
@@ -116,7 +117,7 @@ class Server:
             return next((line for line in self.log if {"event": event, **fields}.items() <= line.items()), None)
 
         with self._seen:
-            self._seen.wait_for(lambda: match() or self.process.poll() is not None, seconds)
+            self._seen.wait_for(lambda: match() or self._silent, seconds)
         if found := match():
             return found
         raise AssertionError(f"no {event!r} in the log; the server said: {self.log[-5:]}")
@@ -151,6 +152,7 @@ class Server:
                 self.log.append(entry)
                 self._seen.notify_all()
         with self._seen:
+            self._silent = True
             self._seen.notify_all()
 
 

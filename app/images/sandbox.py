@@ -86,8 +86,11 @@ class Sandbox:
         return self._process.pid if self._process and self._process.poll() is None else None
 
     def start(self) -> None:
-        """Start the process that forks, unless it runs. Does not wait until it has loaded the decoders."""
-        with self._lock:
+        """Start the process that forks, unless it runs. Does not wait until it has loaded the decoders.
+
+        Where it cannot be started, the first picture tries again.
+        """
+        with self._lock, contextlib.suppress(OSError):
             self._running()
 
     def decode(self, task: Task) -> Crop:
