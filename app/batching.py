@@ -45,6 +45,7 @@ class CostCurve:
     def __init__(self, buckets: Iterable[int]) -> None:
         self.buckets = tuple(sorted(buckets))
         self.ceiling = self.buckets[-1]
+        self.fastest = 0.0  # seconds of the fastest batch ever measured; 0 before the first
         self._seconds: dict[int, float] = {}
 
     def bucket(self, n: int) -> int:
@@ -54,6 +55,7 @@ class CostCurve:
     def observe(self, n: int, seconds: float) -> None:
         """Take one measured batch of n items into the moving average of its bucket."""
         bucket = self.bucket(n)
+        self.fastest = min(self.fastest or seconds, seconds)
         known = self._seconds.get(bucket)
         damped = seconds if known is None else known + _FRESH * (min(seconds, _OUTLIER * known) - known)
         self._seconds[bucket] = damped
@@ -130,7 +132,8 @@ class Done:
 class Outlook(NamedTuple):
     """What is to be expected of a queue, at ``now`` by its clock.
 
-    ``wait`` is predicted, in seconds, and ``rest`` is what would be left of it were nothing running.
+    In seconds: ``wait`` is predicted, ``rest`` is what would be left of it were nothing running, ``fastest`` is what the
+    device takes at least.
     """
 
     now: float
@@ -138,6 +141,7 @@ class Outlook(NamedTuple):
     rest: float
     waiting: int
     idle: bool
+    fastest: float
 
 
 class Backlog:
@@ -165,6 +169,11 @@ class Backlog:
         return max(self.ahead_s(), self._start(now, len(self._waiting)))
 
     @property
+    def fastest_s(self) -> float:
+        """Seconds that the device takes at least, however many items it is given. No slow batch ever raises it."""
+        return self.costs.fastest
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs, waits, or is being prepared ahead of the queue."""
         return not self._running and not self._waiting and not self.ahead_s()
@@ -183,11 +192,14 @@ class Backlog:
         For a second after each refusal the queue is kept shorter by a margin: in a sustained excess everybody waits as
         long as is let, and whatever went slower than predicted would come too late.
 
-        An idle device admits everything, whatever was measured: what is always refused is never measured again.
+        An idle device admits whatever it could answer in time at its best: what it refused for a slow average would
+        never be measured again.
         """
         if not self._running and not self._waiting:
             self._idle_at = now
         if self.idle:
+            if (short := now + self.fastest_s - deadline) > 0:
+                raise Overloaded("the deadline is shorter than an answer takes", retry_after_s=short)
             return
         wait = self.predicted_wait(now)
         start = max(wait, self._start(now, len(self._waiting) + n - 1))
@@ -363,7 +375,7 @@ class BatchQueue:
         with self._wakeup:
             now, backlog = self.clock(), self.backlog
             wait, rest = backlog.predicted_wait(now), backlog.predicted_wait(math.inf)
-            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle)
+            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s)
 
     def admit(self, n: int, deadline: float) -> None:
         """Raise Overloaded unless n more items are likely to be answered by ``deadline`` (queue clock, seconds)."""

@@ -173,9 +173,15 @@ def test_admission_counts_the_batches_that_were_asked_for(n: int, streams: int, 
 
 
 def test_an_idle_device_admits_whatever_was_measured(entry: MakeEntry) -> None:
-    backlog = Backlog(measured({1: 25.0}), streams=2)
+    costs = measured({1: 0.1})
+    for _ in range(100):
+        costs.observe(1, 25.0)
+    assert costs.seconds(1) > 20
+    backlog = Backlog(costs, streams=2)
     backlog.check(0.0, 1, deadline=1.0)
     backlog.check(0.0, 32, deadline=1.0)
+    with pytest.raises(Overloaded):
+        backlog.check(0.0, 1, deadline=0.09)  # not even at its best
     fill(backlog, [entry()])
     taken(backlog)
     with pytest.raises(Overloaded):

@@ -215,10 +215,14 @@ class _Expected(Backlog):
     def __init__(self, costs: CostCurve, streams: int, ahead_s: Callable[[], float], unseen: Callable[[], int]) -> None:
         super().__init__(costs, streams, ahead_s)
         self.unseen = unseen
-        self.outlook = Outlook(0.0, 0.0, 0.0, 0, idle=False)
+        self.outlook = Outlook(0.0, 0.0, 0.0, 0, idle=False, fastest=0.0)
 
     def __len__(self) -> int:
         return self.outlook.waiting + self.unseen()
+
+    @property
+    def fastest_s(self) -> float:
+        return self.outlook.fastest
 
     @property
     def idle(self) -> bool:

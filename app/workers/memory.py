@@ -101,8 +101,8 @@ class Board:
             if cells[0] % 2 == 0 and self._cells[0] == cells[0]:
                 break
         # Torn after so many tries, the numbers are still ones that were written, a moment apart.
-        now, wait, rest, waiting, idle = cells[1 : self._FIXED]
-        return Outlook(now, wait, rest, int(waiting), bool(idle)), tuple(cells[self._FIXED :])
+        now, wait, rest, waiting, idle, fastest = cells[1 : self._FIXED]
+        return Outlook(now, wait, rest, int(waiting), bool(idle), fastest), tuple(cells[self._FIXED :])
 
 
 def curve(buckets: Sequence[int], seconds: Sequence[float]) -> CostCurve:

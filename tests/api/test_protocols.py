@@ -213,10 +213,10 @@ def test_probes_tell_that_it_is_not_ready(state: str) -> None:
 
 
 def test_every_instance_is_charged() -> None:
-    with served(rate_limit="4/hour") as server:
+    with served(rate_limit="5/hour") as server:
         url = f"{server.url}/v1/models/{MODEL}:predict"
         assert httpx2.post(url, json=instances(*[BASE64] * 3)).status_code == 200
-        limited = httpx2.post(url, json=instances(*[BASE64] * 2))
+        limited = httpx2.post(url, json=instances(*[BASE64] * 3))  # costs one: its body has been read
         refused(limited, 429, said)
         assert int(limited.headers["retry-after"]) > 3500
         last, refused_one = (httpx2.put(f"{server.url}/predictions/{MODEL}", content=PHOTO) for _ in range(2))

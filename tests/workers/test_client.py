@@ -50,7 +50,9 @@ class Engine:
         self.queue.fail()
 
     def expect(self, wait: float) -> None:
-        self.board.write(Outlook(time.monotonic(), wait, wait, 0, idle=wait == 0), self.costs, CostCurve((1,)))
+        self.board.write(
+            Outlook(time.monotonic(), wait, wait, 0, idle=wait == 0, fastest=0.1), self.costs, CostCurve((1,))
+        )
 
     def frame(self) -> tuple[int, bytes]:
         while not self._came:

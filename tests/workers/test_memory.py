@@ -42,8 +42,8 @@ def test_the_board_tells_outlook_and_costs() -> None:
     costs = CostCurve(buckets)
     costs.observe(2, 0.02)
     costs.observe(4, 0.03)
-    ours.write(Outlook(5.0, 0.25, 0.125, 9, idle=False), costs, CostCurve((1,)))
+    ours.write(Outlook(5.0, 0.25, 0.125, 9, idle=False, fastest=0.02), costs, CostCurve((1,)))
     outlook, seconds = theirs.read()
-    assert outlook == Outlook(5.0, 0.25, 0.125, 9, idle=False)
+    assert outlook == Outlook(5.0, 0.25, 0.125, 9, idle=False, fastest=0.02)
     assert memory.curve(buckets, seconds[:-1]).as_dict() == costs.as_dict() == {2: 0.02, 4: 0.03}
     assert math.isnan(seconds[-1])
