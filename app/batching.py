@@ -132,8 +132,8 @@ class Done:
 class Outlook(NamedTuple):
     """What is to be expected of a queue, at ``now`` by its clock.
 
-    In seconds: ``wait`` is predicted, ``rest`` is what would be left of it were nothing running, ``fastest`` is what the
-    device takes at least.
+    In seconds: ``wait`` is predicted, ``rest`` is what would be left of it were nothing running, and ``fastest`` is
+    what the device takes at least.
     """
 
     now: float

@@ -7,6 +7,7 @@ is worked on piece by piece, and what cannot be cut is bounded.
 import asyncio
 import binascii
 import codecs
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 _VALUES = 10_000  # most values of a JSON document: what two bytes are in it takes a hundred in memory
 _THREAD_BYTES = 64 * 2**10  # larger documents are parsed in a thread
 _ALONE_BYTES = 2**20  # larger documents are parsed one at a time
-_PIECE = 2**20
+_PIECE = 2**18
 _LOOK_BYTES = 4096
 
 _BLANK = b" \t\n\r\v\f"
@@ -77,6 +78,7 @@ def from_base64(text: str) -> bytes:
         if b"=" in digits:
             raise ValueError("padding in mid-text")
         rest = digits[whole:]
+        time.sleep(0)  # lets waiting threads have the interpreter, which they may ask for every 5 ms only
     content += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True) if rest else b""
     return bytes(content)
 

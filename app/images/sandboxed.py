@@ -27,7 +27,7 @@ from app.errors import TopkError
 from app.images import decode, heif_installed
 from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, Task
 
-NICENESS = 2 * machine.COMPUTING
+NICENESS = 3 * machine.COMPUTING  # streams compute at COMPUTING
 _STATM = Path("/proc/self/statm")
 
 
