@@ -12,7 +12,7 @@ from tests.attacks.service import Attack
 INFER = "/v2/models/efficientnet_lite0/infer"
 REFUSED = frozenset({"400"})
 _COUNTED = frozenset({"400", "413"})
-_NO_IMAGE = frozenset({"400", "415", "422", "503"})
+_NO_IMAGE = frozenset({"400", "415", "422", "503", "413"})
 _LARGEST = 2**64 - 1  # of an integer that the JSON parser reads as one
 _MIB = 2**20
 
@@ -108,5 +108,5 @@ ATTACKS = [
         variant=True,
     ),
     _attack(8, "base64 plain, 62 MB x 8", base64_plain, frozenset({"200", "503"}), 8, jpegs=100, memory_mib=900),
-    _attack(8, "v2 JSON floats, 9 MB x 4", floats, frozenset({"200", "503", "504"}), 4, jpegs=200),
+    _attack(8, "v2 JSON floats, 9 MB x 4", floats, frozenset({"200", "400", "503", "504"}), 4, jpegs=200),
 ]
