@@ -35,6 +35,7 @@ _FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does no
 _PATIENCE_S = 0.95  # most clients that state no deadline give up after a second
 _MARGIN_S = 0.2  # for what predictions miss, once there is an excess: then the queue is as long as it is let
 _STANDING_S = 1.0  # for how long a refusal shows an excess
+_HALF_LIFE_S = 10.0  # of the belief that the device is not faster than it was measured
 _BURST_S = 0.1  # by then a burst has arrived
 _DEFECT = "the image could not be classified"
 
@@ -159,6 +160,7 @@ class Backlog:
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> when the device began
         self._idle_at = -math.inf
+        self._taken_at = math.inf
         self._refused_at = -math.inf
 
     def __len__(self) -> int:
@@ -170,8 +172,13 @@ class Backlog:
 
     @property
     def fastest_s(self) -> float:
-        """Seconds that the device takes at least, however many items it is given. No slow batch ever raises it."""
+        """Seconds of the fastest batch ever."""
         return self.costs.fastest
+
+    @property
+    def active_at(self) -> float:
+        """When the last batch was taken."""
+        return self._taken_at
 
     @property
     def idle(self) -> bool:
@@ -198,7 +205,8 @@ class Backlog:
         if not self._running and not self._waiting:
             self._idle_at = now
         if self.idle:
-            if (short := now + self.fastest_s - deadline) > 0:
+            self._taken_at = min(self._taken_at, now)
+            if (short := now + self._best_s(now) - deadline) > 0:
                 raise Overloaded("the deadline is shorter than an answer takes", retry_after_s=short)
             return
         wait = self.predicted_wait(now)
@@ -230,6 +238,7 @@ class Backlog:
         chosen = set(map(id, batch))
         self._waiting = deque(entry for entry in waiting if id(entry) not in chosen)
         if batch:
+            self._taken_at = now
             self._running[stream] = now + self._batch_s(len(batch))
         return batch, expired
 
@@ -259,6 +268,10 @@ class Backlog:
     def running_s(self, now: float) -> float:
         """Seconds that the device has taken so far for the longest running batch; 0 where none runs."""
         return max((now - started for started in self._started.values()), default=0.0)
+
+    def _best_s(self, now: float) -> float:
+        """What the device may take at its best: less and less while nothing is measured, so that it is tried again."""
+        return float(self.fastest_s * 0.5 ** ((now - self.active_at) / _HALF_LIFE_S))
 
     def _batch_s(self, n: int) -> float:
         """Predicted seconds of a stream for a batch of n items: to prepare them, and to run them."""
@@ -293,14 +306,16 @@ class Backlog:
 class BatchQueue:
     """Threads around a ``Backlog``: one a stream, each running its own callable.
 
-    ``prepare`` is called on the stream's thread, item by item, before a batch runs. ``run_alone`` runs an item that has
-    the device to itself, where that is done otherwise. ``ahead_s`` is the ``Backlog``'s.
+    ``prepare`` is called on the stream's thread, item by item, before a batch runs, and ``finished`` after it.
+    ``run_alone`` runs an item that has the device to itself, where that is done otherwise. ``ahead_s`` is the
+    ``Backlog``'s.
     """
 
     runs: Sequence[Run]
     costs: CostCurve
     run_alone: Run | None = None
     prepare: Prepare = lambda item: None
+    finished: Callable[[], None] = lambda: None
     clock: Callable[[], float] = time.monotonic
     ahead_s: Callable[[], float] = lambda: 0.0
     costs_alone: CostCurve = field(init=False, default_factory=lambda: CostCurve((1,)))
@@ -437,6 +452,7 @@ class BatchQueue:
             with self._wakeup:
                 self.backlog.finished(stream)
                 del self._running[stream]
+            self.finished()
             settle(ready, answers)
         return True
 
@@ -453,8 +469,8 @@ class BatchQueue:
                 settle([entry], [error if isinstance(error, Exception) else Internal(_DEFECT)])
             else:
                 ready.append(entry)
-            with self._wakeup:
-                self.backlog.prepared(self.clock() - started)
+                with self._wakeup:
+                    self.backlog.prepared(self.clock() - started)
         return ready
 
     def _warm_up(self, run: Run, warm_batch: Callable[[int], Sequence[Any]], costs: CostCurve) -> None:

@@ -169,6 +169,7 @@ class Classifier:
             CostCurve(device.buckets),
             run_alone=partial(self._run, alone=True) if device.spreads else None,
             prepare=self._prepare,
+            finished=self._finished,
             ahead_s=self.ahead_s,
         )
         try:
@@ -412,6 +413,9 @@ class Classifier:
                 raise Internal("the image could not be decoded") from None
         elif not isinstance(job.image, Decoded):
             job.image = Decoded(job.image, 0.0)  # type: ignore[arg-type]
+
+    def _finished(self) -> None:
+        """On a stream's thread: a batch is over."""
 
     def _run(self, jobs: Sequence[Job], alone: bool = False) -> list[Answer | Exception]:
         """On a stream's thread: run decoded images as one batch."""

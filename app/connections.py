@@ -48,7 +48,7 @@ _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
 _AUTHORITY = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 _FRAMING = re.compile(rb"\n(content-length|transfer-encoding):", re.IGNORECASE)
-_OTHER_VERSION = re.compile(rb" (HTTP/(?!1\.)\d+(?:\.\d+)?)\r?\n")
+_OTHER_VERSION = re.compile(rb" (HTTP/(?!1\.)\d{1,9}(?:\.\d{1,9})?)\r?\n")
 
 Refusal = tuple[HTTPStatus, str]
 
@@ -264,14 +264,25 @@ class Connection(H11Protocol):
 
     async def _serve_if_there(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start a request, unless its client has left meanwhile: after a storm of resets thousands have."""
+        cycle = self.cycle
         await self.shared.start(self.loop)
-        if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; its first byte is the connection's state
-            state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-            if state[0] == _TCP_CLOSE:
-                self.cycle.disconnected = True
-                self.transport.abort()
-                return
+        if cycle.disconnected:
+            return
+        if self._is_reset():
+            cycle.disconnected = True
+            self.transport.abort()
+            return
         await self._serve(scope, receive, send)
+
+    def _is_reset(self) -> bool:
+        """Whether the client has reset the connection, which the event loop may not know yet."""
+        if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; its first byte is the connection's state
+            try:
+                state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            except (OSError, ValueError):  # it is closed already
+                return True
+            return bool(state[0] == _TCP_CLOSE)
+        return False
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Answer what is no request, unless an answer is under way already, and close once its client has had it."""

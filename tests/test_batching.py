@@ -190,6 +190,14 @@ def test_an_idle_device_admits_whatever_was_measured(entry: MakeEntry) -> None:
     backlog.check(0.1, 1, deadline=1.1)
 
 
+def test_a_device_that_was_never_fast_is_tried_again_after_a_while() -> None:
+    backlog = Backlog(measured({1: 1.5}), streams=1)  # warmed up while the machine was busy
+    for now in (0.0, 1.0, 4.0):
+        with pytest.raises(Overloaded):
+            backlog.check(now, 1, deadline=now + 1.0)
+    backlog.check(10.0, 1, deadline=11.0)
+
+
 def test_preparation_counts_as_wait_and_outliers_are_damped(entry: MakeEntry) -> None:
     backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
     for _ in range(200):
@@ -736,6 +744,26 @@ def test_the_longest_running_batch_is_told() -> None:
     with served(held, clock=clock) as queue:
         assert queue.running_s() == 0.0
         asyncio.run(go())
+
+
+def test_the_queue_is_idle_once_it_tells_that_a_batch_is_over() -> None:
+    told: list[bool] = []
+    with served(doubled, finished=lambda: told.append(queue.outlook().idle)) as queue:
+        assert ask(queue, 1) == [2]
+    assert told == [True]
+
+
+def test_an_item_whose_preparation_fails_is_answered_and_the_others_run() -> None:
+    def prepare(item: int) -> None:
+        if item == 2:
+            raise NotReady("not this one")
+
+    with served(doubled, prepare=prepare) as queue:
+        answers = ask(queue, 1, 2, 3)
+        assert (answers[0], type(answers[1]), answers[2]) == (2, NotReady, 6)
+        assert ask(queue, 2)[0].detail == "not this one"
+        assert queue.running_s() == 0
+        assert ask(queue, 4) == [8]
 
 
 def test_close_finishes_what_waits_and_refuses_what_comes() -> None:

@@ -376,5 +376,14 @@ def test_after_a_storm_of_resets_a_newcomer_is_served_first_and_the_reset_cost_l
         place = [line["path"] for line in lines].index("/v1/info")
         print(f"400 resets in mid-body: {place} of them are ended before a newcomer is answered")
         assert place < 200
+
+        for _ in range(3):  # reset while they wait for their turn
+            storm = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(300)]
+            for sock in storm:
+                sock.sendall(GET)
+            for sock in storm:
+                reset(sock)
+            ask()
+        assert not [line for line in server.log if line.get("level") == "error"]
     finally:
         assert server.stop() == 0

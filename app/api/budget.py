@@ -6,6 +6,7 @@ Uploads that are complete are never lost.
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -42,7 +43,8 @@ class Hold:
     def lose(self) -> None:
         self.lost = True
         if self.waiting:
-            self.waiting.reschedule(-math.inf)
+            with contextlib.suppress(RuntimeError):  # it times out already
+                self.waiting.reschedule(-math.inf)
 
 
 @dataclass(slots=True)
@@ -87,6 +89,12 @@ class Budget:
         self._accounts[hold.caller].bytes += count
         self.held += count
         return True
+
+    def may_fit(self, hold: Hold, count: int) -> bool:
+        """Whether bytes that are announced may find room once they come. Nobody loses an upload for an announcement."""
+        if count > self._limit - self._complete - hold.bytes:
+            return False
+        return self.held + count <= self._limit or self._victim(hold, count) is not None
 
     def make_room(self, hold: Hold, count: int) -> bool:
         """Whether there is room for bytes of an upload, once others have been lost for it where that is fair."""

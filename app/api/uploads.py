@@ -70,7 +70,7 @@ class Uploads:
         """Refuse what the headers alone show: EmptyBody, UnsupportedMediaType, PayloadTooLarge."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise UnsupportedMediaType(f"Content-Encoding {encoding} is not understood: send the body as it is")
+            raise UnsupportedMediaType(f"Content-Encoding {encoding[:_GLANCE]} is not decoded: send the body as it is")
         length = _length(request)
         if length is None:
             if "transfer-encoding" not in request.headers:
@@ -94,7 +94,7 @@ class Uploads:
         started = time.perf_counter()
         hold = self._budget.open(exchange.caller)
         try:
-            if not self._budget.make_room(hold, _length(request) or 0):
+            if not self._budget.may_fit(hold, _length(request) or 0):
                 raise self._full()
             limit = self._body_limit(form, kind)
             async for chunk in self._chunks(request, hold):

@@ -84,6 +84,7 @@ class Decoder:
         self._free = threading.Condition()
         self._memory = self._memory_left = self.decode_pixels * _BYTES_PER_PIXEL
         self._backlog_s = 0.0
+        self._backlog = 0  # pictures; their seconds do not add up to exactly 0 again
         self._predicted_s = self._measured_s = 0.0  # of recent pictures
 
     def decode(self, data: bytes) -> Decoded:
@@ -105,9 +106,10 @@ class Decoder:
         with self._free:
             wait = self._backlog_s * self._slowness() / self._lanes
             late = time.monotonic() + wait + costly.seconds - deadline
-            if late > 0 and self._backlog_s > 0:  # what nothing delays is tried, so that predictions stay measured
+            if late > 0 and self._backlog:  # what nothing delays is tried, so that predictions stay measured
                 raise Overloaded("too many costly pictures are waiting to be decoded", retry_after_s=late)
             self._backlog_s += costly.seconds
+            self._backlog += 1
         future = self._lane.submit(self._decode_costly, costly, deadline)
         future.add_done_callback(lambda _: self._left(costly.seconds))
         return future
@@ -128,7 +130,8 @@ class Decoder:
 
     def _left(self, seconds: float) -> None:
         with self._free:
-            self._backlog_s -= seconds
+            self._backlog -= 1
+            self._backlog_s = self._backlog_s - seconds if self._backlog else 0.0
 
     def _slowness(self) -> float:
         """How much longer than predicted recent pictures took: the sandbox yields cores, and machines differ."""

@@ -43,7 +43,7 @@ CROP, ERROR, ENDED = b"c", b"e", b"s"
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """Of the processes: each thread would reserve address space, within which memory is not limited."""
 
-_GRACE_S = 2.0  # by then the system has ended a child that is past its deadline
+_GRACE_S = 5.0  # by then the system has ended a child that is past its deadline
 _START_S = 30.0
 _LEAVE_S = 2.0
 _RETRY_S = 1.0

@@ -225,6 +225,10 @@ class _Expected(Backlog):
         return self.outlook.fastest
 
     @property
+    def active_at(self) -> float:
+        return self.outlook.now  # it is published whenever something happens
+
+    @property
     def idle(self) -> bool:
         return self.outlook.idle and not self.unseen() and not self.ahead_s()
 

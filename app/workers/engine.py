@@ -61,6 +61,9 @@ class Device(Classifier):
             task.dropped = not task.running
             return task.dropped
 
+    def _finished(self) -> None:
+        self.publish()  # a stream is free
+
     def _run(self, jobs: Any, alone: bool = False) -> list[Any]:
         self.publish()  # the queue has just become shorter
         return super()._run(jobs, alone)

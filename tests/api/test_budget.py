@@ -134,6 +134,16 @@ def test_every_byte_is_given_back_once(budget: Budget, clock: Clock) -> None:
     assert budget.make_room(budget.open("dave"), 1000)
 
 
+def test_nobody_loses_an_upload_for_an_announcement(budget: Budget, clock: Clock) -> None:
+    slow, asking = holding(budget, "a", 900), budget.open("b")
+    clock.now += 30
+    assert budget.may_fit(asking, 500)
+    assert not slow.lost
+    assert not budget.may_fit(asking, 1001)
+    assert budget.reserve(asking, 500)
+    assert slow.lost
+
+
 def test_searching_in_vain_is_not_repeated_for_every_chunk(budget: Budget, clock: Clock) -> None:
     class Counting(Hold):
         asked = 0

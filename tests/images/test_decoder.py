@@ -194,6 +194,14 @@ def test_picture_that_nothing_delays_is_tried_whatever_is_predicted(watch: Watch
     assert decoding(watch).decode_costly(costly(seconds=100), soon(50)).result(PATIENCE_S)
 
 
+def test_rounding_leaves_no_backlog(watch: Watch) -> None:
+    watch.gate.set()
+    lane = decoding(watch, lanes=2)
+    for future in [lane.decode_costly(costly(seconds=seconds), soon()) for seconds in (0.1, 0.2)]:
+        settle(future)
+    assert lane.decode_costly(costly(seconds=2), soon(1)).result(PATIENCE_S)
+
+
 def test_cancelled_picture_is_spared(watch: Watch) -> None:
     lane = decoding(watch)
     held = lane.decode_costly(costly(), soon())

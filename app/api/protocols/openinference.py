@@ -30,6 +30,7 @@ from app.settings import Settings
 NAME = "v2"
 PREFIX = "/v2/"
 BINARY_HEADER = "Inference-Header-Content-Length"
+_SHOWN = 64  # characters of a client's value in an error
 _FORM = Form(several=True, fields=())
 _OUTPUTS = 4  # scores and logits, each whole or only its best classes
 _ID_CHARACTERS = 1024
@@ -134,7 +135,8 @@ def _header_length(given: str | None, most: int) -> int:
     if given is None:
         return most
     if not (given.isascii() and given.isdigit() and len(given) < 12 and int(given) <= most):
-        raise MalformedRequest(f"{BINARY_HEADER} must be the bytes of JSON in the body, which has {most}: not {given}")
+        shown = given[:_SHOWN]
+        raise MalformedRequest(f"{BINARY_HEADER} must be the bytes of JSON in the body, which has {most}: not {shown}")
     return int(given)
 
 
