@@ -8,6 +8,8 @@ from app.images import bmp, gif, heif, jpeg, png, tiff, webp
 from app.images.formats import sniff
 from app.images.header import Header
 
+_PADDING = 2  # times as many pixels as are decoded may be stored in whole tiles
+
 _PARSERS: dict[str, Callable[[bytes], Header]] = {
     "JPEG": jpeg.parse,
     "PNG": png.parse,
@@ -36,4 +38,6 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         raise UndecodableImage(f"the {format} header states a size of {header.width}x{header.height} pixels")
     if header.pixels > max_pixels:
         raise TooManyPixels(f"{header.width}x{header.height} pixels; at most {max_pixels} are decoded")
+    if header.stored > _PADDING * max_pixels:
+        raise TooManyPixels(f"{header.stored} pixels in whole tiles; at most {_PADDING * max_pixels} are decoded")
     return header

@@ -20,6 +20,7 @@ COSTLY_S = 0.06  # twice what a 12-megapixel photograph takes with scaled decodi
 COSTLY_BYTES = 64 * 2**20  # a progressive photograph of 12 megapixels takes 45 MiB
 _BYTES_PER_PIXEL = 20  # what a picture that is decoded whole takes on average over the formats
 _MEMORY = 0.9  # what each further picture leaves of the measurements before it
+_OUTLIER = 3.0  # a picture counts as at most so many times as slow as those before it
 _LEAST_PROCESSOR_S = 1.0  # a picture may take that long, however small it is,
 _SLACK = 10  # and so many times as long as predicted
 _PATIENCE_S = 600.0  # of a command
@@ -141,19 +142,18 @@ class Decoder:
         memory = self._bytes(costly.header)
         share = min(memory, self._memory)  # a picture that takes more than all is decoded alone
         with self._free:
-            self._free.wait_for(lambda: self._memory_left >= share)
+            fits = self._free.wait_for(lambda: self._memory_left >= share, max(0.0, deadline - time.monotonic()))
+            if not fits or time.monotonic() > deadline:
+                raise DeadlineExceeded("the deadline passed while the image waited to be decoded")
             self._memory_left -= share
         try:
-            if time.monotonic() > deadline:
-                raise DeadlineExceeded("the deadline passed while the image waited to be decoded")
-            started = time.perf_counter()
             processor_s = max(_LEAST_PROCESSOR_S, _SLACK * costly.seconds)
             task = Task(costly.header, self.preprocessing, self.fast, deadline, processor_s, memory)
-            crop = self._sandbox.decode(task)
-            seconds = time.perf_counter() - started
+            crop, seconds = self._sandbox.decode(task)
             with self._free:
+                counted = min(seconds, _OUTLIER * self._slowness() * costly.seconds)
                 self._predicted_s = _MEMORY * self._predicted_s + costly.seconds
-                self._measured_s = _MEMORY * self._measured_s + seconds
+                self._measured_s = _MEMORY * self._measured_s + counted
             return Decoded(crop, seconds, time.monotonic())
         finally:
             with self._free:

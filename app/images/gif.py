@@ -2,7 +2,6 @@
 
 import re
 import struct
-from dataclasses import dataclass, field
 
 from app.errors import UndecodableImage
 from app.images.header import Header
@@ -10,25 +9,30 @@ from app.images.header import Header
 _SCREEN = 13  # bytes of header and logical screen descriptor
 _BLOCK = re.compile(rb"[!,;]")  # extension, image, trailer; Pillow skips everything else byte by byte
 _GRAPHIC_CONTROL = 0xF9
-_MAX_BLOCKS = 65_535
+_MAX_BLOCKS = 8192  # extensions and their sub-blocks of up to 255 bytes, before the first frame
+_MAX_GAP = 65_536  # bytes between two blocks that are searched for the next
 _MAX_EXTENSIONS = 1024  # bytes before the first frame that are not worth a copy of the file
 
 
-@dataclass(slots=True)
 class _Blocks:
-    """Reads sub-blocks, up to a number of them in all."""
+    """Reads extensions, up to a number of blocks in all. Raises UndecodableImage, IndexError."""
 
-    data: bytes
-    left: int = field(default=_MAX_BLOCKS)
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.count = 0
 
     def end(self, position: int) -> int:
-        """Where the sub-blocks that start here end. Raises UndecodableImage, IndexError."""
+        """Where the extension ends whose sub-blocks start here."""
+        self._take()
         while length := self.data[position]:
             position += 1 + length
-            self.left -= 1
-            if self.left < 0:
-                raise UndecodableImage(f"the GIF has more than {_MAX_BLOCKS} blocks before its first frame")
+            self._take()
         return position + 1
+
+    def _take(self) -> None:
+        self.count += 1
+        if self.count > _MAX_BLOCKS:
+            raise UndecodableImage(f"the GIF has more than {_MAX_BLOCKS} blocks before its first frame")
 
 
 def parse(data: bytes) -> Header:
@@ -36,7 +40,7 @@ def parse(data: bytes) -> Header:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     head = position = _SCREEN + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     blocks, control = _Blocks(data), b""
-    while match := _BLOCK.search(data, position):
+    while match := _BLOCK.search(data, position, position + _MAX_GAP):
         start = match.start()
         if match[0] == b";":
             break
@@ -45,7 +49,7 @@ def parse(data: bytes) -> Header:
             if start - head > _MAX_EXTENSIONS:
                 data = b"".join((data[:head], control, data[start:]))
             size = max(width, left + frame_width), max(height, top + frame_height)
-            return Header(data, "GIF", *size, orientation=1, parts=_MAX_BLOCKS - blocks.left, channels=4)
+            return Header(data, "GIF", *size, orientation=1, parts=blocks.count, channels=4)
         position = blocks.end(start + 2)
         if data[start + 1] == _GRAPHIC_CONTROL:
             control = data[start:position]

@@ -17,6 +17,7 @@ class Header:
     - ``scans`` and ``progressive``: a JPEG in several scans is held whole while it is decoded.
     - ``parts``: pieces of the file that Pillow handles one by one in Python (segments, chunks, blocks).
     - ``channels``: 1 for grey or a palette without transparency, 3 for colour, 4 for more.
+    - ``stored``: pixels in whole tiles, where they are more than ``pixels``.
     - ``buffer``: bytes that the decoder allocates beside the picture: coefficients, tiles.
     - ``variant``: a compression within the format that has a cost of its own, ``""`` for the usual one.
     """
@@ -31,6 +32,7 @@ class Header:
     progressive: bool = False
     parts: int = 0
     channels: int = 4
+    stored: int = 0
     buffer: int = 0
     variant: str = ""
 

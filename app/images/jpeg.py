@@ -16,10 +16,12 @@ _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all but those without a 
 _MAX_SEGMENTS = 4096  # encoders write a few dozen
 _MAX_SCANS = 200  # encoders write about 10; a scan of 80 bytes goes over every pixel
 _MAX_JUNK = 1024  # bytes between the header's segments, which Pillow skips one by one in Python
-_MAX_GAP = 65_536  # bytes between two of them that are searched for a marker
+_MAX_GAP = 65_536  # bytes between all of them
+_MAX_TABLES = 65_536  # bytes of quantisation and Huffman tables in the header; encoders write about a thousand
 
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
-_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})  # not APP0 and APP14, which say how colours are stored
+_TABLES = frozenset({0xC4, 0xDB})
+_KEPT = frozenset({0xC0, 0xC1, 0xC2, 0xDD, 0xE0, 0xEE}) | _TABLES  # APP0 and APP14 say how colours are stored
 _SEQUENTIAL, _PROGRESSIVE = frozenset({0xC0, 0xC1}), 0xC2
 _REFUSED = {
     0xC3: "lossless",
@@ -54,7 +56,7 @@ class _Frame:
 
 def parse(data: bytes) -> Header:
     """The header of a JPEG. Raises UndecodableImage, and UnsupportedMediaType for what is not decoded."""
-    frame, orientation, kept, parts, junk, end = None, 1, [], 0, 0, 2
+    frame, exif, kept, parts, junk, tables, end = None, b"", [], 0, 0, 0, 2
     segments = _segments(data)
     for marker, start, stop in segments:
         junk += start - end
@@ -66,24 +68,28 @@ def parse(data: bytes) -> Header:
             if frame:
                 raise UndecodableImage("the JPEG has more than one frame")
             frame = read
-        if marker == _APP1 and orientation == 1 and data[start + 4 : start + 10] == b"Exif\0\0":
-            orientation = exif_orientation(data[start + 10 : stop])
-        if marker not in _METADATA:
+        if marker == _APP1 and not exif and data[start + 4 : start + 10] == b"Exif\0\0":
+            exif = data[start + 10 : stop]
+        if marker in _KEPT:
             kept.append((start, stop))
+        tables += stop - start if marker in _TABLES else 0
+        if junk > _MAX_GAP or tables > _MAX_TABLES:
+            raise UndecodableImage("the JPEG's header has too much junk or too many tables")
     else:
         raise UndecodableImage("the JPEG has no scan")
     if frame is None:
         raise UndecodableImage("the JPEG has no frame before its first scan")
     several = frame.progressive or data[start + 4] < len(frame.sampling)
-    scans = _count_scans(data, start) if several else 1
-    if len(kept) < parts or junk > _MAX_JUNK:
-        data = b"".join((data[:2], *(data[begin:stop] for begin, stop in kept), data[start:]))
+    finish = _end_of_image(data, start) if several else len(data)
+    scans = _count_scans(data, start, finish) if several else 1
+    if len(kept) < parts or junk > _MAX_JUNK or finish < len(data):
+        data = b"".join((data[:2], *(data[begin:stop] for begin, stop in kept), data[start:finish]))
     return Header(
         data,
         "JPEG",
         frame.width,
         frame.height,
-        orientation=orientation,
+        orientation=exif_orientation(exif),
         scans=scans,
         progressive=several,
         parts=len(kept),
@@ -97,13 +103,19 @@ def check_processes(data: bytes) -> None:
     for marker, start, _ in _segments(data):
         _frame(data, marker, start)
         if marker == _SOS:
-            _count_scans(data, start)
+            _count_scans(data, start, len(data))
             return
 
 
-def _count_scans(data: bytes, start: int) -> int:
+def _end_of_image(data: bytes, start: int) -> int:
+    """Where the first picture ends: its file is cut there, so that nothing behind it can be a scan of it."""
+    found = data.find(b"\xff\xd9", start)
+    return len(data) if found < 0 else found + 2
+
+
+def _count_scans(data: bytes, start: int, end: int) -> int:
     """Scans from the first one on, or more: whatever looks like one counts. A second frame stops libjpeg by itself."""
-    scans = data.count(b"\xff\xda", start)
+    scans = data.count(b"\xff\xda", start, end)
     if scans > _MAX_SCANS:
         raise UndecodableImage(f"the JPEG has more than {_MAX_SCANS} scans")
     return scans
@@ -132,7 +144,9 @@ def _frame(data: bytes, marker: int, start: int) -> _Frame | None:
         raise UnsupportedMediaType(f"JPEG of {precision} bits is not decoded: save it with 8 bits")
     factors = data[start + 11 : start + 10 + 3 * components : 3]
     sampling = tuple((factor >> 4, factor & 15) for factor in factors)
-    if not sampling or len(sampling) != components or not all(1 <= f <= 4 for pair in sampling for f in pair):
+    length = int.from_bytes(data[start + 2 : start + 4], "big")
+    sound = length == 8 + 3 * components and all(1 <= f <= 4 for pair in sampling for f in pair)
+    if not sampling or len(sampling) != components or not sound:
         raise UndecodableImage("the JPEG's frame header is broken")
     height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 5, start + 7))
     return _Frame(marker == _PROGRESSIVE, width, height, sampling)

@@ -15,8 +15,9 @@ _SIGNATURE = 8  # bytes
 _CHUNK = struct.Struct(">I4s")
 _FRAME = 12  # bytes of a chunk's length, type and checksum
 _KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_MAX_CHUNKS = 32_768  # of 20 MiB in IDAT chunks of 8 KiB, as libpng writes them, there are 2 560
-_CHANNELS = {0: 1, 2: 3, 3: 4, 4: 4, 6: 4}  # by colour type; a palette may be transparent
+_CHUNKS = 8192  # and one more for each KiB of the file; libpng writes 8 KiB a chunk
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_SURPLUS = 65_536  # bytes that pixels may take in the file beyond 1.01 times what they take unpacked
 
 
 def parse(data: bytes) -> Header:
@@ -24,35 +25,47 @@ def parse(data: bytes) -> Header:
     if data[12:16] != b"IHDR":
         raise UndecodableImage("the PNG does not start with an IHDR chunk")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    orientation, kept, parts, position = 1, [(0, _SIGNATURE)], 0, _SIGNATURE
+    kept, exif, parts, coded, transparent = [(0, _SIGNATURE)], (0, 0), 0, 0, False
     for kind, start, stop in _chunks(data):
         if kind == b"eXIf":
-            orientation = exif_orientation(data[start + 8 : stop - 4])
-        elif kind in _KEPT:
-            parts += 1
-            if start == position:
-                kept[-1] = (kept[-1][0], stop)
-            else:
-                kept.append((start, stop))
-            position = stop
-    if kept != [(0, len(data))]:
-        data = b"".join(data[start:stop] for start, stop in kept)
+            exif = start + 8, stop - 4
+        if kind not in _KEPT:
+            continue
+        if kind == b"IHDR" and parts:
+            raise UndecodableImage("the PNG has more than one IHDR chunk")
+        parts += 1
+        coded += stop - start if kind == b"IDAT" else 0
+        transparent |= kind == b"tRNS"
+        if start == kept[-1][1]:
+            kept[-1] = (kept[-1][0], stop)
+        else:
+            kept.append((start, stop))
+    whole = kept == [(0, len(data))]
+    unpacked = height * (1 + (width * _SAMPLES.get(colour, 4) * depth + 7) // 8)
     return Header(
-        data,
+        data if whole else b"".join(data[start:stop] for start, stop in kept),
         "PNG",
         width,
         height,
-        orientation=orientation,
+        bounded=coded <= 1.01 * unpacked + _SURPLUS,  # more unpacks to nothing, at any cost
+        orientation=exif_orientation(data[slice(*exif)]),
         parts=parts,
-        channels=_CHANNELS.get(colour, 4),
-        variant="deep" if depth == 16 else "",
+        channels=4 if transparent else _channels(colour, depth),
+        variant="deep" if colour == 0 and depth == 16 else "",
     )
+
+
+def _channels(colour: int, depth: int) -> int:
+    """Channels of what an opaque picture becomes: one bit, and a palette, become colour."""
+    if colour == 0:
+        return 3 if depth == 1 else 1
+    return 3 if colour in (2, 3) else 4
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Type, start and end of each chunk up to IEND, the last one cut short where the file is."""
     start = _SIGNATURE
-    for _ in range(_MAX_CHUNKS):
+    for _ in range(_CHUNKS + len(data) // 1024):
         if start + _CHUNK.size > len(data):
             return
         length, kind = _CHUNK.unpack_from(data, start)
@@ -61,4 +74,4 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         start = stop
-    raise UndecodableImage(f"the PNG has more than {_MAX_CHUNKS} chunks")
+    raise UndecodableImage("the PNG has too many chunks")

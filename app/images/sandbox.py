@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-ANSWER = struct.Struct("=cI")
-"""The head of an answer: its kind, and the bytes that follow."""
-CROP, ERROR, ENDED = b"c", b"e", b"s"
-"""Kinds: the crop's bytes, an error as JSON, or the number of the signal that ended the child (0 for none)."""
+ANSWER = struct.Struct("=cId")
+"""The head of an answer: its kind, a number, and the seconds that the decode took."""
+TAKEN, CROP, ERROR, ENDED = b"t", b"c", b"e", b"s"
+"""Kinds, and what their numbers are: the child has the task (process id); a crop, or an error as JSON, follows (bytes);
+the child has ended (signal, 0 for none).
+"""
 
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """Of the processes: each thread would reserve address space, within which memory is not limited."""
@@ -50,6 +52,7 @@ _RETRY_S = 1.0
 _PAGE = 4096  # bytes of an error, at most
 _PICTURES = 100  # that one child decodes
 _TIME_LIMIT = (signal.SIGPROF, signal.SIGXCPU)
+_CRASHED = "the image is corrupt: its decoder crashed"
 _LATE = "the deadline passed while the image was decoded"
 
 
@@ -83,7 +86,8 @@ class Sandbox:
     @property
     def pid(self) -> int | None:
         """The process that forks, where it runs."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+        process = self._process
+        return process.pid if process and process.poll() is None else None
 
     def start(self) -> None:
         """Start the process that forks, unless it runs. Does not wait until it has loaded the decoders.
@@ -93,29 +97,35 @@ class Sandbox:
         with self._lock, contextlib.suppress(OSError):
             self._running()
 
-    def decode(self, task: Task) -> Crop:
-        """The picture's crop, uint8 RGB of shape [crop, crop, 3]. Blocks.
+    def decode(self, task: Task) -> tuple[Crop, float]:
+        """The picture's crop, uint8 RGB of shape [crop, crop, 3], and the seconds that its decode took. Blocks.
 
         Raises the errors of ``images.decode``; UndecodableImage for a picture that exceeds its limits or crashes its
         decoder; DeadlineExceeded; Overloaded where no process can be had.
         """
         child = self._child()
+        if not child.takes(task):  # it has ended while nothing was asked of it
+            child.close()
+            child = self._child(new=True)
+            if not child.takes(task):
+                child.close()
+                raise _unavailable()
         try:
-            kind, content = child.ask(task)
+            kind, number, seconds, content = child.answer(task)
         except TimeoutError:  # not even its limits ended it
-            self._abort(child)
+            child.kill()
             raise DeadlineExceeded(_LATE) from None
         except OSError as error:
-            self._abort(child)
+            child.kill()
             raise _unavailable() from error
-        if kind == ENDED:
+        if kind not in (CROP, ERROR):
             child.close()
-            raise _ended(content[0], task)
+            raise _ended(number if kind == ENDED else 0, task)
         self._keep(child)
         if kind == ERROR:
             raise _error(content)
         side = task.preprocessing.crop
-        return np.frombuffer(content, np.uint8).reshape(side, side, 3)
+        return np.frombuffer(content, np.uint8).reshape(side, side, 3), seconds
 
     def close(self) -> None:
         """End all processes. Blocks for a moment. A later picture starts them again."""
@@ -126,10 +136,10 @@ class Sandbox:
                     self._process.wait(_LEAVE_S)
             self._end()
 
-    def _child(self) -> "_Child":
+    def _child(self, new: bool = False) -> "_Child":
         """A child that waits for a picture. Raises Overloaded where none can be had."""
         with self._lock:
-            if self._idle and self.pid:
+            if self._idle and self.pid and not new:
                 return self._idle.pop()
             ours, theirs = socket.socketpair()
             with theirs:
@@ -172,17 +182,11 @@ class Sandbox:
         self._control = ours
         return ours
 
-    def _abort(self, child: "_Child") -> None:
-        """End everything: a child is beyond control, or the process that forks is gone."""
-        child.close()
-        with self._lock:
-            self._end()
-
     def _end(self) -> None:
         """Kill the process and all of its children, which are a process group."""
         self._hang_up()
         process, self._process = self._process, None
-        if process:
+        if process and process.poll() is None:  # children of one that has ended do so at their limits
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -202,28 +206,47 @@ class _Child:
 
     def __init__(self, connection: socket.socket) -> None:
         self.pictures = 0
+        self._pid = 0
         self._socket = connection
         self._file = connection.makefile("rb")
 
-    def ask(self, task: Task) -> tuple[bytes, bytes]:
-        """Kind and content of the answer to a task. Raises TimeoutError, and OSError where nobody answers."""
+    def takes(self, task: Task) -> bool:
+        """Hand a task over; False where the child has ended, or does not take it until the deadline has passed."""
         self.pictures += 1
         self._socket.settimeout(max(0.0, task.deadline - time.monotonic()) + _GRACE_S)
-        with contextlib.suppress(BrokenPipeError):  # why it has ended is yet to be read
+        try:
             self._socket.sendall(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
-        head = self._file.read(ANSWER.size)
-        if len(head) < ANSWER.size:
-            raise ConnectionResetError("the child has gone without a word")
-        kind, length = ANSWER.unpack(head)
-        expected = task.preprocessing.crop**2 * 3 if kind == CROP else min(length, _PAGE)
-        if length != expected:
-            raise ConnectionResetError(f"the child announces {length} bytes")
-        content = self._file.read(length)
-        return (kind, content) if len(content) == length else (ENDED, b"\0")
+            kind, self._pid, _ = self._head()
+        except OSError:
+            return False
+        return kind == TAKEN
+
+    def answer(self, task: Task) -> tuple[bytes, int, float, bytes]:
+        """Kind, number, seconds and content of the answer. Raises TimeoutError, and OSError where there is none."""
+        kind, number, seconds = self._head()
+        size = {CROP: task.preprocessing.crop**2 * 3, ERROR: min(number, _PAGE)}.get(kind, 0)
+        content = self._file.read(size) if kind in (CROP, ERROR) and number == size else b""
+        if kind in (CROP, ERROR) and len(content) != number:
+            return ENDED, 0, seconds, b""
+        return kind, number, seconds, content
+
+    def kill(self) -> None:
+        """End a child that does not answer; it cannot be another process yet, since its connection is open."""
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._pid, signal.SIGKILL)
+        self.close()
 
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+    def _head(self) -> tuple[bytes, int, float]:
+        head = self._file.read(ANSWER.size)
+        if len(head) < ANSWER.size:
+            raise ConnectionResetError("the child has gone without a word")
+        kind, number, seconds = ANSWER.unpack(head)
+        return kind, number, seconds
 
 
 def _unavailable() -> Overloaded:
@@ -231,9 +254,12 @@ def _unavailable() -> Overloaded:
 
 
 def _error(content: bytes) -> TopkError:
-    told = orjson.loads(content)
     known = {kind.__name__: kind for kind in (UndecodableImage, UnsupportedMediaType, TooManyPixels)}
-    return known.get(told["error"], UndecodableImage)(told["detail"])
+    try:
+        told = orjson.loads(content)
+        return known[told["error"]](str(told["detail"]))
+    except (orjson.JSONDecodeError, LookupError, TypeError):  # its decoder has been taken over
+        return UndecodableImage(_CRASHED)
 
 
 def _ended(number: int, task: Task) -> TopkError:
@@ -245,7 +271,7 @@ def _ended(number: int, task: Task) -> TopkError:
         return UndecodableImage(f"decoding the image takes more than {seconds} s of processor time")
     header = task.header
     log.warning("a decoder crashed", signal=_name(number), format=header.format, size=[header.width, header.height])
-    return UndecodableImage("the image is corrupt: its decoder crashed")
+    return UndecodableImage(_CRASHED)
 
 
 def _name(number: int) -> str:

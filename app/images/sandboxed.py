@@ -25,7 +25,7 @@ from PIL import AvifImagePlugin, Image
 from app import machine, signals
 from app.errors import TopkError
 from app.images import decode, heif_installed
-from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, Task
+from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, TAKEN, Task
 
 NICENESS = 3 * machine.COMPUTING  # streams compute at COMPUTING
 _STATM = Path("/proc/self/statm")
@@ -35,8 +35,8 @@ def main(descriptor: int) -> None:
     """Serve until the socket closes."""
     signals.leave_to_parent()
     machine.return_memory()
-    os.nice(NICENESS)
     _load_decoders()
+    os.nice(NICENESS)  # not before: the first picture waits for the decoders
     control = socket.socket(fileno=descriptor)
     with selectors.DefaultSelector() as selector:
         wakeup, wakes = socket.socketpair()
@@ -53,6 +53,7 @@ def main(descriptor: int) -> None:
                 wakeup.recv(4096)
                 _reap(running)
             if control in ready and not _fork(control, running):
+                signal.set_wakeup_fd(-1)
                 return
 
 
@@ -69,8 +70,14 @@ def _fork(control: socket.socket, running: dict[int, socket.socket]) -> bool:
     data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
     if not data:
         return False
+    if not descriptors:  # there are too many open files for it
+        return True
     connection = socket.socket(fileno=descriptors[0])
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # there are too many processes
+        connection.close()
+        return True
     if pid == 0:
         _work(connection, (control, *running.values()))
     running[pid] = connection
@@ -86,7 +93,7 @@ def _reap(running: dict[int, socket.socket]) -> None:
         with running.pop(pid) as connection, contextlib.suppress(OSError):
             if status:
                 number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-                connection.send(ANSWER.pack(ENDED, 1) + bytes([number]), socket.MSG_DONTWAIT)
+                connection.send(ANSWER.pack(ENDED, number, 0.0), socket.MSG_DONTWAIT)
 
 
 def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoReturn:
@@ -102,9 +109,11 @@ def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoRetur
         file = connection.makefile("rb")
         while file.peek(1):
             task: Task = pickle.load(file)  # noqa: S301  # our parent wrote it
+            connection.sendall(ANSWER.pack(TAKEN, os.getpid(), 0.0))
+            started = time.perf_counter()
             with _limits(task):
                 kind, content = _answer(task)
-            connection.sendall(ANSWER.pack(kind, len(content)) + content)
+            connection.sendall(ANSWER.pack(kind, len(content), time.perf_counter() - started) + content)
             del task, content
         code = 0
     finally:
@@ -130,15 +139,21 @@ def _limits(task: Task) -> Iterator[None]:
     """Have the system end this process at the picture's limits. Memory beyond what is in use is limited on Linux."""
     with contextlib.suppress(OSError):
         used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + task.memory, resource.RLIM_INFINITY))
-    seconds = math.ceil(time.process_time() + task.processor_s) + 1  # whole ones; the timer is exact
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        _set(resource.RLIMIT_AS, used + task.memory)
+    _set(resource.RLIMIT_CPU, math.ceil(time.process_time() + task.processor_s) + 1)  # whole ones; the timer is exact
     signal.setitimer(signal.ITIMER_PROF, task.processor_s)
     signal.setitimer(signal.ITIMER_REAL, max(task.deadline - time.monotonic(), 1e-3))
     yield
     for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
         signal.setitimer(timer, 0)
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    _set(resource.RLIMIT_AS, resource.getrlimit(resource.RLIMIT_AS)[1])
+
+
+def _set(kind: int, wanted: int) -> None:
+    """Set a limit for now, within the one that the system's operator has set."""
+    hard = resource.getrlimit(kind)[1]
+    within = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(kind, (within, hard))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ _MAX_SAMPLES = 32  # a pixel
 _MAX_BITS = 64  # a sample
 
 _ENTRY = ("HHL4s", "HHQ8s")  # TIFF 6.0, BigTIFF
+_GREY = (0, 1)  # WhiteIsZero, BlackIsZero
+_PHOTOMETRIC = 262
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ORIENTATION = 256, 257, 258, 259, 277, 0x0112
 _STRIPS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 273, 279, 322, 323, 324, 325
 _JPEG = 7
@@ -64,12 +66,13 @@ class Directory:
 
 
 def parse(data: bytes) -> Header:
-    """The header of a TIFF, its size padded to whole tiles. Raises UndecodableImage, struct.error."""
+    """The header of a TIFF. Raises UndecodableImage, struct.error."""
     directory = Directory(data)
     width, height = directory.number(_WIDTH), directory.number(_HEIGHT)
     across, down = directory.number(_TILE_WIDTH), directory.number(_TILE_HEIGHT)
+    stored = width * height
     if across and down:  # a decoder holds whole tiles, however small the picture in them is
-        width, height = -(-width // across) * across, -(-height // down) * down
+        stored = -(-width // across) * across * -(-height // down) * down
     samples = directory.number(_SAMPLES, 1)
     if samples > _MAX_SAMPLES:
         raise UndecodableImage(f"the TIFF has {samples} samples a pixel; at most {_MAX_SAMPLES} are decoded")
@@ -81,8 +84,9 @@ def parse(data: bytes) -> Header:
         height,
         bounded=False,
         orientation=exif_orientation(data),
-        channels=1 if samples == 1 else 4,
-        buffer=width * height * samples * bits // 8,
+        channels=1 if samples == 1 and bits == 8 and directory.number(_PHOTOMETRIC) in _GREY else 4,
+        stored=stored,
+        buffer=stored * samples * bits // 8,
     )
 
 

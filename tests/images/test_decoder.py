@@ -36,7 +36,7 @@ class Watch(Sandbox):
         self._held: list[Task] = []
         self._changed = threading.Condition()
 
-    def decode(self, task: Task) -> Crop:
+    def decode(self, task: Task) -> tuple[Crop, float]:
         with self._changed:
             self._held.append(task)
             self.peak = max(self.peak, len(self._held))
@@ -180,7 +180,8 @@ def test_backlog_is_shared_by_the_lanes(watch: Watch) -> None:
 def test_backlog_grows_with_measured_slowness(watch: Watch) -> None:
     lane = decoding(watch)
     watch.gate.set()
-    settle(lane.decode_costly(costly(seconds=1e-9), soon()))  # a million times slower than predicted
+    for _ in range(40):
+        settle(lane.decode_costly(costly(seconds=1e-9), soon()))  # a million times slower than predicted
     watch.gate.clear()
     held = lane.decode_costly(costly(seconds=1), soon())
     with pytest.raises(Overloaded):
@@ -192,6 +193,16 @@ def test_backlog_grows_with_measured_slowness(watch: Watch) -> None:
 def test_picture_that_nothing_delays_is_tried_whatever_is_predicted(watch: Watch) -> None:
     watch.gate.set()
     assert decoding(watch).decode_costly(costly(seconds=100), soon(50)).result(PATIENCE_S)
+
+
+def test_one_outlier_does_not_lengthen_the_backlog_much(watch: Watch) -> None:
+    watch.gate.set()
+    lane = decoding(watch)
+    settle(lane.decode_costly(costly(seconds=1e-9), soon()))
+    watch.gate.clear()
+    held = [lane.decode_costly(costly(seconds=seconds), soon()) for seconds in (1, 0.1)]
+    watch.gate.set()
+    assert all(future.result(PATIENCE_S) for future in held)
 
 
 def test_rounding_leaves_no_backlog(watch: Watch) -> None:

@@ -521,7 +521,7 @@ def test_png_loses_chunks_that_pixels_do_not_need(kind: bytes) -> None:
 def test_tiff_counts_whole_tiles() -> None:
     tags = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 322: 32_000, 323: 16_000, 324: 8, 325: 64}
     data = hostile.tiff(*((tag, 4, 1, value) for tag, value in tags.items()))
-    with pytest.raises(TooManyPixels, match="32000x16000"):
+    with pytest.raises(TooManyPixels, match="512000000 pixels in whole tiles"):
         images.read_header(data, MAX_PIXELS)
 
 
@@ -538,7 +538,7 @@ def test_jpeg_in_several_scans_counts_its_coefficients() -> None:
 def test_junk_that_pillow_skips_byte_by_byte_is_dropped(format: str) -> None:
     whole = picture(format, mode="P" if format == "GIF" else "RGB")
     start = whole.index(b"\xff\xdb") if format == "JPEG" else whole.index(b",")
-    junk = b"\xff" * 50_000 if format == "JPEG" else b"\0" * 10**6
+    junk = b"\xff" * 50_000 if format == "JPEG" else b"\0" * 50_000
     header = images.read_header(whole[:start] + junk + whole[start:], MAX_PIXELS)
     assert len(header.data) <= len(whole)
     assert_close(crop(whole[:start] + junk + whole[start:]), crop(whole), 0)
