@@ -178,7 +178,7 @@ def _png() -> Iterator[Case]:
     yield Case("PNG with a wrong CRC of a text", png(8, 8, wrong, pixels), OK)
     yield Case("PNG without pixels", png(8, 8), UNDECODABLE)
     yield Case("PNG of no width", png(0, 8, pixels), UNDECODABLE)
-    yield Case("PNG with 30 000 unknown chunks", png(8, 8, png_chunk(b"abCd", b"") * 30_000, pixels), OK)
+    yield Case("PNG with 8000 unknown chunks", png(8, 8, png_chunk(b"abCd", b"") * 8000, pixels), OK)
     yield Case("PNG in too many chunks", png(8, 8, png_chunk(b"abCd", b"") * 70_000, pixels), UNDECODABLE)
     yield Case("PNG with a bit depth of 3", png(8, 8, pixels, depth=3), UNDECODABLE)
     indices = png_chunk(b"IDAT", zlib.compress(b"\0\5\5\5\5\5\5\5\5" * 8))

@@ -448,6 +448,7 @@ def test_a_costly_picture_that_would_come_too_late_is_shed(
 ) -> None:
     classifier, _ = serve()
     monkeypatch.setattr(classifier.decoder, "_backlog_s", 100.0)
+    monkeypatch.setattr(classifier.decoder, "_backlog", 1)
 
     async def go() -> None:
         with pytest.raises(Overloaded):

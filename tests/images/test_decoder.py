@@ -296,8 +296,8 @@ def submit():
     except Costly as costly:
         return decoder.decode_costly(costly, time.monotonic() + 600)
 
-futures = [submit() for _ in range(20)]
-for _ in range(200):
+futures = [submit() for _ in range(8)]
+for _ in range(50):
     decoder.decode(cheap)
 waiting = sum(not future.done() for future in futures)
 assert all(future.result().crop[0, 0].tolist() == [30, 90, 200] for future in futures)
@@ -308,12 +308,10 @@ sandbox.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")
-def test_twenty_huge_pictures_take_no_memory_here_and_let_cheap_ones_pass() -> None:
+def test_huge_pictures_take_no_memory_here_and_let_cheap_ones_pass() -> None:
     run = subprocess.run([sys.executable, "-c", STORM], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     peak_mb, waiting = map(int, run.stdout.split())
-    print(
-        f"peak beside 20 pictures of 49 million pixels: {peak_mb} MB; waiting when 200 cheap ones were done: {waiting}"
-    )
+    print(f"peak beside 8 pictures of 49 million pixels: {peak_mb} MB; waiting when 50 cheap ones were done: {waiting}")
     assert peak_mb < 300
-    assert waiting > 10
+    assert waiting > 3
