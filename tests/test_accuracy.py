@@ -22,9 +22,9 @@ RAW = {"Content-Type": "application/octet-stream"}
 
 
 def patient(at_once: int = 1) -> requests.Session:
-    """A client that asks again where it is refused, when it is told to: a busy machine may refuse."""
+    """A client that asks again where it is refused or answered too late: a busy machine may do either."""
     client = requests.Session()
-    again = Retry(30, status_forcelist=[503], allowed_methods=None, respect_retry_after_header=True)
+    again = Retry(30, status_forcelist=[503, 504], allowed_methods=None, respect_retry_after_header=True)
     client.mount("http://", HTTPAdapter(pool_maxsize=at_once, max_retries=again))
     return client
 
