@@ -2,7 +2,7 @@
 
     formats.py    which format a file has, judged by its first bytes
     header.py     what a container says about its picture
-    containers.py reads that, by parsers of our own, before any decoder sees the file
+    containers.py reads the header by parsers of our own, before any decoder sees the file
     jpeg.py png.py gif.py bmp.py webp.py tiff.py heif.py   those parsers, one for each container
     cost.py       predicted processor time and memory of a decode
     geometry.py   torchvision's resize and crop
