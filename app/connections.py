@@ -115,7 +115,7 @@ class Shared:
             loop.call_soon(self._call, loop)
 
 
-class Chunks(h11._readers.ChunkedReader):
+class ChunkedBody(h11._readers.ChunkedReader):
     """Reads a chunked body; refuses more trailers than a request may have header fields before they are parsed."""
 
     def __call__(self, buf: Any) -> Any:
@@ -145,7 +145,7 @@ class Reading(ChunkReader):
 
     def _get_io_object(self, *arguments: Any) -> Any:
         reader = super()._get_io_object(*arguments)
-        return Chunks() if type(reader) is h11._readers.ChunkedReader else reader
+        return ChunkedBody() if type(reader) is h11._readers.ChunkedReader else reader
 
 
 def _as_origin(event: h11.Request) -> h11.Request:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -119,6 +120,16 @@ class Service(Server):
         status = wire.ask(head(path, "GET"), timeout)
         wire.close()
         return status
+
+    def text(self) -> str:
+        """Its log so far, as it is printed."""
+        return "\n".join(str(line.get("event")) for line in list(self.log))
+
+    def logged(self, pattern: str, seconds: float) -> re.Match[str] | None:
+        """What matches in its log, waited for; None where it ends first, or is silent for too long."""
+        with self._seen:
+            self._seen.wait_for(lambda: self._silent or re.search(pattern, self.text()), seconds)
+        return re.search(pattern, self.text())
 
     def kill(self) -> None:
         """End it and its children at once."""

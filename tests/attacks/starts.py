@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 import shutil
 import tempfile
 import time
@@ -105,19 +104,17 @@ def escapes_in_log(app: Path) -> Outcome:
     env = {"TOPK_TRUSTED_PROXIES": "127.0.0.1", "TOPK_LOG_LEVEL": "debug"}
     service = Service("--log-format", "text", env=env, app=app)
     try:
-        end = time.monotonic() + _BEFORE_S
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", _log(service))):
-            if service.process.poll() is not None or time.monotonic() > end:
-                return Outcome(REFUSES, 0)
-            time.sleep(0.05)
+        found = service.logged(r"http://127\.0\.0\.1:(\d+)", _BEFORE_S)
+        if not found:
+            return Outcome(REFUSES, 0)
         port = int(found[1])
         for escape in _ESCAPES:
             request = post("/v1/predict?top_k=0", photograph(), "image/jpeg", X_Forwarded_For="ESCAPE")
             wire = Wire(port)
             wire.ask(request.replace(b"ESCAPE", escape), timeout=5)
             wire.close()
-        time.sleep(0.5)
-        logged = _log(service)
+        service.stop()  # once it has ended, all of its log is there
+        logged = service.text()
         reached = [escape for escape in _ESCAPES if escape.decode("latin-1") in logged or _decoded(escape) in logged]
         return Outcome(f"{len(reached)} of {len(_ESCAPES)} reach the log" if reached else "none reaches the log", 0)
     finally:
@@ -126,10 +123,6 @@ def escapes_in_log(app: Path) -> Outcome:
 
 def _decoded(escape: bytes) -> str:
     return escape.decode("utf-8", "surrogateescape")
-
-
-def _log(service: Service) -> str:
-    return "\n".join(str(line.get("event")) for line in list(service.log))
 
 
 def _outcome(app: Path, *options: str, env: dict[str, str] | None = None, model: str = MODEL) -> Outcome:
