@@ -244,13 +244,13 @@ class _Child:
     def _head(self) -> tuple[bytes, int, float]:
         head = self._file.read(ANSWER.size)
         if len(head) < ANSWER.size:
-            raise ConnectionResetError("the child has gone without a word")
+            raise ConnectionResetError("the child closed its connection without an answer")
         kind, number, seconds = ANSWER.unpack(head)
         return kind, number, seconds
 
 
 def _unavailable() -> Overloaded:
-    return Overloaded("no process to decode this image can be had", retry_after_s=_RETRY_S)
+    return Overloaded("no process is available to decode this image", retry_after_s=_RETRY_S)
 
 
 def _error(content: bytes) -> TopkError:

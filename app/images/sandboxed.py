@@ -97,7 +97,7 @@ def _reap(running: dict[int, socket.socket]) -> None:
 
 
 def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoReturn:
-    """The life of a child, which has no business with the connections of others."""
+    """Run a child: decode tasks until the connection closes. It first closes the connections of other children."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
