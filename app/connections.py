@@ -42,6 +42,9 @@ _PROBE_S = 0.01
 _TCP_CLOSE = 7  # TCP_CLOSE in linux/tcp.h, after a reset
 _ADVANCE_BYTES = 16_384  # what every client is presumed to have sent at once: a new one is not yet slow
 _RANKED, _RANKED_S = 128, 1.0  # clients that are ranked at once, and how long the ranking counts
+_CHUNKED_AT_ONCE = 4  # connections that read on in one turn of the event loop, where chunks are left
+_LARGE_BYTES = 2**20  # larger bodies take turns: eight of them would make each turn of the event loop take milliseconds
+_LARGE_AT_ONCE = 1
 _AT_ONCE = 8  # requests that are started, or told that their client has left, in one turn of the event loop
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
@@ -169,6 +172,7 @@ class Connection(H11Protocol):
 
     shared: Shared
     turns: Turns
+    large_turns: Turns
     conn: Reading
     flow: Flow
     half_closed = False
@@ -212,6 +216,14 @@ class Connection(H11Protocol):
             return
         super().data_received(data)
         self._watch(len(data))
+        if self.got > _LARGE_BYTES and not self.flow.held:
+            self.flow.hold()
+            self.large_turns.add(self._read_on, self.loop)
+
+    def _read_on(self) -> None:
+        """Read the next part of a large body."""
+        if not self.transport.is_closing():
+            self.flow.release()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -396,7 +408,8 @@ def bounded(timeout_s: float) -> type[Connection]:
 
     class Bounded(Connection):
         shared = Shared(timeout_s, _room())
-        turns = Turns()
+        turns = Turns(_CHUNKED_AT_ONCE)
+        large_turns = Turns(_LARGE_AT_ONCE)
 
     return Bounded
 

@@ -22,7 +22,6 @@ MANY = 1000
 MEAN_BYTES = 64
 
 _TURN = 64  # chunks of a connection that are read in one turn of the event loop: about a millisecond
-_CONNECTIONS = 4  # that read on in one turn of the event loop
 
 
 class Chunks:
@@ -73,9 +72,10 @@ class ChunkReader(h11.Connection):
 
 
 class Turns:
-    """The connections of a server that have chunks left to read: a few of them read on in each turn of the loop."""
+    """The connections of a server that have more to read: so many of them read on in each turn of the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int) -> None:
+        self._at_once = at_once
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
 
@@ -92,7 +92,7 @@ class Turns:
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
         try:
-            for _ in range(min(len(self._waiting), _CONNECTIONS)):
+            for _ in range(min(len(self._waiting), self._at_once)):
                 self._waiting.popleft()()
         finally:
             self._schedule(loop)
@@ -102,17 +102,24 @@ class Flow(FlowControl):
     """uvicorn's flow control, which reads nothing while it is held, whoever asks for more."""
 
     held = False
+    _full = False
 
     def hold(self) -> None:
         """Read nothing until ``release``."""
-        self.pause_reading()
         self.held = True
+        super().pause_reading()
 
     def release(self) -> None:
-        """Read again."""
+        """Read again, unless the app has still to take what was read."""
         self.held = False
-        self.resume_reading()
+        if not self._full:
+            super().resume_reading()
+
+    def pause_reading(self) -> None:
+        self._full = True
+        super().pause_reading()
 
     def resume_reading(self) -> None:
+        self._full = False
         if not self.held:
             super().resume_reading()

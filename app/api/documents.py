@@ -1,17 +1,17 @@
 """JSON documents and the base64 in them, with bounded values, memory and time at which the interpreter is held.
 
-``orjson`` and ``binascii`` hold the interpreter for as long as a call takes, on whatever thread. So what has many bytes
-is worked on piece by piece, and what cannot be cut is bounded.
+``orjson`` holds the interpreter for as long as a call takes, on whatever thread, so the size of a document is bounded.
+Everything else is worked on piece by piece.
 """
 
 import asyncio
-import binascii
 import codecs
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import orjson
+import pybase64
 
 from app.errors import MalformedRequest
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 _VALUES = 10_000  # most values of a JSON document: what two bytes are in it takes a hundred in memory
 _THREAD_BYTES = 64 * 2**10  # larger documents are parsed in a thread
 _ALONE_BYTES = 2**20  # larger documents are parsed one at a time
+_PAUSES = 3  # how much longer than a large document takes the next one waits
 _PIECE = 2**18
 _LOOK_BYTES = 4096
 
@@ -44,8 +45,9 @@ class Desk:
         started = time.monotonic()
         try:
             return await asyncio.to_thread(parse, content)
-        finally:  # large ones take half of the time at most, which leaves the interpreter to others for the rest
-            asyncio.get_running_loop().call_later(time.monotonic() - started, self._large.release)
+        finally:  # the interpreter is left to others for most of the time
+            pause_s = _PAUSES * (time.monotonic() - started)
+            asyncio.get_running_loop().call_later(pause_s, self._large.release)
 
 
 def loads(
@@ -75,26 +77,32 @@ def from_base64(text: str) -> bytes:
     """
     text = text.rstrip("= \t\n\r\v\f")
     content, rest = bytearray(), b""
-    for start in range(0, len(text), _PIECE):
+    for start in _pieces(len(text)):
         digits = rest + text[start : start + _PIECE].encode("ascii").translate(_URL_SAFE, _BLANK)
-        whole = len(digits) & ~3
-        content += binascii.a2b_base64(memoryview(digits)[:whole], strict_mode=True) if whole else b""
         if b"=" in digits:
             raise ValueError("padding in mid-text")
+        whole = len(digits) & ~3
+        content += pybase64.b64decode(memoryview(digits)[:whole], validate=True)
         rest = digits[whole:]
-        time.sleep(0)  # lets waiting threads have the interpreter, which they may ask for every 5 ms only
-    content += binascii.a2b_base64(rest + b"=" * (-len(rest) % 4), strict_mode=True) if rest else b""
+    content += pybase64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
     return bytes(content)
 
 
 def _has_more_values(content: Body, most: int) -> bool:
     """Whether the signs before values are more than that, found without looking further than needed."""
     found = 0
-    for start in range(0, len(content), _PIECE):
+    for start in _pieces(len(content)):
         found += sum(content.count(sign, start, start + _PIECE) for sign in (b",", b"[", b"{"))
         if found > most:
             return True
     return False
+
+
+def _pieces(length: int) -> Iterator[int]:
+    """Where pieces begin; between them others may have the interpreter, which they else may ask for every 5 ms."""
+    for start in range(0, length, _PIECE):
+        yield start
+        time.sleep(0)
 
 
 def _is_text(content: Body) -> bool:

@@ -1,19 +1,22 @@
 """Bodies in chunks: tiny ones are refused soon and in full words, all others are read whatever way they come."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import h11
 import httpx2
 import pytest
 
-from app.api.chunks import ChunkReader
+from app.api.chunks import ChunkReader, Flow, Turns
 from tests.api.conftest import InProcess
 from tests.api.wire import Wire
 from tests.conftest import CAT
 
 PHOTO = CAT.read_bytes()
+JPEG = {"Content-Type": "image/jpeg"}
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 Wait = Callable[[Callable[[], bool]], None]
 
@@ -151,3 +154,55 @@ def test_a_client_that_leaves_amid_its_chunks_is_let_go(
             wait_until(lambda: uploads.inflight > 0)
         wait_until(lambda: uploads.inflight == 0)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+class Transport:
+    """The part of an asyncio transport that flow control uses."""
+
+    reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+def test_a_held_connection_reads_once_it_is_released_and_its_app_has_room() -> None:
+    transport = Transport()
+    flow = Flow(transport)  # type: ignore[arg-type]
+    flow.hold()
+    flow.pause_reading()
+    flow.release()
+    assert not transport.reading
+    flow.resume_reading()
+    assert transport.reading
+    flow.hold()
+    flow.resume_reading()
+    assert not transport.reading
+    flow.release()
+    assert transport.reading
+
+
+@pytest.mark.anyio
+async def test_so_many_connections_read_on_in_one_turn_of_the_event_loop() -> None:
+    loop, turns, turn = asyncio.get_running_loop(), Turns(2), 0
+    read: list[int] = []
+    for _ in range(5):
+        turns.add(lambda: read.append(turn), loop)
+    while turn < 4:
+        await asyncio.sleep(0)
+        turn += 1
+    assert [read.count(number) for number in range(4)] == [2, 2, 1, 0]
+
+
+def test_large_bodies_that_come_at_once_are_all_read(app_server: InProcess) -> None:
+    body = PHOTO + bytes(5_000_000)
+
+    def upload(_: int) -> list[int]:
+        with httpx2.Client(timeout=60, base_url=app_server.url) as client:
+            # The second request shows that the connection reads on.
+            return [client.post("/v1/predict", content=body, headers=JPEG).status_code for _ in "ab"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(upload, range(4))) == [[200, 200]] * 4
