@@ -187,11 +187,11 @@ class Connection(H11Protocol):
         self._serve, self.app = self.app, self._serve_if_there
 
     def connection_made(self, transport: BaseTransport) -> None:
+        if transport.get_extra_info("peername") is None:  # reset while it waited to be accepted
+            transport.abort()  # type: ignore[attr-defined]
+            return
         super().connection_made(transport)  # type: ignore[arg-type]
         self.flow = Flow(self.transport)
-        if self.client is None:  # reset while it waited to be accepted
-            self.transport.abort()
-            return
         if TYPE_CHECKING or hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for a client that takes no answer
             milliseconds = int(self.shared.timeout_s * 1000)
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
@@ -200,6 +200,8 @@ class Connection(H11Protocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.transport is None:  # it was never made
+            return
         cycle = self.cycle
         if cycle and not cycle.response_complete:
             cycle.disconnected = True
