@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Entry point."""
     try:
-        from app.cli import main as command
+        from app.commands.cli import main as command
 
         command()
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
-from app import engine, images, machine, models, taxonomy
+from app import engine, images, machine, models
 from app.batching import BatchQueue, CostCurve, Done, Entry
 from app.engine import Row, Want
 from app.errors import (
@@ -33,12 +33,13 @@ from app.errors import (
     TopkError,
     Unavailable,
 )
+from app.imagenet import taxonomy
+from app.imagenet.taxonomy import Taxonomy
 from app.images.decoder import Costly, Decoded, Decoder, ahead_of_queue, default_lanes, default_pixels
 from app.images.sandbox import Sandbox
 from app.models.model import Model
 from app.settings import Settings
-from app.taxonomy import Taxonomy
-from app.telemetry import Metrics
+from app.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -22,13 +22,13 @@ from app.classifier import Classifier
 from app.errors import ModelError, TopkError
 from app.lifecycle import Lifecycle
 from app.settings import Settings
-from app.telemetry import Metrics
+from app.telemetry.metrics import Metrics
 from app.watchdog import hang, hung
 
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
 
-    from app.tracing import Traces
+    from app.telemetry.tracing import Traces
 
 log = structlog.get_logger("topk")
 
@@ -123,7 +123,7 @@ def _traces(settings: Settings) -> "Traces | None":
     if not settings.traces:
         return None
     try:
-        from app.tracing import Traces
+        from app.telemetry.tracing import Traces
     except ImportError as error:
         raise ModelError("traces need the extra otel: pip install 'topk[otel]'") from error
     return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET)

@@ -33,7 +33,7 @@ from app.errors import (
 )
 from app.images.decoder import Decoder
 from app.settings import Settings
-from app.telemetry import OUTCOMES
+from app.telemetry.metrics import OUTCOMES
 from tests.conftest import CAT, PHOTOGRAPHS
 
 PHOTO = CAT.read_bytes()

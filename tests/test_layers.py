@@ -22,12 +22,12 @@ MODULES = [
     "app.models.cache",
     "app.models.folder",
     "app.api.routes",
-    "app.server",
-    "app.cli",
-    "app.loadtest.run",
-    "app.loadtest.report",
-    "app.evaluate.evaluation",
-    "app.evaluate.report",
+    "app.server.serving",
+    "app.commands.cli",
+    "app.commands.bench.run",
+    "app.commands.bench.report",
+    "app.commands.evaluate.evaluation",
+    "app.commands.evaluate.report",
     "app.workers.http",
     "app.workers.supervisor",
 ]
@@ -41,15 +41,16 @@ def test_importing_a_layer_leaves_frameworks_alone(module: str) -> None:
 
 
 def test_the_command_line_loads_what_a_command_needs_when_it_needs_it() -> None:
-    code = "import sys, app.cli; print(sorted({'torch', 'matplotlib', 'aiohttp', 'httpx2'} & sys.modules.keys()))"
+    code = (
+        "import sys, app.commands.cli; print(sorted({'torch', 'matplotlib', 'aiohttp', 'httpx2'} & sys.modules.keys()))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
 
 def test_what_has_no_report_to_write_draws_nothing() -> None:
-    code = (
-        "import sys, app.loadtest.report, app.evaluate.report, app.evaluate.table; print('matplotlib' in sys.modules)"
-    )
+    modules = "app.commands.bench.report, app.commands.evaluate.report, app.commands.evaluate.table"
+    code = f"import sys, {modules}; print('matplotlib' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

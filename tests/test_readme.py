@@ -19,8 +19,8 @@ import torchvision
 from app import errors
 from app.main import create_app
 from app.settings import PROTOCOLS, Settings
+from tests.commands.train.conftest import coarse, make
 from tests.conftest import CAT, REPOSITORY, SHARED, Server, environment
-from tests.train.conftest import coarse, make
 
 README = (REPOSITORY / "README.md").read_text()
 BIN = Path(sys.executable).parent
@@ -308,9 +308,18 @@ def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
     ran = shell(f"python -m pip wheel --quiet --no-deps --wheel-dir {tmp_path} .")
     assert ran.returncode == 0, ran.stderr
     names = shell(f"python -m zipfile --list {next(tmp_path.glob('*.whl'))}").stdout
-    for name in ("app/web/index.html", "app/data/imagenet1k.csv", "app/loadtest/report.html", "entry_points.txt"):
+    for name in (
+        "app/web/index.html",
+        "app/imagenet/imagenet1k.csv",
+        "app/commands/bench/report.html",
+        "entry_points.txt",
+    ):
         assert name in names
-    for name in ("app/page.css", "app/evaluate/report.html"):
+    for name in ("app/commands/reports/page.css", "app/commands/evaluate/report.html"):
         assert name in names
-    for name in ("app/data/wordnet.csv", "app/data/wordnet.LICENSE", "dist-info/licenses/app/data/wordnet.LICENSE"):
+    for name in (
+        "app/imagenet/wordnet.csv",
+        "app/imagenet/wordnet.LICENSE",
+        "dist-info/licenses/app/imagenet/wordnet.LICENSE",
+    ):
         assert name in names

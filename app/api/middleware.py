@@ -16,10 +16,10 @@ from app.api import address, problems
 from app.api.exchange import ClientGone, Exchange
 from app.errors import Internal, MalformedRequest
 from app.lifecycle import Lifecycle
-from app.telemetry import Metrics
+from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from app.tracing import Traces
+    from app.telemetry.tracing import Traces
 
 log = structlog.get_logger("topk.access")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from app.errors import RateLimited
 from app.settings import Settings
-from app.values import rate
+from app.settings.values import rate
 
 
 @dataclass(frozen=True, slots=True, eq=False)

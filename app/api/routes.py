@@ -19,7 +19,7 @@ from app.api.forms import ONE, SEVERAL, Upload
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, NotFound, TopkError
-from app.taxonomy import CONFIDENCE
+from app.imagenet.taxonomy import CONFIDENCE
 
 router = APIRouter(prefix="/v1", tags=["classify"])
 

@@ -18,7 +18,7 @@ from app import machine, models
 from app.engine import Floats, Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
-from app.openvino import ov
+from app.models.openvino import ov
 
 _BUCKETS = (1, 2, 4, 8)
 _CAPABILITY = {"bfloat16": "BF16", "float16": "FP16"}

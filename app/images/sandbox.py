@@ -24,11 +24,11 @@ import numpy as np
 import orjson
 import structlog
 
-from app import children
 from app.errors import DeadlineExceeded, Overloaded, TooManyPixels, TopkError, UndecodableImage, UnsupportedMediaType
 from app.images.geometry import Preprocessing
 from app.images.header import Header
 from app.images.pillow import Crop
+from app.processes import children
 
 if TYPE_CHECKING:
     import subprocess

@@ -22,10 +22,11 @@ from typing import NoReturn
 import orjson
 from PIL import AvifImagePlugin, Image
 
-from app import machine, signals
+from app import machine
 from app.errors import TopkError
 from app.images import decode, heif_installed
 from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, TAKEN, Task
+from app.processes import signals
 
 NICENESS = machine.COMPUTING + 7  # a fifth of a core beside a stream that is always busy
 _STATM = Path("/proc/self/statm")

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import structlog
 
-from app import children
 from app.errors import ModelError, NotConvertible
 from app.models import download, folder
 from app.models.architecture import TIMM, is_checkpoint, name_of
 from app.models.model import Model
+from app.processes import children
 
 log = structlog.get_logger(__name__)
 

@@ -10,10 +10,11 @@ import threading
 import warnings
 from pathlib import Path
 
-from app import models, signals
+from app import models
 from app.errors import ModelError, NotConvertible
 from app.models import folder
 from app.models.cache import NOT_CONVERTIBLE, REFUSED
+from app.processes import signals
 from app.settings import Settings
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from app.errors import NotConvertible
 from app.models.model import Model
+from app.models.openvino import ov
 from app.models.split import FeaturesAndLogits, split
-from app.openvino import ov
 
 # Of the logits' range. Float32 on both sides is summed in another order, which some networks make much of: where both
 # are about as far from what float64 gives, that is no reason to refuse, unless it tells nothing at all.

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.imagenet.labels import imagenet1k
 from app.images import Preprocessing
 from app.models import download
-from app.models.labels import imagenet1k
 from app.models.model import Model
 
 if TYPE_CHECKING:

@@ -19,16 +19,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app import __version__
 from app.errors import ModelError
+from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.models import download
 from app.models.architecture import ULTRALYTICS, allowed_name, network
-from app.models.labels import Label
 from app.models.model import Model, Training
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from app.openvino import ov
+    from app.models.openvino import ov
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
@@ -111,7 +111,7 @@ def write(
     from safetensors.torch import save_model
 
     from app.models.convert import to_openvino
-    from app.openvino import ov
+    from app.models.openvino import ov
 
     check_target(folder)
     built = model.build()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.imagenet.labels import Label
 from app.images import Preprocessing
-from app.models.labels import Label
 
 if TYPE_CHECKING:
     from torch import nn

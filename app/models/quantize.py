@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import ModelError, TopkError
+from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
-from app.models.labels import Label
-from app.openvino import ov
+from app.models.openvino import ov
 
 Pixels = npt.NDArray[np.float32]
 Step = Callable[[str], None]

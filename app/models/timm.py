@@ -19,11 +19,11 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 
 from app.errors import ModelError
+from app.imagenet.labels import Label, imagenet1k
 from app.images import Preprocessing
 from app.models import download
 from app.models.architecture import TIMM
 from app.models.files import read_state
-from app.models.labels import Label, imagenet1k
 from app.models.model import Model
 
 _timm_data: Any = timm.data  # its types are not all exported

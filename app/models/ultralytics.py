@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from app.errors import ModelError
+from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.models import download
 from app.models.architecture import ULTRALYTICS, name_of
 from app.models.files import check_unpacked
-from app.models.labels import Label
 from app.models.model import Model
 
 _STRIDE = 32  # its predictor rounds sizes up to a multiple

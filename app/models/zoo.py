@@ -10,10 +10,10 @@ import torchvision.models
 from torch import nn
 
 from app.errors import ModelError
+from app.imagenet.labels import imagenet1k
 from app.images import Preprocessing
 from app.models import download, embedded
 from app.models.files import load_state, read_state
-from app.models.labels import imagenet1k
 from app.models.model import Model
 
 # What torchvision's builders set when weights are given: these two expect another normalisation inside.

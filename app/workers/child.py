@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from app import machine, signals
+from app import machine
+from app.processes import signals
 from app.settings import Settings
-from app.telemetry import configure_logging
+from app.telemetry.logging import configure_logging
 from app.workers.wire import Messages
 
 _ORPHANED = 1

@@ -22,7 +22,7 @@ from app.classifier import Answer, Classifier, Job
 from app.errors import DeadlineExceeded, Internal, ModelError, NotReady, TopkError
 from app.images.decoder import Decoded
 from app.settings import Settings
-from app.telemetry import Metrics
+from app.telemetry.metrics import Metrics
 from app.watchdog import hang, hung
 from app.workers import child, memory, metrics, wire
 from app.workers.memory import Board, Slots

@@ -18,12 +18,12 @@ import structlog
 from app.classifier import Classifier
 from app.engine import Facts
 from app.errors import Internal, ModelError, NotReady
+from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.lifecycle import LOADING, Lifecycle
 from app.main import create_app
-from app.models.labels import Label
 from app.models.model import Model
-from app.server import Server, config
+from app.server.serving import Server, config
 from app.settings import Settings
 from app.workers import child, metrics, wire
 from app.workers.client import EngineQueue

@@ -19,10 +19,10 @@ from typing import Any
 
 import structlog
 
-from app import children, signals
-from app.server import DRAIN_DELAY_MS, bind, say_ready
+from app.processes import children, signals
+from app.server.serving import DRAIN_DELAY_MS, bind, say_ready
 from app.settings import Settings, surroundings, unknown_names
-from app.telemetry import configure_logging
+from app.telemetry.logging import configure_logging
 from app.workers.metrics import Snapshot, Totals
 from app.workers.wire import Messages
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import NotReady
 from app.main import create_app
 from app.settings import Settings
-from app.telemetry import configure_logging
+from app.telemetry.logging import configure_logging
 from app.workers.metrics import Snapshot, Totals, snapshot
 
 SCRAPE_S = 5.0  # for all replicas' metrics: half of what Prometheus waits

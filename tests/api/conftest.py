@@ -11,7 +11,7 @@ import structlog
 from app.engine import Row, Want
 from app.lifecycle import Lifecycle
 from app.main import create_app
-from app.server import Server, bind, config
+from app.server.serving import Server, bind, config
 from app.settings import Settings
 
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])

@@ -15,9 +15,9 @@ from app.api.protocols import torchserve
 from app.classifier import Result, Timing
 from app.engine import Row
 from app.errors import ModelError
+from app.imagenet.labels import Label
 from app.lifecycle import Lifecycle
 from app.main import create_app
-from app.models.labels import Label
 from app.settings import PROTOCOLS, Settings
 from tests.api.conftest import InProcess, served
 from tests.conftest import CAT

@@ -10,9 +10,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.imagenet.labels import imagenet1k
 from app.main import create_app
 from app.models.folder import DESCRIPTION
-from app.models.labels import imagenet1k
 from app.settings import Settings
 from tests.api.conftest import InProcess, served
 from tests.api.wire import Wire, multipart

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.models import folder
-from app.models.labels import Label
 from app.models.model import Model
 from tests.browser.origin import Origin
 from tests.conftest import CAT, CHROMIUM, REPOSITORY, Server

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import app
-from app.server import DRAIN_DELAY_MS
+from app.server.serving import DRAIN_DELAY_MS
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.telemetry import OUTCOMES, Metrics
+from app.telemetry.metrics import OUTCOMES, Metrics
 from tests.conftest import REPOSITORY
 
 GRAFANA = REPOSITORY / "deploy" / "grafana"

@@ -42,7 +42,7 @@ def test_without_the_package_it_says_what_to_install() -> None:
     start = (
         "import sys, importlib.util as util; find = util.find_spec;"
         "util.find_spec = lambda name: None if name == 'ultralytics' else find(name);"
-        "from app.cli import main; main()"
+        "from app.commands.cli import main; main()"
     )
     command = [sys.executable, "-c", start, "predict", str(CAT), "--model", "yolo11n-cls.pt", "--trust-checkpoint"]
     ran = subprocess.run(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from app.errors import NotConvertible
+from app.imagenet.labels import imagenet1k
 from app.images import Preprocessing
 from app.models import zoo
 from app.models.convert import to_openvino
-from app.models.labels import imagenet1k
 from app.models.model import Model
 from tests.models.seeded import seeded
 

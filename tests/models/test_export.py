@@ -12,12 +12,12 @@ import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from app.imagenet.labels import Label
 from app.images import Preprocessing
-from app.models.labels import Label
 from app.models.quantize import read
+from tests.commands.train.conftest import make
 from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, RESNET50, Server, environment
 from tests.models.seeded import seeded
-from tests.train.conftest import make
 
 Answers = list[dict[str, object]]
 

@@ -18,7 +18,7 @@ from app import engine
 from app.errors import ModelError
 from app.models import embedded, folder, resolve, zoo
 from app.models.model import Model
-from app.openvino import ov
+from app.models.openvino import ov
 from app.settings import Settings
 from tests.models.conftest import files_of_at_most
 from tests.models.seeded import images

@@ -23,7 +23,8 @@ from timm.models import get_pretrained_cfg
 
 from app import images as pictures
 from app.errors import ModelError
-from app.models import folder, labels, resolve
+from app.imagenet import labels
+from app.models import folder, resolve
 from app.models import timm as ours
 from app.models.split import SeveralHeads, split
 from app.settings import Settings

@@ -9,7 +9,10 @@ import pytest
 from tests.conftest import CAT, REPOSITORY, environment
 
 # Python's own way to say that a module cannot be imported.
-START = "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'timm')); from app.cli import main; main()"
+START = (
+    "import sys; sys.modules |= dict.fromkeys(('torch', 'torchvision', 'timm'));"
+    " from app.commands.cli import main; main()"
+)
 
 
 def topk(*arguments: str | Path, **env: str) -> "subprocess.CompletedProcess[str]":

@@ -72,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(path, detector, Path(photograph), [(name, score) for name, score in top5])
 
 
-TOPK = "from app.cli import main; main()"
+TOPK = "from app.commands.cli import main; main()"
 
 
 def predict(made: Made, *options: object, start: str = TOPK) -> list[dict[str, object]]:
@@ -152,7 +152,7 @@ class Network:
         self.model = [type("Head", (), {"linear": type("Linear", (), {"out_features": len(names)})})]
 def wnids(names):
     return [label.wnid for label in ultralytics._labels(Network(names), Path("x.pt"))]
-from app.models.labels import imagenet1k
+from app.imagenet.labels import imagenet1k
 true = [label.wnid for label in imagenet1k()]
 spaced = [name.replace("_", " ") for name in names]
 print(json.dumps([same, asked, AUTOINSTALL, ONLINE, [wnids(n) == true for n in (names, spaced, true)],

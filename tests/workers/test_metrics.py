@@ -1,7 +1,7 @@
 """The sum of several processes' metrics."""
 
 from app import machine
-from app.telemetry import Metrics
+from app.telemetry.metrics import Metrics
 from app.workers.metrics import Totals, snapshot
 
 

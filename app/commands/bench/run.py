@@ -1,0 +1,185 @@
+"""A whole run in order: look at the server, learn the client's own cost, measure point by point."""
+
+import asyncio
+import contextlib
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from http.client import responses
+from typing import Any
+
+from app import machine
+from app.commands.bench import capacity, overhead, points
+from app.commands.bench.bodies import bodies
+from app.commands.bench.client import Client, Record, session
+from app.commands.bench.loads import PATIENCE_S, Closed, Load, Open
+from app.commands.bench.overhead import Overhead
+from app.commands.bench.plan import Plan
+from app.commands.bench.points import Point, Window
+from app.commands.bench.target import Target
+from app.errors import LoadTestError
+
+Watch = Callable[[Load, float, Sequence[Record]], None]
+"""Told about four times a second: the load, the share of its point that is over, its records so far."""
+
+_TICK_S = 0.25
+_CLIENT_LIMIT = 0.8  # of the largest rate the client can drive; beyond, a search would find the client
+_WORDS = {
+    "connect": "cannot be reached",
+    "timeout": f"gave no answer within {PATIENCE_S:.0f} s",
+    "reset": "closed the connection without an answer",
+    "protocol": "does not answer in HTTP",
+}
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run found; ``server`` is the target's ``/v1/info``, ``capacity`` the largest rate that was held."""
+
+    url: str
+    plan: Plan
+    started: datetime
+    machine: dict[str, Any] = field(default_factory=machine.description)
+    server: dict[str, Any] | None = None
+    client: Overhead | None = None
+    points: list[Point] = field(default_factory=list)
+    capacity: float | None = None
+    interrupted: bool = False
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for point in self.points for warning in point.warnings(self.plan.slo_ms)]
+
+    @property
+    def ordered(self) -> list[Point]:
+        """The points by their load, closed loops first."""
+        return sorted(self.points, key=lambda point: (isinstance(point.load, Open), point.load.size))
+
+    @property
+    def best(self) -> Point | None:
+        """The point of the largest goodput; after a search, that of the capacity."""
+        held = [p for p in self.points if isinstance(p.load, Open) and p.load.rate == self.capacity]
+        return max(held or self.points, key=lambda point: point.goodput, default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object that ``--json`` prints.
+
+        ``url``, ``mode`` (closed, open or capacity), ``slo_ms``, ``started`` (ISO 8601); ``points`` as measured, see
+        ``Point``; ``capacity`` in requests a second or null; ``client``: ``cpu_ms`` a request and ``largest_rate``
+        against a constant answer, ``cpu_share`` of a core at its busiest point; ``machine`` of the client;
+        ``server``: its ``/v1/info`` or null; ``warnings``; ``interrupted`` by Ctrl-C.
+        """
+        client = {} if self.client is None else self.client.as_dict()
+        return {
+            "url": self.url,
+            "mode": self.plan.mode,
+            "slo_ms": self.plan.slo_ms,
+            "started": self.started.isoformat(timespec="seconds"),
+            "points": [point.as_dict() for point in self.points],
+            "capacity": self.capacity,
+            "client": client | {"cpu_share": round(max((p.client_cpu for p in self.points), default=0.0), 3)},
+            "machine": self.machine,
+            "server": self.server,
+            "warnings": self.warnings,
+            "interrupted": self.interrupted,
+        }
+
+
+def run(target: Target, plan: Plan, watch: Watch) -> Result:
+    """Measure. Raises LoadTestError; Ctrl-C ends it early, with what was measured so far."""
+    result = Result(target.url, plan, datetime.now(UTC))
+    _allow_many_connections()
+    try:
+        asyncio.run(_run(target, plan, watch, result))
+    except KeyboardInterrupt:
+        result.interrupted = True
+    return result
+
+
+async def _run(target: Target, plan: Plan, watch: Watch, result: Result) -> None:
+    sent = bodies(plan.images, plan.multipart)
+    async with session(plan.headers) as connections:
+        client = Client(connections, target.url, sent)
+        await _first_answer(client)
+        result.server = await target.info(connections)
+        result.client = await overhead.measure(sent, plan.headers)
+        measurement = Measurement(target, client, plan, watch, result.points)
+        if plan.mode == "capacity":
+            await _search(measurement, result)
+            return
+        loads: list[Load] = [*map(Closed, plan.clients), *(Open(rate, plan.slo_s) for rate in plan.rates)]
+        for load in loads:
+            await measurement.point(load)
+
+
+async def _first_answer(client: Client) -> None:
+    """Raise LoadTestError where nothing answers, or the request itself is refused."""
+    now = asyncio.get_running_loop().time()
+    record = await client.send(now, now + PATIENCE_S)
+    if record.error:
+        reason = f": {client.unreachable}" if record.error == "connect" else ""
+        raise LoadTestError(f"{client.url} {_WORDS[record.error]}{reason}")
+    if 300 <= record.status < 500 and record.status not in points.REFUSALS:
+        raise LoadTestError(f"{client.url} answered {record.status} {responses.get(record.status, '')}")
+
+
+async def _search(measurement: "Measurement", result: Result) -> None:
+    """Rate by rate to the largest that is held, from what a short closed loop gets."""
+    assert result.client
+    plan, tried = measurement.plan, list[capacity.Tried]()
+    first = await measurement.point(Closed(plan.clients[0]), plan.seconds / 2)
+    ceiling = result.client.largest_rate * _CLIENT_LIMIT
+    while first.throughput and (rate := capacity.next_rate(first.throughput, tried, ceiling)):
+        point = await measurement.point(Open(rate, plan.slo_s))
+        tried.append(capacity.Tried(rate, point.share_held >= capacity.HELD))
+        result.capacity = capacity.capacity(tried)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Measures points one after the other into ``found``."""
+
+    target: Target
+    client: Client
+    plan: Plan
+    watch: Watch
+    found: list[Point]
+
+    async def point(self, load: Load, seconds: float | None = None) -> Point:
+        """Warm up, measure, let end what is under way. Cancelled, it still adds what it has."""
+        loop, records = asyncio.get_running_loop(), self.client.records
+        records.clear()
+        start = loop.time() + self.plan.warmup
+        end = start + (seconds or self.plan.seconds)
+        window, cpu = Window(start, end), time.process_time()
+        driving = asyncio.ensure_future(load.drive(self.client, end))
+        try:
+            self.watch(load, 0.0, records)
+            await asyncio.sleep(self.plan.warmup)
+            cpu = time.process_time()
+            window = replace(window, before=await self.target.batches(self.client.session))
+            while (now := loop.time()) < end:
+                self.watch(load, (now - start) / (end - start), records)
+                await asyncio.sleep(min(_TICK_S, end - now))
+            window = replace(window, cpu_s=time.process_time() - cpu)
+            await driving
+            self.watch(load, 1.0, records)
+            window = replace(window, after=await self.target.batches(self.client.session))
+        except asyncio.CancelledError:
+            window = replace(window, end=min(end, loop.time()), cpu_s=time.process_time() - cpu)
+            raise
+        finally:
+            driving.cancel()
+            await asyncio.wait([driving])
+            if window.seconds > 0:
+                self.found.append(points.point(load, records, window, self.plan.slo_s))
+        return self.found[-1]
+
+
+def _allow_many_connections() -> None:
+    """Each request under way is a file descriptor, and the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS calls unlimited what it does not grant
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,21 @@
+"""ImageNet-1k's classes: torchvision's labels and the WordNet ids (wnids), in the order of the models' outputs."""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class: a label unique within its model, and its WordNet id where it has one."""
+
+    label: str
+    wnid: str | None = None
+
+
+@cache
+def imagenet1k() -> tuple[Label, ...]:
+    """The 1000 classes of ILSVRC-2012. Unique, also where ImageNet repeats a name (two cranes)."""
+    text = (resources.files("app") / "imagenet" / "imagenet1k.csv").read_text(encoding="utf-8")
+    return tuple(Label(row["label"], row["wnid"]) for row in csv.DictReader(text.splitlines()))

@@ -1,0 +1,79 @@
+"""Makes ``wordnet.csv``, the part of WordNet 3.0 above ImageNet's classes, and ``wordnet.LICENSE`` beside it.
+
+    apt-get install wordnet-base
+    python -m app.imagenet.wordnet [/usr/share/wordnet/data.noun]
+
+The service reads the CSV and never imports this. A wnid is ``n`` and its synset's offset in ``data.noun``, whose format
+is wndb(5WN). Of a synset's pointers only hypernyms (``@``) are followed: none of these synsets is an instance (``@i``).
+"""
+
+import csv
+import io
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+DATABASE = Path("/usr/share/wordnet/data.noun")
+FOLDER = Path(__file__).parent
+CLASSES, TREE, LICENSE = (FOLDER / name for name in ("imagenet1k.csv", "wordnet.csv", "wordnet.LICENSE"))
+
+
+class Synset(NamedTuple):
+    """One row of the tree: its hypernyms' wnids, its first word with spaces for underscores, and its gloss."""
+
+    wnid: str
+    parents: tuple[str, ...]
+    lemma: str
+    gloss: str
+
+
+def read(database: bytes, wnid: str) -> Synset:
+    """The synset at a wnid's offset."""
+    start = int(wnid[1:])
+    line = database[start : database.index(b"\n", start)].decode()
+    head, _, gloss = line.partition(" | ")
+    offset, _, _, words, *fields = head.split()
+    if f"n{offset}" != wnid:
+        raise ValueError(f"no synset begins at {wnid}: this is not WordNet 3.0")
+    pointers = fields[2 * int(words, 16) + 1 :]  # after a word and its number each, and the count of pointers
+    parents = tuple(f"n{target}" for kind, target in zip(pointers[::4], pointers[1::4], strict=True) if kind == "@")
+    return Synset(wnid, parents, fields[0].replace("_", " "), gloss.strip())
+
+
+def closure(database: bytes, classes: list[str]) -> list[Synset]:
+    """The classes and all that is above them, by wnid."""
+    found: dict[str, Synset] = {}
+    todo = list(classes)
+    while todo:
+        wnid = todo.pop()
+        if wnid not in found:
+            found[wnid] = read(database, wnid)
+            todo += found[wnid].parents
+    return [found[wnid] for wnid in sorted(found)]
+
+
+def table(synsets: list[Synset]) -> str:
+    """The synsets as CSV, the parents' wnids with a space between them."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Synset._fields)
+    writer.writerows((wnid, " ".join(parents), lemma, gloss) for wnid, parents, lemma, gloss in synsets)
+    return text.getvalue()
+
+
+def license_text(database: bytes) -> str:
+    """The licence that the database begins with: numbered lines that have to go wherever its data goes."""
+    lines = database.decode().split("\n00001740 ", 1)[0].splitlines()
+    return "".join(line.strip().partition(" ")[2] + "\n" for line in lines)
+
+
+def main(path: Path) -> None:
+    database = path.read_bytes()
+    with CLASSES.open(encoding="utf-8") as file:
+        classes = [row["wnid"] for row in csv.DictReader(file)]
+    TREE.write_text(table(closure(database, classes)), encoding="utf-8")
+    LICENSE.write_text(license_text(database), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DATABASE)

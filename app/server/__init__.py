@@ -1,0 +1,1 @@
+"""The listening process: listening, draining, connection limits."""

@@ -1,0 +1,183 @@
+"""The listening process: binds early, says when it is ready, drains on SIGTERM, Ctrl-C or a hangup, exits with 0.
+
+uvicorn alone refuses at once on SIGTERM, cuts idle connections and ends by the signal; a load balancer would lose
+requests. Here readiness falls first, the socket stays open for the drain delay, and then accepted work is finished.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app import machine
+from app.api.address import Forwarded
+from app.errors import ModelError
+from app.lifecycle import Lifecycle
+from app.main import create_app
+from app.processes import signals
+from app.server import connections
+from app.settings import Settings, surroundings, unknown_names
+from app.telemetry.logging import configure_logging
+
+log = structlog.get_logger("topk")
+
+DRAIN_DELAY_MS = 5_000
+_BACKLOG = 4096  # where it overflows, a client asks again only after a second; Linux's own limit by default
+_ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal comes; the process's exit code. Raises ModelError where the port is taken."""
+    machine.return_memory()
+    configure_logging(settings.log_format, settings.log_level)
+    if unknown := unknown_names(surroundings()):
+        log.warning("these are no settings, and are ignored", names=unknown)
+    listener = bind(settings.host, settings.port)
+    lifecycle = Lifecycle()
+    app = create_app(settings, lifecycle)
+    delay = settings.drain_delay_ms
+    if delay is None:
+        delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
+    server = Server(config(app, settings), lifecycle, delay / 1000)
+    lifecycle.on_ready = lambda: say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
+    lifecycle.on_failure = server.stop
+    server.run([listener])
+    if lifecycle.failure:
+        log.error(lifecycle.failure.detail)
+    elif server.force_exit:
+        log.warning("stopped before all was answered")
+    else:
+        log.info("stopped")
+    code = 1 if lifecycle.failure else 130 if server.force_exit else 0
+    # A thread that loads, or hangs, may be in native code, which aborts when its interpreter goes away.
+    if lifecycle.failure or not lifecycle.ready:
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve the app."""
+    return uvicorn.Config(
+        Forwarded(app, settings.trusted_proxies) if settings.trusted_proxies else app,
+        # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
+        # headers of any size
+        http=connections.bounded(settings.upload_idle_ms / 1000),
+        proxy_headers=False,  # ``Forwarded`` takes nothing but addresses
+        ws="none",
+        access_log=False,
+        backlog=_BACKLOG,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=(settings.upload_ms + settings.request_timeout_ms) // 1000 + 1,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket; raises ModelError in plain words where the address cannot be had."""
+    address = f"{_bracketed(host)}:{port}"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        advice = "; choose another port" if error.errno == errno.EADDRINUSE else ""
+        raise ModelError(f"cannot listen on {address}: {error.strerror or error}{advice}") from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a drain of our own."""
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay_s: float) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._lifecycle.listening = False
+        self._drain_delay_s = drain_delay_s
+        self._close_at: float | None = None
+        self._said = False
+
+    def stop(self) -> None:
+        """Stop without a drain delay."""
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals start the drain, and are not raised again once it is done."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in signals.heeded()}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal starts the drain; a second Ctrl-C ends it at once."""
+        if self._lifecycle.draining and sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # traces of what is cut off now
+            return
+        self._lifecycle.draining = True
+        if self._close_at is None:
+            delay = self._drain_delay_s if self._lifecycle.ready else 0.0  # else nobody was sent here yet
+            self._close_at = time.monotonic() + delay
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._lifecycle.listening = self.started
+        self._lifecycle.announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._close_at is not None:
+            if not self._said:  # here, since a signal handler must not take the log's lock
+                self._said = True
+                log.info("draining", delay_s=self._drain_delay_s)
+            self.should_exit |= time.monotonic() >= self._close_at
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
+    """Where the service is and how to ask it: a log line, or a few lines on a terminal."""
+    host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
+    url = f"http://{host}:{port}{settings.root_path}"
+    page = f"{url}/" if settings.root_path else url
+    key = "-H 'X-API-Key: YOUR_KEY' " if settings.api_keys or settings.api_keys_file else ""
+    curl = f"curl {key}-F file=@docs/cat.jpg {url}/v1/predict"
+    if info["warning"]:
+        log.warning(info["warning"])
+    if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):
+        facts = {key: info[key] for key in ("model", "weights", "device", "precision")}
+        log.info("ready", **facts, address=url, try_it=curl)
+        return
+    lines = (
+        f"{info['model']} ({info['weights']}) on {info['device']} in {info['precision']}",
+        f"open  {page}",
+        f"or    {curl}",
+    )
+    print("\n" + "\n".join(f"  {line}" for line in lines) + "\n", file=sys.stderr, flush=True)

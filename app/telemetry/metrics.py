@@ -1,0 +1,71 @@
+"""Prometheus metrics. Each app has its own registry. Metric names are stable."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from app import machine
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
+
+
+class Metrics:
+    """Every metric once.
+
+    An image ends in one outcome: accepted (answered), shed (refused by admission), expired (its deadline passed),
+    abandoned (its client left), rejected (no decodable image) or failed (a defect).
+    """
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a timestamp a series that nobody asks for
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self.requests = Counter(
+            "topk_requests", "Requests answered", ["route", "status", "protocol"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "topk_request_seconds", "Whole request, from its headers", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.images = Counter("topk_images", "Images by outcome", ["outcome"], registry=registry)
+        for outcome in OUTCOMES:
+            self.images.labels(outcome)
+        self.upload_seconds = self._stage(registry, "upload", "Reading a body, a request")
+        self.decode_seconds = self._stage(registry, "decode", "Bytes to crop, an image")
+        self.queue_seconds = self._stage(registry, "queue", "Wait for a stream, an image")
+        self.inference_seconds = self._stage(registry, "inference", "Forward pass, a batch")
+        self.batch_size = Histogram("topk_batch_size", "Images in a batch", buckets=_SIZES, registry=registry)
+        self.queue_images = Gauge("topk_queue_images", "Images waiting for a stream", registry=registry)
+        self.predicted_wait = Gauge(
+            "topk_predicted_wait_seconds", "Wait predicted for an image that comes now", registry=registry
+        )
+        self.batch_cost = Gauge(
+            "topk_batch_cost_seconds", "Measured cost of a batch, by bucket", ["bucket"], registry=registry
+        )
+        self.device_memory = Gauge(
+            "topk_device_memory_bytes", "Memory of a device that has its own", ["kind"], registry=registry
+        )
+        self.inflight_bytes = Gauge("topk_inflight_bytes", "Bytes of uploads held in memory", registry=registry)
+        Gauge("topk_memory_limit_bytes", "Bytes of memory that all processes together may use", registry=registry).set(
+            machine.memory_bytes()
+        )
+        self.ready = Gauge("topk_ready", "1 when the service is ready", registry=registry)
+        self.model = Info("topk_model", "The served model", registry=registry)
+
+    @staticmethod
+    def _stage(registry: CollectorRegistry, stage: str, help: str) -> Histogram:
+        return Histogram(f"topk_{stage}_seconds", help, buckets=_SECONDS, registry=registry)
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus's text format 0.0.4."""
+        return generate_latest(self.registry)

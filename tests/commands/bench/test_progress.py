@@ -1,0 +1,34 @@
+import io
+
+from rich.console import Console
+
+from app.commands.bench.client import Record
+from app.commands.bench.loads import Closed
+from app.commands.bench.progress import Live, recent
+
+
+def records(*outcomes: tuple[float, int]) -> list[Record]:
+    return [Record(ended - 0.25, ended - 0.25, ended, status) for ended, status in outcomes]
+
+
+def test_progress_tells_what_was_answered_in_the_last_two_seconds() -> None:
+    long_ago, now = [(1.0, 200)] * 50, [(9.5, 200)] * 8 + [(10.0, 503)] * 4
+    assert recent(records(*long_ago, *now)) == "4 img/s  p50 250 ms  2/s refused or failed"
+
+
+def test_progress_without_an_answer_says_so() -> None:
+    assert recent([]) == "no answer yet"
+    assert recent(records((1.0, 500))) == "0 img/s  4/s refused or failed"
+
+
+def shown(terminal: bool) -> str:
+    file = io.StringIO()
+    with Live(Console(file=file, force_terminal=terminal, width=100)) as live:
+        live(Closed(4), 0.0, [])
+        live(Closed(4), 1.0, records((1.0, 200)))
+    return file.getvalue()
+
+
+def test_progress_is_for_terminals() -> None:
+    assert "4 clients" in shown(terminal=True)
+    assert shown(terminal=False) == ""

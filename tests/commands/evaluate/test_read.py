@@ -1,0 +1,127 @@
+"""Folders and tables of images become class ids, or a sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from app.commands.evaluate.read import listing, read
+from app.errors import EvaluationError
+from app.imagenet.labels import Label, imagenet1k
+
+LABELS = imagenet1k()
+
+
+def folders(root: Path, *names: str, files: tuple[str, ...] = ("a.jpg",)) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for file in files:
+            (root / name / file).write_bytes(b"x")
+    return root
+
+
+def test_folders_are_named_by_wnid_or_label_in_any_mixture(tmp_path: Path) -> None:
+    root = folders(tmp_path, "n01440764", "goldfish", "Egyptian_cat", "TABBY")
+    found = read(root, LABELS)
+    names = {file.parent.name: LABELS[i].label for file, i in zip(found.files, found.truth.tolist(), strict=True)}
+    assert names == {
+        "n01440764": "tench",
+        "goldfish": "goldfish",
+        "Egyptian_cat": "Egyptian cat",
+        "TABBY": "tabby",
+    }
+    assert found.notes == ()
+
+
+def test_folders_are_named_by_index_where_no_name_is_a_label(tmp_path: Path) -> None:
+    assert sorted(read(folders(tmp_path, "0", "999"), LABELS).truth) == [0, 999]
+
+
+def test_a_number_that_is_a_label_is_that_label_and_it_is_said(tmp_path: Path) -> None:
+    labels = (Label("7"), Label("1"), Label("0"))
+    found = read(folders(tmp_path, "0", "1", "7"), labels)
+    assert found.truth.tolist() == [2, 1, 0]
+    assert found.notes == ("0: taken as labels, not as class indices",)
+
+
+def test_labels_that_differ_only_in_case_keep_their_meaning(tmp_path: Path) -> None:
+    found = read(folders(tmp_path, "Cardigan", "cardigan"), LABELS)
+    assert [LABELS[i].wnid for i in found.truth] == ["n02113186", "n02963159"]
+    with pytest.raises(EvaluationError, match="CARDIGAN"):
+        read(folders(tmp_path / "more", "CARDIGAN"), LABELS)
+
+
+def test_names_of_no_class_are_listed_with_what_is_near(tmp_path: Path) -> None:
+    root = folders(tmp_path, "goldfish", "fox terrier", "n02113625", "5")
+    with pytest.raises(EvaluationError) as raised:
+        read(root, LABELS)
+    lines = raised.value.detail.splitlines()
+    assert "3 names that no class of the model has" in lines[0]
+    assert lines[1:] == [
+        "  5",
+        "  fox terrier (near: wire-haired fox terrier)",
+        "  n02113625 (near: n02113624, n02132136, n02117135)",
+    ]
+
+
+def test_of_many_unknown_names_ten_are_listed(tmp_path: Path) -> None:
+    root = folders(tmp_path, *(f"zz{i}" for i in range(13)))
+    with pytest.raises(EvaluationError, match="and 3 more"):
+        read(root, LABELS)
+
+
+def test_files_below_and_beside_the_folders(tmp_path: Path) -> None:
+    root = folders(tmp_path, "goldfish", "tench/deeper", ".cache", files=("b.jpg", "a.jpg", ".DS_Store"))
+    (root / "notes.txt").write_text("x")
+    found = read(root, LABELS)
+    assert [file.relative_to(root).as_posix() for file in found.files] == [
+        "goldfish/a.jpg",
+        "goldfish/b.jpg",
+        "tench/deeper/a.jpg",
+        "tench/deeper/b.jpg",
+    ]
+    assert [LABELS[i].label for i in found.truth] == ["goldfish", "goldfish", "tench", "tench"]
+    assert found.notes == ("files beside the class folders have no class and are left out",)
+
+
+def test_a_table_names_files_relative_to_itself(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text('\ufefffile,label,why\nx/1.jpg,goldfish,\n"/abs/2, b.jpg",n01440764,x\n', encoding="utf-8")
+    found = read(table, LABELS)
+    assert found.files == (tmp_path / "x/1.jpg", Path("/abs/2, b.jpg"))
+    assert found.truth.tolist() == [1, 0]
+
+
+def test_files_that_are_listed_again_are_told_of(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("file, label\na.jpg, goldfish\nb.jpg, tench\na.jpg, tench\n")
+    found = listing(table)
+    assert found.names == ("goldfish", "tench", "tench")
+    assert found.notes == ("listed more than once, and counted as often: 1 of the files",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name,label\na,b\n", "header file,label"),
+        (b"file;label\na;b\n", "which is: 'file;label'"),
+        (b"file,label\na.jpg,goldfish\nb.jpg,  \n", "line 3"),
+        (b"file,label\na\0.jpg,goldfish\n", "line 2"),
+        (b"", "header file,label"),
+        (b"file,label\n", "lists no files"),
+        (b"file,label\na.jpg,goldfish\nb.jpg,\n", "line 3"),
+        (b"file,label\n\xff.jpg,goldfish\n", "UTF-8"),
+    ],
+)
+def test_a_table_that_is_none_is_said_in_a_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+    table = tmp_path / "list.csv"
+    table.write_bytes(content)
+    with pytest.raises(EvaluationError, match=words):
+        listing(table)
+
+
+def test_nothing_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="neither a folder nor a CSV"):
+        listing(tmp_path / "none")
+    (tmp_path / "goldfish").mkdir()
+    with pytest.raises(EvaluationError, match="no folders with images"):
+        listing(tmp_path)

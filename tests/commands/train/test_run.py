@@ -1,0 +1,219 @@
+"""From a folder of pictures to a model that is served."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app import models
+from app.classifier import Classifier
+from app.commands.train import result
+from app.commands.train.learn import learn
+from app.commands.train.plan import Plan
+from app.commands.train.run import Trained, run
+from app.commands.train.served import Rows
+from app.engine import Row, Want
+from app.errors import ModelError, TrainingError
+from app.models import embedded, folder
+from app.models.openvino import ov
+from tests.commands.train.conftest import BARS, description, make, settings
+from tests.conftest import Server
+
+Found = tuple[Trained, Path]
+LABELS = [["disc", None], ["square", None]]
+
+
+def test_it_tells_the_held_out_pictures_apart(trained: Found) -> None:
+    found, _ = trained
+    assert (len(found.learned.sides.learned), found.evaluation.metrics.n) == (12, 4)
+    assert found.evaluation.metrics.top1 >= 0.75
+    assert found.learned.warnings == []
+
+
+def test_the_folder_tells_what_it_is_and_came_from(trained: Found) -> None:
+    found, out = trained
+    told = description(out)
+    assert (told["labels"], told["weights"], told["architecture"]) == (LABELS, "trained", "efficientnet_lite0")
+    assert told["parent"] == embedded.embedded().digest
+    assert told["digest"] == told["files"]["model.safetensors"]  # type: ignore[index]
+    assert {name: told["metrics"][name] for name in ("n", "top1", "top5")} == {  # type: ignore[index]
+        "n": 4,
+        "top1": found.evaluation.metrics.top1,
+        "top5": 1.0,
+    }
+
+
+def test_nothing_else_is_left_beside_it(trained: Found) -> None:
+    assert [path.name for path in trained[1].parent.iterdir()] == ["my-shapes"]
+
+
+def test_the_same_seed_gives_the_same_weights(trained: Found, shapes: Path, tmp_path: Path) -> None:
+    again = learn(Plan(shapes, tmp_path / "out"), settings(), BARS).network.state_dict()
+    written = load_file(trained[1] / "model.safetensors")
+    assert again.keys() == written.keys()
+    assert all(torch.equal(tensor, written[name]) for name, tensor in again.items())
+
+
+def test_it_is_served_with_its_own_labels(trained: Found, shapes: Path) -> None:
+    """By several processes, which hand rows of two classes to each other."""
+    server = Server("--model", str(trained[1]), "--workers", "1")
+    try:
+        content = (shapes / "square" / "0.png").read_bytes()
+        answer = httpx2.post(f"{server.url}/v1/predict", content=content).json()
+        assert (answer["model"], answer["weights"]) == ("my-shapes", "trained")
+        assert [(p["label"], p["wnid"]) for p in answer["predictions"]] == [("square", None), ("disc", None)]
+        assert sum(p["score"] for p in answer["predictions"]) == pytest.approx(1, abs=1e-5)
+        batch = httpx2.post(f"{server.url}/v1/predict/batch", files=[("file", content)] * 2).json()
+        assert [len(item["predictions"]) for item in batch["results"]] == [2, 2]
+        refused = httpx2.post(f"{server.url}/v1/predict?top_k=5", content=content)
+        assert (refused.status_code, refused.json()["code"]) == (400, "invalid_parameter")
+        assert httpx2.get(f"{server.url}/v1/info").json()["classes"] == 2
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_either_engine_answers_with_all_of_few_classes(trained: Found, shapes: Path, engine: str) -> None:
+    held_out = sorted(shapes.rglob("*.png"))[:4]
+    found = [
+        row.probabilities
+        for row in rows_of(trained[1], held_out, engine=engine, precision="float32")
+        if row.probabilities is not None and len(row.class_ids) == 2
+    ]
+    expected = [row.probabilities for row in rows_of(trained[1], held_out, engine="torch", precision="float32")]
+    assert np.allclose(found, expected, atol=1e-4)
+
+
+def rows_of(model: Path, paths: list[Path], **options: object) -> list[Row]:
+
+    classifier = Classifier(settings(model, **options))
+    classifier.load()
+    try:
+        rows = Rows(classifier, paths, Want(k=5, probabilities=True), lambda: None)
+        rows.ask()
+    finally:
+        classifier.close()
+    return [rows.rows[i] for i in range(len(paths))]
+
+
+def test_it_is_trained_further(trained: Found, tmp_path: Path) -> None:
+    three = make(tmp_path / "three", names=("disc", "ring", "square"))
+    found = learn(Plan(three, tmp_path / "out"), settings(trained[1]), BARS)
+    assert found.classes == ("disc", "ring", "square")
+    assert found.head.weight.shape == (3, 1280)
+    assert found.parent.digest == description(trained[1])["digest"]
+
+
+def test_what_is_exported_of_it_still_tells_what_it_is(trained: Found, tmp_path: Path) -> None:
+    model = models.resolve(settings(trained[1]))
+    folder.write(model, tmp_path / "copy", network=ov.Core().read_model(model.openvino))
+    names = ("parent", "metrics", "labels", "digest", "weights")
+    copied, told = description(tmp_path / "copy"), description(trained[1])
+    assert {name: copied[name] for name in names} == {name: told[name] for name in names}
+
+
+def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, shapes: Path, tmp_path: Path) -> None:
+    plan = Plan(shapes, tmp_path / "out", fine_tune=True, epochs=1, batch_size=6)
+    found = learn(plan, settings(), BARS)
+    assert found.tuning
+    assert len(found.tuning.scores) == 2
+    linear = trained[0].evaluation.metrics.top1
+    assert found.tuning.scores[0].top1 == pytest.approx(linear, abs=0.26)  # in another precision
+    assert any("fine-tuned for 1 epoch" in line for line in replace(trained[0], learned=found).words())
+
+
+def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: Path) -> None:
+    val = make(tmp_path / "val", count=10)
+    for path in [val / name / f"{seed}.png" for name in ("disc", "square") for seed in range(7)]:
+        path.unlink()  # what was learned from, but for one of each
+    found = learn(Plan(shapes, tmp_path / "out", val=val), settings(), BARS)
+    assert (len(found.sides.learned), len(found.sides.held_out)) == (14, 6)
+    assert found.warnings == [f"not learned from: 2 files with the bytes of one in {val}"]
+
+
+def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> None:
+    val = make(tmp_path / "val", count=9, names=("disc",))
+    for seed in range(8):
+        (val / "disc" / f"{seed}.png").unlink()  # what is learned from
+    found = learn(Plan(shapes, tmp_path / "out", val=val), settings(), BARS)
+    assert found.warnings[-1] == f"not measured, for {val} has no image of it: square"
+
+
+def test_what_cannot_be_read_is_said_and_done_without(shapes: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
+    (copy / "disc" / "Thumbs.db").write_bytes(b"thumbs")
+    found = learn(Plan(copy, tmp_path / "out"), settings(), BARS)
+    assert (len(found.sides.learned), len(found.sides.held_out)) == (12, 4)
+    [warning] = found.warnings
+    assert "left out, not to be read: 1 file: " in warning
+    assert "disc/Thumbs.db (the bytes are no" in warning
+
+
+def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
+    for seed in range(4):
+        (copy / "disc" / f"{seed}.png").write_bytes(b"%d" % seed)
+    with pytest.raises(TrainingError, match="disc has 4 and 4 that cannot be read"):
+        learn(Plan(copy, tmp_path / "out"), settings(), BARS)
+
+
+def test_interrupted_it_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        place = arguments[-1]
+        assert isinstance(place, Path)
+        place.mkdir()
+        (place / "half").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(result, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(Plan(shapes, tmp_path / "out"), settings(), BARS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "one", names=("disc",))
+    with pytest.raises(TrainingError, match="holds one class, disc: to tell classes apart takes two"):
+        learn(Plan(tmp_path / "one", tmp_path / "out"), settings(), BARS)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (Plan(Path("nowhere"), Path("out")), "there is no folder nowhere"),
+        (Plan(Path("shapes"), Path("out"), val=Path("nowhere")), "there is no folder nowhere"),
+        (Plan(Path("shapes"), Path("out"), holdout=1.0), "--holdout is a share"),
+        (Plan(Path("shapes"), Path("out"), val=Path("shapes/disc")), "lie one in the other"),
+        (Plan(Path("shapes/disc"), Path("out"), val=Path("shapes")), "lie one in the other"),
+        (Plan(Path("shapes"), Path("shapes/out")), "lies in shapes, where it would be taken for a class"),
+        (Plan(Path("shapes"), Path("full")), "full is not empty"),
+        (Plan(Path("shapes"), Path("full/file")), "full/file cannot be written"),
+    ],
+    ids=lambda value: "" if isinstance(value, Plan) else value[:20],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_read(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").symlink_to(shapes)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    with pytest.raises((TrainingError, ModelError), match=words):
+        plan.check()
+
+
+def test_a_folder_for_openvino_alone_cannot_be_trained_from(
+    resnet18_folder: Path, shapes: Path, tmp_path: Path
+) -> None:
+    slim = Path(shutil.copytree(resnet18_folder, tmp_path / "slim"))
+    told = description(slim)
+    del told["files"]["model.safetensors"]  # type: ignore[attr-defined]
+    (slim / "model.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
+        learn(Plan(shapes, tmp_path / "out"), settings(slim), BARS)
