@@ -1,9 +1,9 @@
 """Wiring: load -> warm -> serve -> drain. ``create_app`` for any ASGI server, ``serve`` with ours."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__
+from app import __version__, engine, loading
 from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
 from app.api.middleware import QUIET, AnswerHead, Bounds, CloseRefused, Defects, Observe, Prefix
@@ -23,7 +23,6 @@ from app.errors import ModelError, TopkError
 from app.lifecycle import Lifecycle
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.watchdog import hang, hung
 
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
@@ -57,7 +56,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        (load or _load_in_background)(classifier, state)
+        (load or start_loading)(classifier, state)
         while not (settings.listen_early or state.ready or state.draining or state.failure):  # noqa: ASYNC110
             await asyncio.sleep(_STARTING_S)  # a signal's handler wakes no event loop
         yield
@@ -129,38 +128,26 @@ def _traces(settings: Settings) -> "Traces | None":
     return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET)
 
 
-async def _watch(classifier: Classifier, lifecycle: Lifecycle) -> None:
-    """Where the device hangs, answer all who wait and end: a new process brings it back."""
-    limit_s = classifier.settings.watchdog_ms / 1000
-    await hang(classifier.running_s, limit_s)
-    error = hung(limit_s)
-    lifecycle.failure = ModelError(error.detail)
-    classifier.abandon(error)
-    lifecycle.on_failure()
+def start_loading(classifier: Classifier, lifecycle: Lifecycle, create: loading.Create = engine.create) -> None:
+    """Load the classifier's model in the background, then watch the device. On the event loop."""
 
-
-def _load_in_background(classifier: Classifier, lifecycle: Lifecycle) -> None:
-    """Load on a thread that the process does not wait for, should it be stopped meanwhile."""
-    loop = asyncio.get_running_loop()
-
-    def loaded() -> None:
-        if lifecycle.failure:
+    def loaded(failure: ModelError | None) -> None:
+        if failure:
+            lifecycle.failure = failure
             lifecycle.on_failure()
         elif not lifecycle.draining:
             lifecycle.ready = True
             lifecycle.announce()
-            loop.run_in_executor(None, classifier.start_sandbox)
+            asyncio.get_running_loop().run_in_executor(None, classifier.sandbox.start)
             lifecycle.watch = asyncio.create_task(_watch(classifier, lifecycle))
 
-    def load() -> None:
-        log.info("loading", model=classifier.settings.model)
-        try:
-            classifier.load()
-        except ModelError as error:
-            lifecycle.failure = error
-        except Exception:
-            log.exception("the model could not be loaded")
-            lifecycle.failure = ModelError("the model could not be loaded; the log says why")
-        loop.call_soon_threadsafe(loaded)
+    log.info("loading", model=classifier.settings.model)
+    loading.in_background(partial(loading.load, classifier, create), loaded)
 
-    threading.Thread(target=load, name="topk-load", daemon=True).start()
+
+async def _watch(classifier: Classifier, lifecycle: Lifecycle) -> None:
+    """If the device hangs, answer all requests that wait and end the process: a new one recovers the device."""
+    error = await loading.hang(classifier.running_s, classifier.settings.watchdog_ms / 1000)
+    lifecycle.failure = ModelError(error.detail)
+    classifier.abandon(error)
+    lifecycle.on_failure()

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from app.batching import Backlog, CostCurve, Entry
+from app.batching import Backlog, CostCurve
 from app.errors import Overloaded
+from tests.batching.jobs import Numbered, job
 
 PATIENCE_S = 1.0
 SILENT_S = 10.0  # TOPK_REQUEST_TIMEOUT_MS: the deadline of a request that states none
@@ -75,8 +76,8 @@ GPU = Machine(
 
 class Policy(Protocol):
     def admits(self, now: float, deadline: float) -> bool: ...
-    def put(self, entry: Entry, now: float) -> None: ...
-    def take(self, now: float, stream: int) -> list[Entry]:
+    def put(self, job: Numbered, now: float) -> None: ...
+    def take(self, now: float, stream: int) -> list[Numbered]:
         """The next batch of a free stream; none where there is nothing to run yet."""
 
     def due(self, now: float) -> float | None:
@@ -103,10 +104,10 @@ class TopK:
             return False
         return True
 
-    def put(self, entry: Entry, now: float) -> None:
-        self.backlog.put(entry, now)
+    def put(self, job: Numbered, now: float) -> None:
+        self.backlog.put(job, now)
 
-    def take(self, now: float, stream: int) -> list[Entry]:
+    def take(self, now: float, stream: int) -> list[Numbered]:
         if not len(self.backlog):
             return []
         batch, _ = self.backlog.take(now, stream)
@@ -127,16 +128,16 @@ class FixedWindow:
 
     def __init__(self, most: int = 16, window_s: float = 0.010) -> None:
         self.most, self.window_s = most, window_s
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[Numbered] = deque()
 
     def admits(self, now: float, deadline: float) -> bool:
         return True
 
-    def put(self, entry: Entry, now: float) -> None:
-        entry.submitted = now
-        self._waiting.append(entry)
+    def put(self, job: Numbered, now: float) -> None:
+        job.waiting_since = now
+        self._waiting.append(job)
 
-    def take(self, now: float, stream: int) -> list[Entry]:
+    def take(self, now: float, stream: int) -> list[Numbered]:
         due = self.due(now)
         if due is None or due > now:
             return []
@@ -145,7 +146,7 @@ class FixedWindow:
     def due(self, now: float) -> float | None:
         if not self._waiting:
             return None
-        return now if len(self._waiting) >= self.most else self._waiting[0].submitted + self.window_s
+        return now if len(self._waiting) >= self.most else self._waiting[0].waiting_since + self.window_s
 
     def finished(self, stream: int, n: int, seconds: float) -> None:
         pass
@@ -213,8 +214,8 @@ class _Simulation:
         self.chance = random.Random(seed)
         self.loop = asyncio.new_event_loop()  # never runs; futures want one
         self.outcome = Outcome()
-        self.leaving: deque[Entry] = deque()  # by the time they leave
-        self.running: dict[int, tuple[float, list[Entry]]] = {}  # stream -> start, batch
+        self.leaving: deque[Numbered] = deque()  # by the time they leave
+        self.running: dict[int, tuple[float, list[Numbered]]] = {}  # stream -> start, batch
         self.ends: dict[int, float] = {}
         self.events: list[tuple[float, int]] = []  # time, stream; -1 is the window's timer
         self.turn = 0
@@ -236,9 +237,9 @@ class _Simulation:
             self.outcome.refused.append(now)
             self.refuse()
             return
-        entry = Entry(now, deadline, self.loop.create_future())
-        self.policy.put(entry, now)
-        self.leaving.append(entry)
+        one = job(now, deadline, self.loop)
+        self.policy.put(one, now)
+        self.leaving.append(one)
         self.dispatch(now)
 
     def refuse(self) -> None:
@@ -262,9 +263,9 @@ class _Simulation:
         started, batch = self.running.pop(stream)
         del self.ends[stream]
         self.policy.finished(stream, len(batch), now - started)
-        for entry in batch:
-            self.outcome.answers.append((entry.item, now))
-            entry.future.cancel()
+        for each in batch:
+            self.outcome.answers.append((each.number, now))
+            each.future.cancel()
 
     def dispatch(self, now: float) -> None:
         self.leave(now)
@@ -281,7 +282,7 @@ class _Simulation:
 
     def leave(self, now: float) -> None:
         """Whoever has waited too long hangs up. What runs already is answered to nobody."""
-        while self.leaving and self.leaving[0].item + PATIENCE_S <= now:
+        while self.leaving and self.leaving[0].number + PATIENCE_S <= now:
             self.leaving.popleft().future.cancel()
 
 

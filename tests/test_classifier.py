@@ -19,8 +19,10 @@ from structlog.testing import capture_logs
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+from app import loading
 from app.batching import BatchQueue
 from app.classifier import Classifier, Result
+from app.decoding import DecodeThreads
 from app.engine import Row, Want
 from app.errors import (
     DeadlineExceeded,
@@ -52,7 +54,7 @@ def png(image: Pillow.Image) -> bytes:
 @pytest.fixture(scope="module")
 def classifier() -> Iterator[Classifier]:
     classifier = Classifier(Settings(**EMBEDDED))
-    classifier.load()
+    loading.load(classifier)
     yield classifier
     classifier.close()
 
@@ -127,15 +129,17 @@ def telling(method: Callable[..., Any]) -> Callable[..., Any]:
 def serve(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Further classifiers around the loaded model, watched."""
     monkeypatch.setattr(BatchQueue, "put", telling(BatchQueue.put))
-    monkeypatch.setattr(Decoder, "decode_costly", telling(Decoder.decode_costly))
+    monkeypatch.setattr(Decoder, "decode_in_sandbox", telling(Decoder.decode_in_sandbox))
+    monkeypatch.setattr(DecodeThreads, "submit", telling(DecodeThreads.submit))
+    monkeypatch.setattr(DecodeThreads, "_count", telling(DecodeThreads._count))
     served: list[tuple[Classifier, Held]] = []
 
     def make(decode_ahead: bool | None = None, **options: Any) -> tuple[Classifier, Held]:
         other, held = (
-            Watched(Settings(**{**EMBEDDED, **options}), decode_ahead=decode_ahead),
+            Watched(Settings(**{**EMBEDDED, **options})),
             Held(classifier.engine),
         )
-        other.load_model(classifier.model, held)
+        loading.load_model(other, classifier.model, held, decode_ahead)
         served.append((other, held))
         return other, held
 
@@ -230,7 +234,7 @@ def reference_network() -> torch.nn.Module:
 
 def test_a_preprocessed_tensor_scores_as_its_image(classifier: Classifier) -> None:
     prep = classifier.model.preprocessing
-    crop = classifier.decoder.decode(PHOTO).crop
+    crop = classifier.served.decoder.decode_now(PHOTO)
     tensor = ((crop / 255 - prep.mean) / prep.std).transpose(2, 0, 1).astype(np.float32)
     image, same = classify(classifier, PHOTO, tensor)
     assert image.row.class_ids.tolist() == same.row.class_ids.tolist()
@@ -246,7 +250,7 @@ def test_wants_of_one_batch_are_kept_apart(serve: Serve) -> None:
         await held.entered()
         wants = [Want(k=1), Want(features=True), Want(k=3, logits=True)]
         tasks = [start(classifier, PHOTO, want=want) for want in wants]
-        await until(lambda: len(classifier.queue) == 3)
+        await until(lambda: len(classifier.served.queue) == 3)
         held.gate.set()
         one, features, three = [(await task).row for task in tasks]
         assert [len(row.scores) for row in (one, features, three)] == [1, 0, 3]
@@ -282,7 +286,7 @@ def test_a_corrupt_image_in_a_burst_fails_alone(serve: Serve) -> None:
         first = start(classifier, PHOTO)
         await held.entered()
         burst = [start(classifier, image) for image in (PHOTO, TRUNCATED, b"no image", PHOTO)]
-        await until(lambda: len(classifier.queue) == 4)
+        await until(lambda: len(classifier.served.queue) == 4)
         held.gate.set()
         good, truncated, unknown, also_good = await asyncio.gather(*burst, return_exceptions=True)
         assert isinstance(truncated, UndecodableImage)
@@ -313,7 +317,7 @@ def test_an_abandoned_image_never_reaches_the_engine(serve: Serve, ahead: bool) 
         first = start(classifier, PHOTO)
         await held.entered()
         leaves, stays = start(classifier, PHOTO), start(classifier, PHOTO)
-        await until(lambda: len(classifier.queue) == 2)
+        await until(lambda: len(classifier.served.queue) == 2)
         leaves.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaves
@@ -400,7 +404,7 @@ def test_a_tensor_of_another_shape_fails_alone(serve: Serve) -> None:
         first = start(classifier, PHOTO)
         await held.entered()
         tensors = [start(classifier, tensor) for tensor in (np.zeros((3, 224, 224), np.float32), odd[:2])]
-        await until(lambda: len(classifier.queue) == 2)
+        await until(lambda: len(classifier.served.queue) == 2)
         held.gate.set()
         good, bad = await asyncio.gather(*tensors, return_exceptions=True)
         assert isinstance(good, Result)
@@ -409,7 +413,7 @@ def test_a_tensor_of_another_shape_fails_alone(serve: Serve) -> None:
 
     with capture_logs() as logs:
         run(go())
-    assert [line["event"] for line in logs] == ["batch failed", "item failed"]
+    assert [line["event"] for line in logs] == ["batch failed", "image failed"]
 
 
 # --- costly pictures ---
@@ -419,7 +423,9 @@ def test_a_tensor_of_another_shape_fails_alone(serve: Serve) -> None:
 def lane_held(classifier: Classifier) -> Iterator[threading.Event]:
     """The costly lane stands still until the event is set."""
     release = threading.Event()
-    blockers = [classifier.decoder._lane.submit(release.wait, 60) for _ in range(classifier.decoder._lanes)]
+    blockers = [
+        classifier.served.decoder._lane.submit(release.wait, 60) for _ in range(classifier.served.decoder._lanes)
+    ]
     try:
         yield release
     finally:
@@ -447,8 +453,8 @@ def test_a_costly_picture_that_would_come_too_late_is_shed(
     serve: Serve, costly: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier, _ = serve()
-    monkeypatch.setattr(classifier.decoder, "_backlog_s", 100.0)
-    monkeypatch.setattr(classifier.decoder, "_backlog", 1)
+    monkeypatch.setattr(classifier.served.decoder, "_backlog_s", 100.0)
+    monkeypatch.setattr(classifier.served.decoder, "_backlog", 1)
 
     async def go() -> None:
         with pytest.raises(Overloaded):
@@ -464,11 +470,11 @@ def test_an_abandoned_costly_picture_is_never_decoded(serve: Serve, costly: byte
     async def go() -> None:
         with lane_held(classifier):
             leaves = start(classifier, costly)
-            await until(lambda: classifier.decoder._backlog_s > 0)
+            await until(lambda: classifier.served.decoder._backlog_s > 0)
             leaves.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await leaves
-            assert classifier.decoder._backlog_s == pytest.approx(0)
+            assert classifier.served.decoder._backlog_s == pytest.approx(0)
 
     held.batches.clear()
     run(go())
@@ -496,7 +502,7 @@ def test_a_defect_in_a_decode_thread_is_answered(serve: Serve, monkeypatch: pyte
     def broken(data: bytes) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(classifier.decoder, "decode", broken)
+    monkeypatch.setattr(classifier.served.decoder, "read", broken)
     [error] = classify(classifier, PHOTO)
     assert isinstance(error, Internal)
     assert outcomes(classifier) == {"failed": 1}
@@ -505,21 +511,22 @@ def test_a_defect_in_a_decode_thread_is_answered(serve: Serve, monkeypatch: pyte
 def test_what_waits_for_a_decode_thread_is_predicted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier, _ = serve(True)
     classify(classifier, PHOTO)
-    decode, release = classifier.decoder.decode, threading.Event()
-    each, threads = classifier._ahead_costs.seconds(1), classifier._ahead_threads
-    monkeypatch.setattr(classifier.decoder, "decode", lambda data: decode(data) if release.wait(60) else None)
+    ahead, release = classifier.served.ahead, threading.Event()
+    assert ahead
+    each, threads, read = ahead._costs.seconds(1), ahead._threads, classifier.served.decoder.read
+    monkeypatch.setattr(classifier.served.decoder, "read", lambda data: read(data) if release.wait(60) else None)
 
     async def go() -> None:
         tasks = [start(classifier, PHOTO) for _ in range(20 * threads)]
-        await until(lambda: classifier._ahead_waiting == len(tasks))
-        assert classifier.queue.predicted_wait() == pytest.approx(20 * each)
+        await until(lambda: ahead.waiting == len(tasks))
+        assert classifier.served.queue.predicted_wait() == pytest.approx(20 * each)
         for task in tasks[threads:]:
             task.cancel()
         await asyncio.wait(tasks[threads:])
-        assert classifier.queue.predicted_wait() == pytest.approx(each)
+        assert classifier.served.queue.predicted_wait() == pytest.approx(each)
         release.set()
         await asyncio.gather(*tasks[:threads])
-        await until(lambda: classifier.queue.predicted_wait() == 0)
+        await until(lambda: classifier.served.queue.predicted_wait() == 0)
 
     run(go())
 
@@ -544,7 +551,11 @@ def test_the_warm_up_measures_every_bucket_and_counts_as_no_batch(serve: Serve) 
     assert held.batches == [4, 4]
     assert value("topk_batch_size_count") == value("topk_inference_seconds_count") == 0
     for bucket in held.buckets:
-        assert value("topk_batch_cost_seconds", {"bucket": str(bucket)}) == classifier.queue.costs.seconds(bucket) > 0
+        assert (
+            value("topk_batch_cost_seconds", {"bucket": str(bucket)})
+            == classifier.served.queue.costs.seconds(bucket)
+            > 0
+        )
 
 
 def test_only_a_device_with_memory_of_its_own_tells_of_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,7 +576,7 @@ def test_a_warm_up_that_fails_fails_the_load(classifier: Classifier) -> None:
     held.error = RuntimeError("out of memory")
     broken = Classifier(Settings(**EMBEDDED))
     with pytest.raises(RuntimeError, match="out of memory"):
-        broken.load_model(classifier.model, held)
+        loading.load_model(broken, classifier.model, held)
     assert not broken.ready
     broken.close()
 
@@ -643,9 +654,9 @@ def test_nothing_is_read_or_decoded_on_the_event_loop(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, ahead: bool, name: str
 ) -> None:
     classifier, _ = serve(ahead)
-    decode, threads = classifier.decoder.decode, set()
+    read, threads = classifier.served.decoder.read, set()
     monkeypatch.setattr(
-        classifier.decoder, "decode", lambda data: threads.add(threading.current_thread().name) or decode(data)
+        classifier.served.decoder, "read", lambda data: threads.add(threading.current_thread().name) or read(data)
     )
     classify(classifier, PHOTO, PHOTO[:2000], b"no image")
     assert threads

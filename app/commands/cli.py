@@ -476,13 +476,14 @@ def _sure(taxonomy: bool, confidence: float | None) -> float | None:
 
 
 def _predict(paths: list[Path], asked: Asked, settings: Settings) -> list[dict[str, Any]]:
+    from app import loading
     from app.classifier import Classifier
     from app.telemetry.logging import configure_logging
 
     configure_logging(settings.log_format, "warning")
     classifier = Classifier(settings)
     with err.status("loading the model"):
-        classifier.load()
+        loading.load(classifier)
     try:
         if asked.top_k and asked.top_k > len(classifier.model.labels):
             raise ModelError(f"--top-k {asked.top_k} is more than the model's {len(classifier.model.labels)} classes")

@@ -9,13 +9,11 @@ the interpreter or its next batch: 98-103 img/s through HTTP against 93-99 witho
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from app import machine, models
-from app.engine import Floats, Row, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Pixels, Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.openvino import ov
@@ -71,7 +69,7 @@ class OpenVinoEngine:
         assert row.features is not None
         check_outputs(self._model, len(row.logits), len(row.features))
 
-    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         with self._request(alone) as request:
             with memory_errors():
                 outputs = request.infer([self._pixels(images)], share_inputs=True)
@@ -136,7 +134,7 @@ class OpenVinoEngine:
         finally:
             self._requests[alone].put(request)
 
-    def _pixels(self, images: Sequence[npt.NDArray[Any]]) -> Floats:
+    def _pixels(self, images: Sequence[Pixels]) -> Floats:
         """Float32 [n, crop, crop, 3] in grey levels, which the network normalises; tensors are taken back to them."""
         pixels: Floats = np.empty((len(images), *self._shape), np.float32)
         for i, image in enumerate(images):

@@ -15,7 +15,7 @@ import structlog
 import torch
 
 from app import machine
-from app.engine import Row, Want, check_outputs, memory_errors
+from app.engine.base import Pixels, Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.split import split
@@ -124,7 +124,7 @@ class TorchEngine:
             raise RuntimeError(f"compiled logits are off by {off:.1%} of their range at batch {bucket}")
 
     @torch.inference_mode()
-    def forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
         with self._on_own_stream():
             try:
                 with memory_errors():
@@ -134,7 +134,7 @@ class TorchEngine:
                     torch.cuda.empty_cache()  # what torch keeps for batches of other sizes
                 raise
 
-    def _forward(self, images: Sequence[npt.NDArray[Any]], wants: Sequence[Want]) -> list[Row]:
+    def _forward(self, images: Sequence[Pixels], wants: Sequence[Want]) -> list[Row]:
         features, logits = self._network(self._padded(self._batch(images)).to(self._dtype))
         logits = logits[: len(images)].float()
         probabilities = logits.softmax(1)
@@ -159,7 +159,7 @@ class TorchEngine:
                 torch.set_num_threads(1)
         return torch.cuda.stream(self._prepared.stream)
 
-    def _batch(self, images: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
+    def _batch(self, images: Sequence[Pixels]) -> torch.Tensor:
         """Normalised float32 [n, 3, crop, crop], channels last."""
         crops = [i for i, image in enumerate(images) if image.dtype == np.uint8]
         normalised = None

@@ -1,23 +1,21 @@
-"""Decides where an image is decoded.
+"""Decodes pictures on the calling thread or in the sandbox, by what their container says about the cost.
 
-On a CPU the thread of the stream that runs a batch decodes it too: threads that compete for the cores cost more than
-they bring. Beside a GPU decode threads work ahead of the queue. Both decode only what their container bounds tightly
-and predicts to be cheap. Everything else waits in a lane of its own for the sandbox, whose processes yield to cheap
-pictures.
+A picture is decoded on the calling thread only if its container bounds the cost tightly and predicts it to be low.
+All others wait in a lane of their own for the sandbox, whose processes have a lower priority than cheap pictures.
 """
 
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from app import images, machine
 from app.errors import DeadlineExceeded, Overloaded
 from app.images import Crop, Header, Preprocessing
 from app.images.sandbox import Sandbox, Task
 
-COSTLY_S = 0.06  # twice what a 12-megapixel photograph takes with scaled decoding
-COSTLY_BYTES = 64 * 2**20  # a progressive photograph of 12 megapixels takes 45 MiB
+EXPENSIVE_S = 0.06  # twice what a 12-megapixel photograph takes with scaled decoding
+EXPENSIVE_BYTES = 64 * 2**20  # a progressive photograph of 12 megapixels takes 45 MiB
 _BYTES_PER_PIXEL = 20  # what a picture that is decoded whole takes on average over the formats
 _MEMORY = 0.9  # what each further picture leaves of the measurements before it
 _OUTLIER = 3.0  # a picture counts as at most so many times as slow as those before it
@@ -26,27 +24,11 @@ _SLACK = 10  # and so many times as long as predicted
 _PATIENCE_S = 600.0  # of a command
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A crop (uint8 RGB, [crop, crop, 3]), the seconds it took, and when it was done by ``time.monotonic``."""
+class Decoded(NamedTuple):
+    """A crop, uint8 RGB of shape [crop, crop, 3], and the seconds that its decode took."""
 
     crop: Crop
     seconds: float
-    at: float = 0.0
-
-
-class Costly(Exception):
-    """The image belongs in the sandbox. ``seconds`` are predicted."""
-
-    def __init__(self, header: Header, seconds: float) -> None:
-        super().__init__()
-        self.header = header
-        self.seconds = seconds
-
-
-def ahead_of_queue(device: str) -> bool:
-    """Whether decode threads work ahead of the queue, rather than the streams' threads on what they take from it."""
-    return not device.startswith("cpu")
 
 
 def default_pixels() -> int:
@@ -88,39 +70,45 @@ class Decoder:
         self._backlog = 0  # pictures; their seconds do not add up to exactly 0 again
         self._predicted_s = self._measured_s = 0.0  # of recent pictures
 
-    def decode(self, data: bytes) -> Decoded:
-        """Judge the header, then decode on this thread. Raises the errors of ``images``, and Costly."""
-        started = time.perf_counter()
-        header = images.read_header(data, self.max_pixels)
-        seconds = images.decode_seconds(header, self.preprocessing, self.fast)
-        if not header.bounded or seconds > COSTLY_S or self._bytes(header) > COSTLY_BYTES:
-            raise Costly(header, seconds)
-        crop = images.decode(header, self.preprocessing, self.fast)
-        return Decoded(crop, time.perf_counter() - started, time.monotonic())
+    def read(self, data: bytes) -> Header:
+        """Judge the header. Raises the errors of ``images``."""
+        return images.read_header(data, self.max_pixels)
 
-    def decode_costly(self, costly: Costly, deadline: float) -> "Future[Decoded]":
-        """Decode in the sandbox. ``deadline`` in seconds of ``time.monotonic``.
+    def seconds(self, header: Header) -> float:
+        """Predicted seconds of a decode on this machine's kind of core, if nothing else runs."""
+        return images.decode_seconds(header, self.preprocessing, self.fast)
 
-        Raises Overloaded at once if the backlog would make it late. Cancelling the future before it runs spares the
-        work.
+    def is_expensive(self, header: Header) -> bool:
+        """Whether the picture belongs in the sandbox."""
+        return not header.bounded or self.seconds(header) > EXPENSIVE_S or self._bytes(header) > EXPENSIVE_BYTES
+
+    def decode(self, header: Header) -> Crop:
+        """Decode on this thread. Raises the errors of ``images``."""
+        return images.decode(header, self.preprocessing, self.fast)
+
+    def decode_in_sandbox(self, header: Header, seconds: float, deadline: float) -> "Future[Decoded]":
+        """Decode a picture of so many predicted ``seconds`` in the sandbox. ``deadline`` is by ``time.monotonic``.
+
+        Raises Overloaded at once if the backlog would make it late. If the future is cancelled before it runs, the
+        picture is not decoded.
         """
         with self._free:
             wait = self._backlog_s * self._slowness() / self._lanes
-            late = time.monotonic() + wait + costly.seconds - deadline
-            if late > 0 and self._backlog:  # what nothing delays is tried, so that predictions stay measured
-                raise Overloaded("too many costly pictures are waiting to be decoded", retry_after_s=late)
-            self._backlog_s += costly.seconds
+            late = time.monotonic() + wait + seconds - deadline
+            if late > 0 and self._backlog:  # with an empty backlog it is tried, so that predictions stay measured
+                raise Overloaded("too many expensive pictures are waiting to be decoded", retry_after_s=late)
+            self._backlog_s += seconds
             self._backlog += 1
-        future = self._lane.submit(self._decode_costly, costly, deadline)
-        future.add_done_callback(lambda _: self._left(costly.seconds))
+        future = self._lane.submit(self._decode_in_sandbox, header, seconds, deadline)
+        future.add_done_callback(lambda _: self._left(seconds))
         return future
 
     def decode_now(self, data: bytes) -> Crop:
         """Decode here or in the sandbox, for commands. Blocks. Raises the errors of ``images``."""
-        try:
-            return self.decode(data).crop
-        except Costly as costly:
-            return self.decode_costly(costly, time.monotonic() + _PATIENCE_S).result().crop
+        header = self.read(data)
+        if self.is_expensive(header):
+            return self.decode_in_sandbox(header, self.seconds(header), time.monotonic() + _PATIENCE_S).result().crop
+        return self.decode(header)
 
     def close(self) -> None:
         """Finish what waits for the sandbox. Blocks."""
@@ -138,8 +126,8 @@ class Decoder:
         """How much longer than predicted recent pictures took: the sandbox yields cores, and machines differ."""
         return max(1.0, self._measured_s / self._predicted_s) if self._predicted_s else 1.0
 
-    def _decode_costly(self, costly: Costly, deadline: float) -> Decoded:
-        memory = self._bytes(costly.header)
+    def _decode_in_sandbox(self, header: Header, predicted_s: float, deadline: float) -> Decoded:
+        memory = self._bytes(header)
         share = min(memory, self._memory)  # a picture that takes more than all is decoded alone
         with self._free:
             fits = self._free.wait_for(lambda: self._memory_left >= share, max(0.0, deadline - time.monotonic()))
@@ -147,14 +135,14 @@ class Decoder:
                 raise DeadlineExceeded("the deadline passed while the image waited to be decoded")
             self._memory_left -= share
         try:
-            processor_s = max(_LEAST_PROCESSOR_S, _SLACK * costly.seconds)
-            task = Task(costly.header, self.preprocessing, self.fast, deadline, processor_s, memory)
+            processor_s = max(_LEAST_PROCESSOR_S, _SLACK * predicted_s)
+            task = Task(header, self.preprocessing, self.fast, deadline, processor_s, memory)
             crop, seconds = self._sandbox.decode(task)
             with self._free:
-                counted = min(seconds, _OUTLIER * self._slowness() * costly.seconds)
-                self._predicted_s = _MEMORY * self._predicted_s + costly.seconds
+                counted = min(seconds, _OUTLIER * self._slowness() * predicted_s)
+                self._predicted_s = _MEMORY * self._predicted_s + predicted_s
                 self._measured_s = _MEMORY * self._measured_s + counted
-            return Decoded(crop, seconds, time.monotonic())
+            return Decoded(crop, seconds)
         finally:
             with self._free:
                 self._memory_left += share

@@ -4,7 +4,6 @@
 ``EngineQueue`` is one connection to one life of the engine: with the engine it ends, and all that wait on it are told.
 """
 
-import asyncio
 import contextlib
 import socket
 import struct
@@ -12,18 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import structlog
 
-from app.batching import Backlog, CostCurve, Done, Entry, Outlook, settle
-from app.classifier import Answer, Job
-from app.engine import Facts
+from app.batching import Backlog, CostCurve, Job, Outlook, fail, settle
+from app.engine.base import Facts, Pixels
 from app.errors import Internal, NotReady
-from app.images.decoder import Decoded
 from app.workers import wire
 from app.workers.memory import Board, Slots, curve
 
@@ -34,12 +29,9 @@ _READ = 1 << 18
 LOST = "the engine has ended; it is being started again"
 
 
-@dataclass(slots=True)
-class _Sent:
-    entry: Entry
+class _Sent(NamedTuple):
+    job: Job
     slot: int
-    decode_s: float
-    decoded_at: float
 
 
 class EngineQueue:
@@ -61,8 +53,8 @@ class EngineQueue:
         self._sending = threading.Lock()
         self._free = list(range(slots.count - 1, -1, -1))  # the lowest one first: fewer pages are touched
         self._sent: dict[int, _Sent] = {}
-        self._numbers: dict[Entry, int] = {}
-        self._pending: deque[Entry] = deque()
+        self._numbers: dict[Job, int] = {}
+        self._pending: deque[Job] = deque()
         self._count = 0
         self._closed = False
         self._seconds: tuple[float, ...] = ()
@@ -91,26 +83,43 @@ class EngineQueue:
             self._look()
             self._expected.check(time.monotonic(), n, deadline)
 
-    def entry(self, item: Any, deadline: float) -> Entry:
-        """Wrap a job for ``put``, on the event loop that will wait for ``entry.future``; see ``BatchQueue.entry``."""
-        entry = Entry(item, deadline, asyncio.get_running_loop().create_future())
-        entry.future.add_done_callback(lambda _: self._left(entry))
-        return entry
+    def outlook(self) -> Outlook:
+        """The state of the engine's queue, as the engine published it last."""
+        with self._lock:
+            self._look()
+            return self._expected.outlook
 
-    def put(self, entry: Entry) -> None:
-        """Hand an entry over, its image decoded. From any thread. Raises NotReady once the engine has ended."""
-        if _pixels(entry).shape not in _shapes(self._slots.crop):
+    def put(self, job: Job) -> None:
+        """Hand over a job whose image is decoded. From any thread. Raises NotReady once the engine has ended."""
+        if _pixels(job).shape not in _shapes(self._slots.crop):
             raise NotReady(LOST)  # decoded for the model that the engine served before it ended
-        entry.submitted = time.monotonic()
+        job.waiting_since = time.monotonic()
         with self._lock:
             if self._closed:
                 raise NotReady(LOST)
-            self._pending.append(entry)
+            self._pending.append(job)
         self._hand_over()
 
-    def settle(self, entry: Entry, error: Exception) -> None:
-        """Answer an entry that was never put. From any thread."""
-        settle([entry], [error])
+    def forget(self, job: Job) -> None:
+        """Tell the engine that nobody waits for a job. From any thread."""
+        with self._lock:
+            number = self._numbers.get(job)
+        if number is not None:
+            self._send(wire.cancel(number))
+
+    def running_s(self) -> float:
+        """0: the engine process watches its own device."""
+        return 0.0
+
+    def abandon(self, error: Exception) -> None:
+        """Settle all jobs with ``error`` and refuse further ones. From any thread."""
+        with self._lock:
+            self._closed = True
+            jobs = [sent.job for sent in self._sent.values()] + list(self._pending)
+            self._sent.clear()
+            self._numbers.clear()
+            self._pending.clear()
+        fail(jobs, error)
 
     def close(self) -> None:
         """Hang up: nothing is waited for any more."""
@@ -118,54 +127,36 @@ class EngineQueue:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def read(self) -> None:
-        """Read answers until the engine hangs up. The thread that calls this is the connection's own."""
+        """Read answers until the engine hangs up. The thread that calls this belongs to the connection."""
         frames = wire.Frames()
         with contextlib.suppress(OSError):
             while data := self._socket.recv(_READ):
-                settled = [self._settled(kind, payload) for kind, payload in frames.feed(data)]
-                answered = [pair for pair in settled if pair]
-                settle([entry for entry, _ in answered], [answer for _, answer in answered])
+                settle([self._settled(kind, payload) for kind, payload in frames.feed(data)])
                 self._hand_over()
 
     def fail(self) -> None:
-        """Tell all that wait that the engine has ended, and take no more."""
-        with self._lock:
-            self._closed = True
-            waiting = [sent.entry for sent in self._sent.values()] + list(self._pending)
-            self._sent.clear()
-            self._numbers.clear()
-            self._pending.clear()
-        settle(waiting, [NotReady(LOST) for _ in waiting])
+        """Settle all jobs because the engine has ended, and close the connection."""
+        self.abandon(NotReady(LOST))
         with self._sending:
             self._socket.close()
 
     def _hand_over(self) -> None:
-        """Everything that finds a slot."""
+        """Hand over every job that finds a slot."""
         while True:
             with self._lock:
                 while self._pending and self._pending[0].gone:
                     self._pending.popleft()
                 if not self._pending or not self._free or self._closed:
                     return
-                entry, slot = self._pending.popleft(), self._free.pop()
+                job, slot = self._pending.popleft(), self._free.pop()
                 self._count += 1
                 number = self._count
-                job: Job = entry.item
-                decoded = job.image
-                decode = (decoded.seconds, decoded.at) if isinstance(decoded, Decoded) else (0.0, 0.0)
-                self._sent[number] = _Sent(entry, slot, *decode)
-                self._numbers[entry] = number
-            pixels = _pixels(entry)
+                self._sent[number] = _Sent(job, slot)
+                self._numbers[job] = number
+            pixels = _pixels(job)
             tensor = pixels.dtype == np.float32
             self._slots.view(slot, tensor)[:] = pixels
-            self._send(wire.task(wire.Task(number, slot, tensor, job.want, entry.deadline)))
-
-    def _left(self, entry: Entry) -> None:
-        """Its future is done: where no answer did that, its client has left."""
-        with self._lock:
-            number = self._numbers.get(entry)
-        if number is not None:
-            self._send(wire.cancel(number))
+            self._send(wire.task(wire.Task(number, slot, tensor, job.want, job.deadline)))
 
     def _send(self, frame: bytes) -> None:
         try:
@@ -174,28 +165,30 @@ class EngineQueue:
         except OSError:
             self.close()  # the reading thread finds the end, and tells all who wait
 
-    def _settled(self, kind: int, payload: bytes) -> tuple[Entry, Any] | None:
+    def _settled(self, kind: int, payload: bytes) -> Job:
+        """A job with the outcome that a frame brings."""
         if kind == wire.ANSWER:
             answer = wire.read_answer(payload)
-            sent = self._returned(answer.number)
-            queue_s = max(0.0, answer.started - sent.entry.submitted)
-            ends = (sent.decoded_at, answer.started + answer.inference_s)
-            classified = Answer(answer.row, sent.decode_s, answer.inference_s, *ends)
-            what: Any = Done(classified, answer.started, queue_s, answer.batch_size)
+            job = self._returned(answer.number)
+            job.end_wait(answer.started)
+            job.taken_at, job.inference_s = answer.started, answer.inference_s
+            job.computed_at = answer.started + answer.inference_s
+            job.batch_size, job.row = answer.batch_size, answer.row
         elif kind == wire.FAILURE:
-            number, what = wire.read_failure(payload)
-            sent = self._returned(number)
+            number, error = wire.read_failure(payload)
+            job = self._returned(number)
+            job.error = error
         else:
             raise RuntimeError(f"a frame of kind {kind}")
-        return None if sent.entry.gone else (sent.entry, what)
+        return job
 
-    def _returned(self, number: int) -> _Sent:
-        """The engine is done with a task, and with its slot."""
+    def _returned(self, number: int) -> Job:
+        """The engine has finished a task, and no longer uses its slot."""
         with self._lock:
-            sent = self._sent.pop(number)
-            self._numbers.pop(sent.entry, None)
-            self._free.append(sent.slot)
-        return sent
+            job, slot = self._sent.pop(number)
+            self._numbers.pop(job, None)
+            self._free.append(slot)
+        return job
 
     def _unseen(self) -> int:
         """Images that the engine's outlook does not count yet."""
@@ -240,10 +233,7 @@ class _Expected(Backlog):
         return max(self.ahead_s(), max(self.outlook.rest, left) + unseen)
 
 
-def _pixels(entry: Entry) -> npt.NDArray[Any]:
-    job: Job = entry.item
-    if isinstance(job.image, Decoded):
-        return job.image.crop
+def _pixels(job: Job) -> Pixels:
     if isinstance(job.image, bytes):
         raise Internal("the image was not decoded")
     return job.image

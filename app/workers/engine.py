@@ -11,19 +11,18 @@ import socket
 import sys
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 
-from app.batching import BatchQueue, Done, Entry
-from app.classifier import Answer, Classifier, Job
-from app.errors import DeadlineExceeded, Internal, ModelError, NotReady, TopkError
-from app.images.decoder import Decoded
+from app import loading
+from app.batching import Job, fail
+from app.classifier import Served
+from app.errors import Internal, ModelError, NotReady, TopkError
+from app.images.sandbox import Sandbox
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from app.watchdog import hang, hung
 from app.workers import child, memory, metrics, wire
 from app.workers.memory import Board, Slots
 
@@ -32,59 +31,83 @@ log = structlog.get_logger("topk")
 SLOTS = 256
 
 
-@dataclass(slots=True, eq=False)
-class _Task(Job):
-    """A job whose image lies in shared memory: once it is ``dropped``, its slot is no longer ours."""
-
-    running: bool = False
-    dropped: bool = False
-
-
-class Device(Classifier):
-    """The classifier, of jobs that other processes hand over."""
+class Device:
+    """The model on its device, and the board that tells the HTTP processes about its queue."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        super().__init__(settings, metrics, decode_ahead=False)
-        self._taking = threading.Lock()
+        self.settings = settings
+        self._metrics = metrics
         self._board: Board | None = None
+        self._served: Served | None = None
+
+    @property
+    def served(self) -> Served:
+        """What ``load`` has loaded."""
+        assert self._served
+        return self._served
+
+    def load(self) -> None:
+        """Load the model. Blocks until it is warm. Raises ModelError."""
+        model, device = loading.resolve(self.settings)
+        self._served = loading.build(
+            model, device, self.settings, self._metrics, Sandbox(), ahead=False, changed=self.publish
+        )
+        self._metrics.model.info(self._served.labels())
 
     def publish(self, board: Board | None = None) -> None:
-        """Write on the board what is to be expected of the queue."""
+        """Write the state of the queue on the board. From any thread."""
         self._board = board or self._board
         if self._board:
-            assert isinstance(self.queue, BatchQueue)
-            self._board.write(self.queue.outlook(), self.queue.costs, self.queue.costs_alone)
+            queue = self.served.queue
+            self._board.write(queue.outlook(), queue.costs, queue.costs_alone)
 
-    def drop(self, task: _Task) -> bool:
-        """Take a task back; False where it is on the device, and its slot in use until it has its answer."""
-        with self._taking:
-            task.dropped = not task.running
-            return task.dropped
+    def close(self) -> None:
+        """Finish the jobs that wait. Blocks."""
+        if self._served:
+            self._served.close()
 
-    def _finished(self) -> None:
-        self.publish()  # a stream is free
 
-    def _run(self, jobs: Any, alone: bool = False) -> list[Any]:
-        self.publish()  # the queue has just become shorter
-        return super()._run(jobs, alone)
+@dataclass(slots=True)
+class _Reply:
+    """Sends the outcome of a task to its HTTP process.
 
-    def _prepare(self, job: Job) -> None:
-        if isinstance(job, _Task):
-            with self._taking:
-                if job.dropped:
-                    raise DeadlineExceeded("nobody waits for it")
-                job.running = True
-        super()._prepare(job)
+    The image of a task lies in a slot of shared memory. Once the device has claimed it, the slot is in use until the
+    reply; before that, the task can be dropped.
+    """
+
+    connection: "Connection"
+    number: int
+    loop: asyncio.AbstractEventLoop
+    done: bool = False
+    _claimed: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def claim(self) -> bool:
+        with self._lock:
+            self._claimed = not self.done
+            return self._claimed
+
+    def drop(self) -> bool:
+        """Give the task up; False if the device has it."""
+        with self._lock:
+            self.done = self.done or not self._claimed
+            return not self._claimed
+
+    def resolve(self, job: Job) -> None:
+        if not self.done:
+            self.done = True
+            self.connection.reply(self.number, job)
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP process: its slots, and its tasks that have no answer yet. On the event loop."""
+    """One HTTP process: its slots, and its tasks that have no reply yet. On the event loop."""
 
     def __init__(self, device: Device, slots: Slots) -> None:
         self._device = device
         self._slots = slots
         self._frames = wire.Frames()
-        self._entries: dict[int, Entry] = {}
+        self._replies: dict[int, _Reply] = {}
+        self._written: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -103,44 +126,48 @@ class Connection(asyncio.Protocol):
         self._slots.taken += len(tasks)  # after the outlook counts them: never missed, for a moment counted twice
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Its process has ended: what it waited for is dropped, and its memory freed with the last batch using it."""
+        """Its process has ended: drop its tasks. Its memory is freed with the last batch that uses it."""
         self._transport = None
-        for number in list(self._entries):
+        for number in list(self._replies):
             self._drop(number)
+
+    def reply(self, number: int, job: Job) -> None:
+        """Send an outcome."""
+        del self._replies[number]
+        if job.row is None:
+            error = job.error if isinstance(job.error, TopkError) else Internal("no answer")
+            self._write(wire.failure(number, error))
+            return
+        self._write(wire.answer(wire.Answer(number, job.taken_at, job.inference_s, job.batch_size, job.row)))
 
     def _take(self, task: wire.Task, dropped: bool) -> None:
         if dropped:
             self._write(wire.failure(task.number, None))
             return
-        job = _Task(Decoded(self._slots.view(task.slot, task.tensor), 0.0), task.want)
-        entry = self._device.queue.entry(job, task.deadline)
-        self._entries[task.number] = entry
-        entry.future.add_done_callback(partial(self._answer, task.number))
+        reply = _Reply(self, task.number, asyncio.get_running_loop())
+        self._replies[task.number] = reply
+        job = Job(self._slots.view(task.slot, task.tensor), task.want, task.deadline, reply)
         try:
-            self._device.queue.put(entry)
+            self._device.served.queue.put(job)
         except NotReady as error:
-            entry.future.set_exception(error)
+            fail([job], error)
 
     def _drop(self, number: int) -> None:
-        entry = self._entries.get(number)
-        if entry and self._device.drop(entry.item):
-            entry.future.cancel()
-
-    def _answer(self, number: int, future: "asyncio.Future[Done]") -> None:
-        del self._entries[number]
-        if future.cancelled():
-            frame = wire.failure(number, None)
-        elif error := future.exception():
-            frame = wire.failure(number, error if isinstance(error, TopkError) else Internal("no answer"))
-        else:
-            done = future.result()
-            answer: Answer = done.answer
-            frame = wire.answer(wire.Answer(number, done.started, answer.inference_s, done.batch_size, answer.row))
-        self._write(frame)
+        reply = self._replies.get(number)
+        if reply and reply.drop():
+            del self._replies[number]
+            self._write(wire.failure(number, None))
 
     def _write(self, frame: bytes) -> None:
+        """Write all frames of one turn of the event loop, those of one batch say, in one call."""
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._written.append(frame)
+
+    def _flush(self) -> None:
+        frames, self._written = self._written, []
         if self._transport:
-            self._transport.write(frame)
+            self._transport.write(b"".join(frames))
 
 
 class EngineProcess(child.Child):
@@ -160,40 +187,29 @@ class EngineProcess(child.Child):
         """Serve until told to stop; the exit code."""
         loop = asyncio.get_running_loop()
         self.listen(lambda message, descriptor: loop.call_soon_threadsafe(self._told, message, descriptor))
-        threading.Thread(target=self._load, args=(loop,), name="topk-load", daemon=True).start()
+        loading.in_background(self.device.load, self._on_loaded)
         await self._ended.wait()
         if not self._loaded:
-            self.leave(self._code)  # the thread that loads is not waited for
+            self.leave(self._code)  # without waiting for the thread that loads
         await asyncio.to_thread(self.device.close)
         return self._code
 
-    def _load(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            self.device.load()
-        except ModelError as error:
-            refused = error.detail
-        except Exception:
-            log.exception("the model could not be loaded")
-            refused = "the model could not be loaded; the log says why"
-        else:
-            loop.call_soon_threadsafe(self._on_loaded)
-            return
-        self.tell({"do": "refused", "detail": refused})
-        self._code = 1
-        loop.call_soon_threadsafe(self._ended.set)
-
     async def _watch(self) -> None:
-        """Where the device hangs, end: callers are answered at once, and the supervisor starts another process."""
-        limit_s = self.device.settings.watchdog_ms / 1000
-        await hang(self.device.running_s, limit_s)
-        log.error(hung(limit_s).detail)
+        """If the device hangs, end: callers are answered at once, and the supervisor starts another process."""
+        error = await loading.hang(self.device.served.queue.running_s, self.device.settings.watchdog_ms / 1000)
+        log.error(error.detail)
         self.leave(1)
 
-    def _on_loaded(self) -> None:
+    def _on_loaded(self, failure: ModelError | None) -> None:
+        if failure:
+            self.tell({"do": "refused", "detail": failure.detail})
+            self._code = 1
+            self._ended.set()
+            return
         self._loaded = True
         self._watching = asyncio.get_running_loop().create_task(self._watch())
         self.metrics.ready.set(1)
-        buckets = self.device.engine.buckets
+        buckets = self.device.served.engine.buckets
         self._board = memory.create(Board.size(buckets))
         self.device.publish(Board(self._board, buckets))
         self.tell({"do": "ready"})
@@ -216,7 +232,7 @@ class EngineProcess(child.Child):
 
     async def _welcome(self, sock: socket.socket) -> None:
         """Describe the model to an HTTP process and share memory with it; then it may hand over tasks."""
-        crop = self.device.model.preprocessing.crop
+        crop = self.device.served.model.preprocessing.crop
         descriptor = memory.create(Slots.size(SLOTS, crop))
         try:
             slots = Slots(descriptor, SLOTS, crop)
@@ -238,7 +254,7 @@ class EngineProcess(child.Child):
         task.add_done_callback(self._tasks.discard)
 
     def _described(self) -> dict[str, Any]:
-        model = self.device.model
+        model = self.device.served.model
         told = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
         del told["build"], told["openvino"], told["training"]
         return told | {
@@ -247,7 +263,7 @@ class EngineProcess(child.Child):
         }
 
     def _facts(self) -> dict[str, Any]:
-        engine = self.device.engine
+        engine = self.device.served.engine
         names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim")
         return {name: getattr(engine, name) for name in names}
 

@@ -11,12 +11,14 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import structlog
 
-from app.classifier import Classifier
-from app.engine import Facts
+from app import loading
+from app.classifier import Classifier, Served
+from app.engine.base import Facts
 from app.errors import Internal, ModelError, NotReady
 from app.imagenet.labels import Label
 from app.images import Preprocessing
@@ -65,7 +67,7 @@ class HttpProcess(child.Child):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: asyncio.Future[bytes] | None = None
         self._attaching = threading.Lock()
-        self._queue: EngineQueue | None = None  # of the engine that is connected
+        self._served: Served | None = None  # by the engine that is connected
         self._engine_answers = True
 
     def run(self, listener: socket.socket) -> int:
@@ -107,28 +109,31 @@ class HttpProcess(child.Child):
 
     def _connect(self, sock: socket.socket) -> None:
         """The life of one engine, seen from here."""
-        queue = None
+        queue = served = None
         try:
             model, facts, slots, board = _welcomed(sock)
-            queue = EngineQueue(sock, slots, board, facts, self._classifier.ahead_s)
+            threads = loading.decode_threads(model, self._classifier.settings, self._classifier.sandbox)
+            queue = EngineQueue(sock, slots, board, facts, threads.seconds)
+            served = loading.build_remote(model, facts, threads, queue)
             with self._attaching:
-                self._classifier.attach(model, facts, queue)
-                self._queue = queue
+                self._classifier.serve(served)
+                self._served = served
                 self._judge()
-            self._classifier.start_sandbox()
+            self._classifier.sandbox.start()
             queue.read()
         except (EOFError, OSError):
             log.debug("the engine ended before it was ready")
         except Exception:
             log.exception("the connection to the engine failed")
         finally:
-            if queue:
+            if queue and served:
                 with self._attaching:
-                    self._classifier.detach(queue)
-                    if self._queue is queue:
-                        self._queue = None
+                    self._classifier.withdraw(served)
+                    if self._served is served:
+                        self._served = None
                         self._lifecycle.waiting_for = LOADING
                 queue.fail()
+                threads.close(wait=False)
             sock.close()
 
     def _judge(self) -> None:
@@ -137,7 +142,7 @@ class HttpProcess(child.Child):
         While it does not answer nothing new is accepted; requests that wait for it may still be answered in time.
         """
         self._lifecycle.waiting_for = LOADING if self._engine_answers else SILENT
-        self._classifier.ready = self._queue is not None and self._engine_answers
+        self._classifier.ready = self._served is not None and self._engine_answers
         if self._classifier.ready:
             self._lifecycle.ready = True
             assert self._loop
@@ -159,6 +164,20 @@ class HttpProcess(child.Child):
         self._asked = None
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteFacts:
+    """The ``Facts`` of an engine in another process, as they were when it had loaded."""
+
+    name: str
+    device: str
+    precision: str
+    streams: int
+    spreads: bool
+    compilation: str
+    buckets: tuple[int, ...]
+    dim: int
+
+
 def _welcomed(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
     """What the engine says first, once it is warm. Raises EOFError where it ends before."""
     messages = wire.Messages(sock)
@@ -168,7 +187,7 @@ def _welcomed(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
         for message, descriptor in messages.read():
             told |= message
             descriptors += [] if descriptor is None else [descriptor]
-    facts = Facts(**told["facts"] | {"buckets": tuple(told["facts"]["buckets"])})
+    facts = RemoteFacts(**told["facts"] | {"buckets": tuple(told["facts"]["buckets"])})
     preprocessing = told["model"]["preprocessing"]
     for name in ("mean", "std"):
         preprocessing[name] = tuple(preprocessing[name])

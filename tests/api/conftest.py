@@ -3,14 +3,16 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import structlog
 
+from app import engine
 from app.engine import Row, Want
 from app.lifecycle import Lifecycle
-from app.main import create_app
+from app.main import create_app, start_loading
 from app.server.serving import Server, bind, config
 from app.settings import Settings
 
@@ -24,6 +26,7 @@ class HeldEngine:
         self._engine = engine
         self.entered = threading.Semaphore(0)
         self.gate = threading.Event()
+        self.gate.set()
         self.images = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -36,6 +39,11 @@ class HeldEngine:
         return self._engine.forward(images, wants, alone)
 
 
+def held(*arguments: Any) -> Any:
+    """An engine as the settings name it, behind a gate."""
+    return HeldEngine(engine.create(*arguments))
+
+
 class InProcess:
     """An app being served: its address, its state, its engine behind a gate (open until a test closes it)."""
 
@@ -43,9 +51,7 @@ class InProcess:
         self.app = app
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.engine = HeldEngine(app.state.classifier.engine)
-        self.engine.gate.set()
-        app.state.classifier.engine = self.engine
+        self.engine: HeldEngine = app.state.classifier.engine
 
     def outcome(self, name: str) -> float:
         """Images that ended in this outcome so far."""
@@ -69,7 +75,7 @@ def served(**options: Any) -> Iterator[InProcess]:
     settings = Settings(_env_file=None, **options)
     ready = threading.Event()
     lifecycle = Lifecycle(on_ready=ready.set, on_failure=ready.set)
-    app = create_app(settings, lifecycle)
+    app = create_app(settings, lifecycle, partial(start_loading, create=held))
     listener = bind(settings.host, settings.port)
     server = Server(config(app, settings), lifecycle, 0)
     thread = threading.Thread(target=server.run, args=([listener],))

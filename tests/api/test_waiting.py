@@ -34,7 +34,7 @@ def test_a_client_that_leaves_while_queued_never_reaches_the_device(app_server: 
         with Wire(app_server.port) as wire:
             wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
             wire.send(PHOTO)
-            wait_until(lambda: len(app_server.app.state.classifier.queue) == 1)
+            wait_until(lambda: len(app_server.app.state.classifier.served.queue) == 1)
         wait_until(lambda: app_server.outcome("abandoned") == abandoned + 1)
         engine.gate.set()
         assert [holder.result().status_code for holder in holders] == [200] * len(holders)

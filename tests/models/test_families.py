@@ -19,6 +19,7 @@ import torchvision.models
 from PIL import Image
 from torch import nn
 
+from app import loading
 from app.classifier import Classifier
 from app.engine import Row, Want, create
 from app.models import zoo
@@ -66,7 +67,7 @@ def classifier(model: Model, engine: str) -> Iterator[Classifier]:
     settings = Settings(engine=engine, precision="float32", fast_decode=False, _env_file=None)
     served, device = Classifier(settings), create(model, engine, "cpu", "float32")
     device.buckets = (1,)
-    served.load_model(model, device)
+    loading.load_model(served, model, device)
     try:
         yield served
     finally:

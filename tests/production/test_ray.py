@@ -23,6 +23,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from app import loading
 from app.classifier import Classifier, Prediction
 from app.engine import Want
 from app.errors import ModelError, NotReady
@@ -177,7 +178,7 @@ class Load:
 def expected() -> list[Prediction]:
     """What the classifier of this process says of the photograph. It converts the model, once for the replicas too."""
     classifier = Classifier(Settings(model=MODEL, _env_file=None))
-    classifier.load()
+    loading.load(classifier)
     result = asyncio.run(classifier.classify(PHOTO, Want(k=5), time.monotonic() + 30))
     classifier.close()
     return classifier.predictions(result.row)

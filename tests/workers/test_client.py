@@ -10,18 +10,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from app.batching import CostCurve, Done, Entry, Outlook
-from app.classifier import Job
-from app.engine import Facts, Row, Want
+from app.batching import CostCurve, Job, Outlook
+from app.engine import Row, Want
 from app.errors import DeadlineExceeded, NotReady, Overloaded
-from app.images.decoder import Decoded
 from app.workers import memory, wire
 from app.workers.client import EngineQueue
+from app.workers.http import RemoteFacts
 from app.workers.memory import Board, Slots
+from tests.batching.jobs import Caller, Numbered, answer
 
 CROP = 8
 BUCKETS = (1, 2)
-FACTS = Facts("none", "cpu", "float32", 1, False, "compiled", BUCKETS, 3)
+FACTS = RemoteFacts("none", "cpu", "float32", 1, False, "compiled", BUCKETS, 3)
 
 
 class Engine:
@@ -80,22 +80,28 @@ def engine() -> Iterator[Engine]:
     engine.end()
 
 
-def put(engine: Engine, grey: int, crop: int = CROP) -> Entry:
-    job = Job(Decoded(np.full((crop, crop, 3), grey, np.uint8), 0.25), Want(k=1))
-    entry = engine.queue.entry(job, time.monotonic() + 60)
-    engine.queue.put(entry)
-    return entry
+def put(engine: Engine, grey: int, crop: int = CROP) -> Numbered:
+    image = np.full((crop, crop, 3), grey, np.uint8)
+    job = Numbered(image, Want(k=1), time.monotonic() + 60, pending := Caller(asyncio.get_running_loop()))
+    job.future, job.decode_s = pending.future, 0.25
+    engine.queue.put(job)
+    return job
+
+
+def leave(engine: Engine, job: Numbered) -> None:
+    job.future.cancel()
+    engine.queue.forget(job)
 
 
 def test_an_image_goes_over_and_its_answer_comes_back(engine: Engine) -> None:
-    async def run() -> Done:
+    async def run() -> Job:
         entry = put(engine, 42)
         engine.answer(engine.task())
         return await entry.future
 
     done = asyncio.run(run())
-    assert (done.batch_size, done.answer.decode_s, done.answer.inference_s) == (2, 0.25, 0.5)
-    assert done.answer.row.class_ids.tolist() == [42]
+    assert (done.batch_size, done.decode_s, done.inference_s) == (2, 0.25, 0.5)
+    assert answer(done) == 42
 
 
 def test_what_finds_no_slot_waits_until_one_is_given_back(engine: Engine) -> None:
@@ -109,7 +115,7 @@ def test_what_finds_no_slot_waits_until_one_is_given_back(engine: Engine) -> Non
         assert third.slot == second.slot
         engine.answer(first)
         engine.answer(third)
-        return [(await entry.future).answer.row.class_ids.tolist()[0] for entry in entries]
+        return [answer(await entry.future) for entry in entries]
 
     assert asyncio.run(run()) == [1, 2, 3]
     assert len(engine.queue) == 0
@@ -120,8 +126,7 @@ def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done
         left, other = put(engine, 1), put(engine, 2)
         first = engine.task()
         engine.task()
-        left.future.cancel()
-        await asyncio.gather(left.future, return_exceptions=True)  # a turn of the loop, in which the engine is told
+        leave(engine, left)
         kind, payload = engine.frame()
         assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, first.number)
         waiting = put(engine, 3)
@@ -130,8 +135,8 @@ def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done
         third = engine.task()
         assert third.slot == first.slot
         engine.answer(third)
-        assert (await waiting.future).answer.row.class_ids.tolist() == [3]
-        other.future.cancel()
+        assert answer(await waiting.future) == 3
+        leave(engine, other)
 
     asyncio.run(run())
 
@@ -140,12 +145,12 @@ def test_a_client_that_leaves_before_there_was_a_slot_is_never_handed_over(engin
     async def run() -> None:
         entries = [put(engine, grey) for grey in (1, 2, 3, 4)]
         first, second = engine.task(), engine.task()
-        entries[2].future.cancel()
+        leave(engine, entries[2])
         engine.answer(first)
         fourth = engine.task()
         engine.answer(second)
         engine.answer(fourth)
-        assert (await entries[3].future).answer.row.class_ids.tolist() == [4]
+        assert answer(await entries[3].future) == 4
 
     asyncio.run(run())
 
@@ -154,8 +159,9 @@ def test_errors_come_back_as_themselves(engine: Engine) -> None:
     async def run() -> None:
         entry = put(engine, 1)
         engine.socket.sendall(wire.failure(engine.task().number, DeadlineExceeded("late")))
-        with pytest.raises(DeadlineExceeded, match="late"):
-            await entry.future
+        error = answer(await entry.future)
+        assert isinstance(error, DeadlineExceeded)
+        assert error.detail == "late"
 
     asyncio.run(run())
 
@@ -165,8 +171,7 @@ def test_when_the_engine_ends_all_that_wait_are_told_and_no_more_is_taken(engine
         entries = [put(engine, grey) for grey in (1, 2, 3)]
         engine.socket.shutdown(socket.SHUT_RDWR)
         for entry in entries:
-            with pytest.raises(NotReady):
-                await entry.future
+            assert isinstance(answer(await entry.future), NotReady)
         with pytest.raises(NotReady):
             put(engine, 4)
 
@@ -200,7 +205,7 @@ def test_admission_counts_what_was_sent_and_not_seen_yet(engine: Engine) -> None
         engine.slots.taken += 2
         assert engine.queue.predicted_wait() == pytest.approx(4.8)
         for entry in entries:
-            entry.future.cancel()
+            leave(engine, entry)
 
     asyncio.run(run())
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from app import engine, models
+from app import engine, loading, models
 from app.classifier import Classifier
 from app.commands.evaluate.metrics import K
 from app.commands.evaluate.source import Answer, Ask, Unreadable, facts
@@ -49,7 +49,7 @@ class Local:
 def load(settings: Settings) -> Local:
     """Blocks. Raises ModelError."""
     classifier = Classifier(settings)
-    classifier.load()
+    loading.load(classifier)
     return Local(classifier)
 
 
@@ -66,5 +66,5 @@ def load_reference(settings: Settings, precision: str, digest: str) -> Local:
             f" with sha256:{model.digest}"
         )
     classifier = Classifier(settings)
-    classifier.load_model(model, engine.create(model, "torch", settings.device, precision))
+    loading.load_model(classifier, model, engine.create(model, "torch", settings.device, precision))
     return Local(classifier)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from app import engine
+from app import engine, loading
 from app.classifier import Classifier
 from app.commands.train.examples import Advance, Example, Examples
 from app.commands.train.progress import Bars
@@ -38,7 +38,7 @@ def features(examples: Sequence[Examples], model: Model, settings: Settings, bar
         if missing:
             with bars.busy("loading the model"):
                 classifier = Classifier(settings)
-                classifier.load()
+                loading.load(classifier)
             with bars.bar("features", len(missing)) as advance:
                 unreadable = _compute(classifier, missing, store, found, advance)
             bad = {example.digest: unreadable[example.path] for example in missing if example.path in unreadable}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app import models
+from app import loading, models
 from app.classifier import Classifier
 from app.commands.train import result
 from app.commands.train.learn import learn
@@ -93,7 +93,7 @@ def test_either_engine_answers_with_all_of_few_classes(trained: Found, shapes: P
 def rows_of(model: Path, paths: list[Path], **options: object) -> list[Row]:
 
     classifier = Classifier(settings(model, **options))
-    classifier.load()
+    loading.load(classifier)
     try:
         rows = Rows(classifier, paths, Want(k=5, probabilities=True), lambda: None)
         rows.ask()

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.watchdog import hang
+from app.loading import hang
 from tests.conftest import CAT, Server
 
 PHOTO = CAT.read_bytes()
@@ -51,7 +51,7 @@ def test_a_device_that_hangs_ends_the_process_and_nobody_waits_in_vain(hanging: 
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "not_ready")}
     assert server.process.wait(30) == 1
     server.stop()
-    assert any("the device has not answered for 2 s" in str(line["event"]) for line in server.log)
+    assert any("the device has not responded for 2 s" in str(line["event"]) for line in server.log)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")

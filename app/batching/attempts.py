@@ -1,0 +1,58 @@
+"""Runs a batch on a device that may fail: out of memory in halves, a failed batch again job by job."""
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from app.batching.job import Job
+from app.engine.base import Row
+from app.errors import Internal, Overloaded
+
+log = structlog.get_logger(__name__)
+
+Run = Callable[[Sequence[Job]], Sequence[Row | Exception]]
+"""Runs prepared jobs as one batch; returns a row or an error for each, in order."""
+
+_DEFECT = "the image could not be classified"
+
+
+def rows_of(run: Run, batch: list[Job]) -> tuple[list[Row | Exception], bool]:
+    """A row or an error for each job, and whether the time it took is the cost of such a batch.
+
+    A batch that the device has no memory for is run in halves. It takes so long that its size seldom pays any more.
+    """
+    try:
+        return checked(run, batch), True
+    except MemoryError:
+        log.warning("out of memory; the batch is halved", size=len(batch))
+    except BaseException:  # a stream that ends would leave its callers waiting
+        log.exception("batch failed", size=len(batch))
+        return _one_by_one(run, batch), False
+    # Not within the handler, where the error's traceback holds on to the memory.
+    if len(batch) == 1:
+        return [Overloaded("the device is out of memory", retry_after_s=1)], False
+    middle = len(batch) // 2
+    return rows_of(run, batch[:middle])[0] + rows_of(run, batch[middle:])[0], True
+
+
+def checked(run: Run, batch: Sequence[Job]) -> list[Row | Exception]:
+    """Run a batch. Raises RuntimeError unless there is one result for each job."""
+    rows = list(run(batch))
+    if len(rows) != len(batch):
+        raise RuntimeError(f"{len(rows)} results for {len(batch)} jobs")
+    return rows
+
+
+def _one_by_one(run: Run, batch: list[Job]) -> list[Row | Exception]:
+    """Retry the jobs of a failed batch one by one, so that only the bad one fails. A batch of one is not retried."""
+    if len(batch) == 1:
+        return [Internal(_DEFECT)]
+    return [Internal(_DEFECT) if job.gone else _alone(run, job) for job in batch]
+
+
+def _alone(run: Run, job: Job) -> Row | Exception:
+    try:
+        return checked(run, [job])[0]
+    except BaseException:
+        log.exception("image failed")
+        return Internal(_DEFECT)

@@ -1,0 +1,285 @@
+"""The batch queue: jobs wait here for a free stream, and the thread of each stream runs whole batches of them.
+
+``prepare`` makes a job ready for the device, and ``run`` runs a batch on it. The two are measured separately: the cost
+curve and the watchdog cover the device alone. Jobs come from any thread. Batches run on the queue's own threads, one
+per stream. Outcomes are delivered on the event loop that waits for them.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from app.batching.attempts import Run, checked, rows_of
+from app.batching.backlog import Backlog, Outlook
+from app.batching.costs import CostCurve
+from app.batching.job import Job, fail, settle
+from app.errors import DeadlineExceeded, Internal, NotReady
+
+log = structlog.get_logger(__name__)
+
+Put = Callable[[Job], None]
+Prepare = Callable[[Job, Put], bool]
+"""Makes a job ready for the device and returns True. Returns False if the job goes elsewhere first: it then comes back
+through the second argument, or is settled. Raises the error that settles the job."""
+
+WarmBatch = Callable[[int], Sequence[Job]]
+
+
+class Queue(Protocol):
+    """A queue in front of a device, which is in this process or in another one."""
+
+    @property
+    def costs(self) -> CostCurve:
+        """Measured costs of batches."""
+
+    @property
+    def costs_alone(self) -> CostCurve:
+        """Measured cost of an image that has the device to itself, if it runs differently then."""
+
+    def __len__(self) -> int:
+        """Jobs that wait."""
+
+    def predicted_wait(self) -> float:
+        """Seconds until a job that comes now is taken."""
+
+    def outlook(self) -> Outlook:
+        """The state of the queue, as admission needs it."""
+
+    def admit(self, n: int, deadline: float) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock)."""
+
+    def put(self, job: Job) -> None:
+        """Append a job. From any thread. Raises NotReady once the queue is closed."""
+
+    def forget(self, job: Job) -> None:
+        """Nobody waits for this job any more. From any thread."""
+
+    def running_s(self) -> float:
+        """Seconds that the device has taken so far for the longest running batch; 0 if none runs in this process."""
+
+    def abandon(self, error: Exception) -> None:
+        """Settle all jobs with ``error`` and refuse further ones. From any thread."""
+
+    def close(self) -> None:
+        """Refuse further jobs, and finish those that wait. Blocks."""
+
+
+def _ready(job: Job, put: Put) -> bool:
+    return True
+
+
+@dataclass(slots=True)
+class BatchQueue:
+    """Threads around a ``Backlog``, one per stream; each runs its own callable.
+
+    ``prepare`` is called on the stream's thread for each job of a batch. ``run_alone`` runs a job that has the device
+    to itself, if that is done differently. ``changed`` is called on the stream's thread when a batch was taken and
+    when it is finished; ``observe`` gets the seconds and the size of each batch that was not a warm-up. ``ahead_s`` is
+    passed to the ``Backlog``.
+    """
+
+    runs: Sequence[Run]
+    costs: CostCurve
+    run_alone: Run | None = None
+    prepare: Prepare = _ready
+    changed: Callable[[], None] = lambda: None
+    observe: Callable[[float, int], None] = lambda seconds, size: None
+    clock: Callable[[], float] = time.monotonic
+    ahead_s: Callable[[], float] = lambda: 0.0
+    costs_alone: CostCurve = field(init=False, default_factory=lambda: CostCurve((1,)))
+    backlog: Backlog = field(init=False)
+    _wakeup: threading.Condition = field(init=False, default_factory=threading.Condition)
+    _threads: list[threading.Thread] = field(init=False, default_factory=list)
+    _closed: bool = field(init=False, default=False)
+    _running: dict[int, list[Job]] = field(init=False, default_factory=dict)
+    _abandoned: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.backlog = Backlog(self.costs, len(self.runs), self.ahead_s)
+
+    def start(self, warm_batch: WarmBatch | None = None) -> None:
+        """Start the streams; with ``warm_batch(size)``, measure every bucket on each of them first.
+
+        Blocks until all are warm. Raises what a warm-up raises.
+        """
+        warmed: list[Future[None]] = []
+        for stream, run in enumerate(self.runs):
+            warm: Future[None] = Future()
+            thread = threading.Thread(
+                target=self._serve, args=(stream, run, warm_batch, warm), name=f"topk-stream-{stream}", daemon=True
+            )
+            warmed.append(warm)
+            self._threads.append(thread)
+            thread.start()
+        try:
+            for warm in warmed:
+                warm.result()
+            if self.run_alone and warm_batch:
+                self._warm_up(self.run_alone, warm_batch, self.costs_alone)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Refuse further jobs, finish those that wait, join the threads. Blocks."""
+        with self._wakeup:
+            self._closed = True
+            self._wakeup.notify_all()
+        for thread in self._threads:
+            if not self._abandoned:
+                thread.join()
+
+    def running_s(self) -> float:
+        """Seconds that the device has taken so far for the longest running batch; 0 if none runs."""
+        with self._wakeup:
+            return self.backlog.running_s(self.clock())
+
+    def abandon(self, error: Exception) -> None:
+        """Settle all jobs that wait or run with ``error``, refuse further ones, and leave the threads behind.
+
+        From any thread. For a device that no longer responds.
+        """
+        with self._wakeup:
+            self._closed = self._abandoned = True
+            jobs = [*self.backlog.clear(), *(job for batch in self._running.values() for job in batch)]
+            self._wakeup.notify_all()
+        fail(jobs, error)
+
+    def __len__(self) -> int:
+        return len(self.backlog)
+
+    def predicted_wait(self) -> float:
+        """Seconds until a job that comes now is taken."""
+        with self._wakeup:
+            return self.backlog.predicted_wait(self.clock())
+
+    def outlook(self) -> Outlook:
+        """The state of the queue now."""
+        with self._wakeup:
+            now, backlog = self.clock(), self.backlog
+            wait, rest = backlog.predicted_wait(now), backlog.predicted_wait(math.inf)
+            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s)
+
+    def admit(self, n: int, deadline: float) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock)."""
+        with self._wakeup:
+            self.backlog.check(self.clock(), n, deadline)
+
+    def put(self, job: Job) -> None:
+        """Append a job. From any thread. Raises NotReady once the queue is closed."""
+        with self._wakeup:
+            if self._closed:
+                raise NotReady("shutting down")
+            self.backlog.put(job, self.clock())
+            self._wakeup.notify()
+
+    def forget(self, job: Job) -> None:
+        """Do nothing: a job that nobody waits for is dropped when its turn comes."""
+
+    def _serve(self, stream: int, run: Run, warm_batch: WarmBatch | None, warm: "Future[None]") -> None:
+        try:
+            if warm_batch:
+                self._warm_up(run, warm_batch, self.costs)
+        except BaseException as error:
+            warm.set_exception(error)
+            return
+        warm.set_result(None)
+        while self._serve_batch(stream, run):
+            pass
+
+    def _serve_batch(self, stream: int, run: Run) -> bool:
+        """Wait for the next batch and run it; False once the queue is closed and empty."""
+        with self._wakeup:
+            while not len(self.backlog) and not self._closed:
+                self._wakeup.wait()
+            if not len(self.backlog):
+                return False
+            batch, expired = self.backlog.take(self.clock(), stream)
+            alone = self.run_alone if len(batch) == 1 and self.backlog.one_running else None
+            if batch:
+                self._running[stream] = batch
+        for job in expired:
+            job.error = DeadlineExceeded("the deadline passed while the image waited")
+        settle(expired)
+        if batch:
+            ready = self._prepare_batch(batch)
+            with self._wakeup:
+                self._running[stream] = ready
+                self.backlog.started(stream, self.clock())
+            self.changed()
+            self._run_batch(alone or run, ready, self.costs_alone if alone else self.costs)
+            with self._wakeup:
+                self.backlog.finished(stream)
+                del self._running[stream]
+            self.changed()
+            settle(ready)
+        return True
+
+    def _prepare_batch(self, batch: list[Job]) -> list[Job]:
+        """Prepare the jobs of a batch; returns those that the device runs. A job that fails is settled at once."""
+        ready = []
+        for job in batch:
+            if not job.claim():
+                continue
+            started = self.clock()
+            try:
+                prepared = self.prepare(job, self.put)
+            except Exception as error:
+                fail([job], error)
+            except BaseException:  # a stream that ends would leave its callers waiting
+                log.exception("preparation failed")
+                fail([job], Internal("the image could not be classified"))
+            else:
+                if prepared:
+                    ready.append(job)
+                    with self._wakeup:
+                        self.backlog.prepared(self.clock() - started)
+        return ready
+
+    def _warm_up(self, run: Run, warm_batch: WarmBatch, costs: CostCurve) -> None:
+        for size in costs.buckets:
+            batch = warm_batch(size)
+            try:
+                checked(run, batch)  # the first pass compiles and allocates
+                started = self.clock()
+                rows = checked(run, batch)
+                seconds = self.clock() - started
+            except MemoryError:
+                if size == costs.buckets[0]:
+                    raise
+                log.warning("out of memory; batches are kept smaller", size=size)
+                with self._wakeup:
+                    costs.keep_below(size)
+                return
+            if failed := next((row for row in rows if isinstance(row, Exception)), None):
+                raise failed
+            with self._wakeup:
+                if size in costs.buckets:  # another stream may have had no memory for it
+                    costs.observe(size, seconds)
+
+    def _run_batch(self, run: Run, batch: list[Job], costs: CostCurve) -> None:
+        """Run a prepared batch: each job then has its row or its error."""
+        if not batch:
+            return
+        started = self.clock()
+        rows, measured = rows_of(run, batch)
+        seconds = self.clock() - started
+        self.observe(seconds, len(batch))
+        # Learn only from a batch that fills its bucket. An engine that does not pad makes five of eight cheaper than
+        # eight.
+        size = sum(not isinstance(row, Exception) for row in rows)
+        if measured and size in costs.buckets:
+            with self._wakeup:
+                costs.observe(size, seconds)
+        for job, row in zip(batch, rows, strict=True):
+            job.batch_size = len(batch)
+            if isinstance(row, Exception):
+                job.error = row
+            else:
+                job.row = row

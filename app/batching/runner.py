@@ -1,0 +1,51 @@
+"""Runs batches of prepared jobs on an engine. On the threads of the streams."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.batching.job import Job
+from app.engine.base import Engine, Pixels, Row, Want
+from app.errors import Internal
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """``crop``: the side in pixels of the images that the engine takes."""
+
+    engine: Engine
+    crop: int
+
+    def run(self, jobs: Sequence[Job]) -> list[Row | Exception]:
+        """Run jobs as one batch. A row that is not finite becomes Internal."""
+        return self._run(jobs, alone=False)
+
+    def run_alone(self, jobs: Sequence[Job]) -> list[Row | Exception]:
+        """Run a job that has the device to itself."""
+        return self._run(jobs, alone=True)
+
+    def warm_batch(self, size: int) -> list[Job]:
+        """Jobs with grey crops of the served size."""
+        grey = np.full((self.crop, self.crop, 3), 128, np.uint8)
+        return [Job(grey, Want(k=5), deadline=float("inf")) for _ in range(size)]
+
+    def _run(self, jobs: Sequence[Job], alone: bool) -> list[Row | Exception]:
+        started = time.monotonic()
+        rows = self.engine.forward([_pixels(job) for job in jobs], [job.want for job in jobs], alone)
+        ended = time.monotonic()
+        for job in jobs:
+            job.inference_s, job.computed_at = ended - started, ended
+        return [row if _is_finite(row) else Internal("the model computes no finite scores") for row in rows]
+
+
+def _pixels(job: Job) -> Pixels:
+    if isinstance(job.image, bytes):
+        raise TypeError("the image of a job must be decoded before it runs")
+    return job.image
+
+
+def _is_finite(row: Row) -> bool:
+    parts = (row.scores, row.features, row.logits, row.probabilities)
+    return all(part is None or bool(np.isfinite(part).all()) for part in parts)

@@ -1,0 +1,117 @@
+"""The interface of an engine: numpy in, numpy out. Nothing here imports torch or OpenVINO."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import ModelError
+from app.models.model import Model
+
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate|bad.?alloc", re.IGNORECASE
+)
+
+Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
+"""A uint8 RGB crop of shape [crop, crop, 3], or a preprocessed float32 tensor of shape [3, crop, crop]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """The outputs that one image needs: its k best classes (all of a model with fewer), and whole rows if required."""
+
+    k: int = 0
+    features: bool = False
+    logits: bool = False
+    probabilities: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The outputs for one image of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
+
+    ``features`` [dim] is the input of the last classification layer; ``logits`` and ``probabilities`` are [classes];
+    all float32, None where the image does not need them.
+    """
+
+    class_ids: npt.NDArray[np.int64]
+    scores: Floats
+    features: Floats | None = None
+    logits: Floats | None = None
+    probabilities: Floats | None = None
+
+
+class Facts(Protocol):
+    """Properties of a loaded engine, in the process that has it or in another one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def streams(self) -> int:
+        """Batches that run at the same time."""
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a single image can use all cores."""
+
+    @property
+    def compilation(self) -> str:
+        """``eager``, ``compiling`` (in the background) or ``compiled``."""
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Batch sizes, ascending."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a row of features."""
+
+
+class Engine(Facts, Protocol):
+    """A device with a model. Call ``load`` once, then ``forward`` from the threads of its streams."""
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the device's own memory: ``held`` by this process and ``total``; empty where it has none."""
+
+    def load(self) -> None:
+        """Bring the model onto the device. Blocks. Raises ModelError, also if the labels do not fit the network."""
+
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+        """Classify one batch. If it is ``alone`` on the device, an engine that spreads uses all cores for it.
+
+        Each image is a uint8 RGB crop of shape [crop, crop, 3], which is normalised on the device, or a preprocessed
+        float32 tensor of shape [3, crop, crop]. Returns one row per image, in order. Raises MemoryError if the device
+        has no memory for a batch of this size.
+        """
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Convert a framework's out-of-memory error to MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _NO_MEMORY.search(str(error)):
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def check_outputs(model: Model, classes: int, dim: int) -> None:
+    """Raise ModelError if a network of so many classes and features does not fit the labels of ``model``."""
+    labels = len(model.labels)
+    if labels != classes:
+        raise ModelError(
+            f"{model.name} has {labels} labels for a network of {classes} classes; the weights and the labels must"
+            " belong to the same model"
+        )
+    if dim < 1:
+        raise ModelError(f"the network of {model.name} has no features")

@@ -1,0 +1,166 @@
+"""Builds what a classifier serves: for a device in this process, and for one in another process.
+
+Also loads in the background, and watches the device.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from app import engine, machine, models
+from app.batching import BatchQueue, CostCurve, Queue, Runner
+from app.classifier import Classifier, Served
+from app.decoding import DecodeThreads, Decoding, ahead_of_queue
+from app.engine.base import Engine, Facts
+from app.errors import Internal, ModelError, NotConvertible, NotReady
+from app.imagenet import taxonomy
+from app.images.decoder import Decoder, default_lanes, default_pixels
+from app.images.sandbox import Sandbox
+from app.models.model import Model
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+log = structlog.get_logger("topk")
+
+_CHECKS = 4  # of the device within the limit: a hang is found a quarter of the limit late at most
+
+Create = Callable[[Model, str, str, str], Engine]
+
+
+def load(classifier: Classifier, create: Create = engine.create) -> None:
+    """Load the model of the classifier's settings and serve it. Blocks until it is warm. Raises ModelError.
+
+    ``create`` creates the engine: see ``engine.create``.
+    """
+    load_model(classifier, *resolve(classifier.settings, create))
+
+
+def load_model(classifier: Classifier, model: Model, device: Engine, ahead: bool | None = None) -> None:
+    """Load a model on an engine that is not loaded yet, and serve it. See ``build``."""
+    classifier.serve(build(model, device, classifier.settings, classifier.metrics, classifier.sandbox, ahead=ahead))
+
+
+def resolve(settings: Settings, create: Create = engine.create) -> tuple[Model, Engine]:
+    """The model that the settings name, and an engine for it that is not loaded yet. Raises ModelError."""
+    name = engine.choose(settings.engine, settings.device)
+    try:
+        model = models.resolve(settings, converted=name == "openvino")
+    except NotConvertible as error:
+        if settings.engine == name:
+            raise
+        log.warning("served by torch instead", reason=error.detail)
+        name, model = "torch", models.resolve(settings)
+    return model, create(model, name, settings.device, settings.precision)
+
+
+def build(
+    model: Model,
+    device: Engine,
+    settings: Settings,
+    metrics: Metrics,
+    sandbox: Sandbox,
+    *,
+    ahead: bool | None = None,
+    changed: Callable[[], None] = lambda: None,
+) -> Served:
+    """Bring a model onto a device in this process and warm it up at every batch size. Blocks. Raises ModelError.
+
+    ``ahead``: whether decode threads work ahead of the queue; None chooses by the device. ``changed`` is called when
+    the state of the queue has changed.
+    """
+    machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
+    device.load()
+    decoding = Decoding(
+        Decoder(model.preprocessing, settings.max_pixels, settings.decode_pixels, settings.fast_decode, sandbox)
+    )
+    ahead = ahead_of_queue(device.device) if ahead is None else ahead
+    threads = DecodeThreads(decoding, machine.cores()) if ahead else None
+    runner = Runner(device, model.preprocessing.crop)
+
+    def observe(seconds: float, size: int) -> None:
+        metrics.inference_seconds.observe(seconds)
+        metrics.batch_size.observe(size)
+
+    queue = BatchQueue(
+        [runner.run] * device.streams,
+        CostCurve(device.buckets),
+        run_alone=runner.run_alone if device.spreads else None,
+        prepare=decoding.prepare,
+        changed=changed,
+        observe=observe,
+        ahead_s=threads.seconds if threads else _nothing,
+    )
+    try:
+        queue.start(runner.warm_batch)
+    except Internal as error:
+        raise ModelError(f"{model.name} with weights {model.weights}: {error.detail}") from error
+    except MemoryError as error:
+        raise ModelError(f"{device.device} has too little memory for {model.name}") from error
+    _observe_queue(queue, device, metrics)
+    return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads)
+
+
+def decode_threads(model: Model, settings: Settings, sandbox: Sandbox) -> DecodeThreads:
+    """Threads of an HTTP process that decode for a device in another process: its share of cores and memory."""
+    workers = max(1, settings.workers)
+    pixels = settings.decode_pixels or max(default_pixels() // workers, min(settings.max_pixels, default_pixels()))
+    lanes = max(1, default_lanes() // workers)
+    decoder = Decoder(model.preprocessing, settings.max_pixels, pixels, settings.fast_decode, sandbox, lanes)
+    return DecodeThreads(Decoding(decoder), max(1, machine.cores() // workers))
+
+
+def build_remote(model: Model, facts: Facts, threads: DecodeThreads, queue: Queue) -> Served:
+    """Build what is served with a device in another process, to which ``queue`` leads."""
+    return Served(model, facts, threads.decoder, queue, taxonomy.of(model.labels), threads)
+
+
+def in_background(load: Callable[[], None], loaded: Callable[[ModelError | None], None]) -> None:
+    """Call ``load`` on a thread that does not keep the process alive, then ``loaded`` on this event loop.
+
+    ``loaded`` gets the reason if loading failed.
+    """
+    loop = asyncio.get_running_loop()
+
+    def run() -> None:
+        failure = None
+        try:
+            load()
+        except ModelError as error:
+            failure = error
+        except Exception:
+            log.exception("the model could not be loaded")
+            failure = ModelError("the model could not be loaded; the log says why")
+        loop.call_soon_threadsafe(loaded, failure)
+
+    threading.Thread(target=run, name="topk-load", daemon=True).start()
+
+
+async def hang(running_s: Callable[[], float], limit_s: float) -> NotReady:
+    """Wait until a batch has run for longer than ``limit_s``; returns the error for the callers that wait for it.
+
+    ``running_s()`` returns the seconds that the longest running batch has taken so far. A device that hangs can only
+    be recovered by a new process.
+    """
+    while running_s() <= limit_s:  # noqa: ASYNC110  # there is no event to wait for
+        await asyncio.sleep(limit_s / _CHECKS)
+    return NotReady(f"the device has not responded for {limit_s:g} s; the server restarts")
+
+
+def _observe_queue(queue: BatchQueue, device: Engine, metrics: Metrics) -> None:
+    metrics.queue_images.set_function(lambda: len(queue))
+    metrics.predicted_wait.set_function(queue.predicted_wait)
+    for bucket in device.buckets:
+        metrics.batch_cost.labels(bucket).set_function(partial(queue.costs.seconds, bucket))
+    for kind in device.memory():
+        metrics.device_memory.labels(kind).set_function(partial(_memory, device, kind))
+
+
+def _memory(device: Engine, kind: str) -> float:
+    return device.memory()[kind]
+
+
+def _nothing() -> float:
+    return 0.0

@@ -1,0 +1,75 @@
+"""Jobs whose images are numbers, and devices that double them."""
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.batching import CostCurve, Job
+from app.batching.attempts import Run
+from app.engine import Row, Want
+
+BUCKETS = (1, 2, 4)
+
+
+@dataclass
+class Caller:
+    """A completion whose future is the job."""
+
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Job]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.future = self.loop.create_future()
+
+    @property
+    def done(self) -> bool:
+        return self.future.done()
+
+    def claim(self) -> bool:
+        return not self.future.done()
+
+    def resolve(self, job: Job) -> None:
+        if not self.future.done():
+            self.future.set_result(job)
+
+
+class Numbered(Job):
+    """A job, its number, and the future that its caller waits for."""
+
+    number: Any
+    future: "asyncio.Future[Job]"
+
+
+def job(number: Any = 0, deadline: float = math.inf, loop: asyncio.AbstractEventLoop | None = None) -> Numbered:
+    pending = Caller(loop or asyncio.get_running_loop())
+    made = Numbered(b"", Want(), deadline, pending)
+    made.number, made.future = number, pending.future
+    return made
+
+
+def answer(job: Job) -> Any:
+    """The number that a job was answered with, or its error."""
+    return job.error if job.row is None else int(job.row.class_ids[0])
+
+
+def numbers(run: Callable[[Sequence[Any]], Sequence[Any]]) -> Run:
+    """A device that runs numbers, as one that runs jobs."""
+
+    def runs(jobs: Sequence[Job]) -> list[Row | Exception]:
+        return [
+            one if isinstance(one, Exception) else Row(np.array([one]), np.ones(1, np.float32))
+            for one in run([each.number if isinstance(each, Numbered) else each for each in jobs])
+        ]
+
+    return runs
+
+
+def measured(seconds: dict[int, float]) -> CostCurve:
+    costs = CostCurve(seconds)
+    for bucket, cost in seconds.items():
+        costs.observe(bucket, cost)
+    return costs
