@@ -125,7 +125,7 @@ def _traces(settings: Settings) -> "Traces | None":
     try:
         from app.telemetry.tracing import Traces
     except ImportError as error:
-        raise ModelError("traces need the extra otel: pip install 'topk[otel]'") from error
+        raise ModelError("traces need the extra otel: pip install '.[otel]'") from error
     return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET)
 
 

@@ -38,7 +38,7 @@ def check(settings: Settings) -> str:
         spec = f"{mounted}{os.sep}"
     if spec == "auto":
         if settings.weights:
-            raise ModelError("--weights needs the architecture that the weights are for, such as --model resnet50")
+            raise ModelError("weights need the architecture they are for: add it, such as --model resnet50")
         require_torch("the model auto")
     else:
         _check_named(settings, spec)

@@ -19,6 +19,8 @@ from typing import Any
 
 import structlog
 
+from app import models
+from app.api.auth import Keys
 from app.processes import children, signals
 from app.server.serving import DRAIN_DELAY_MS, bind, say_ready
 from app.settings import Settings
@@ -42,10 +44,15 @@ _PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before starting again 
 
 
 def serve(settings: Settings) -> int:
-    """Serve with ``settings.workers`` HTTP processes; the exit code. Raises ModelError where the port is taken."""
+    """Serve with ``settings.workers`` HTTP processes; the exit code.
+
+    Raises ModelError for an invalid setting and a port in use.
+    """
     configure_logging(settings.log_format, settings.log_level)
     if unknown := unknown_names(environment()):
         log.warning("unknown settings are ignored", names=unknown)
+    models.check(settings)
+    log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
     listener = bind(settings.host, settings.port)
     delay = settings.drain_delay_ms
     if delay is None:
