@@ -1,5 +1,5 @@
-# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need
-# once; nothing is reinstalled when nothing changed.
+# make serve | test | test-production | lint | image | test-image | constraints | audit. Each installs its dependencies
+# first, unless they are installed already.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -30,8 +30,8 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim`: by docker where its daemon answers, else by buildah, as root.
-# MODEL may also be a model folder. BUILD_FLAGS go to either: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
+# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim` uses docker if its daemon runs, else buildah, which needs root.
+# MODEL may also be a model folder. BUILD_FLAGS are passed on: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
 VARIANT = cpu
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 IMAGE = topk:$(VERSION)$(patsubst %,-%,$(filter-out cpu,$(VARIANT)))
@@ -51,11 +51,11 @@ image:
 test-image: $(VENV)/.production
 	TEST_IMAGES=all $(BIN)/python -m pytest -m production tests/production/test_image.py $(ARGS)
 
-# Vulnerabilities that PyPI knows of in what the image installs; it fails where they cannot be looked up.
+# Known vulnerabilities of the image's dependencies. Fails if PyPI cannot be reached.
 audit: $(VENV)/.production
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt
 
-# Which releases the image has: the newest that fit together.
+# Pin the image's dependencies to the newest compatible releases.
 constraints: $(VENV)/.python
 	$(BIN)/python deploy/resolve.py
 

@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from app import machine, models
 from app.errors import ModelError
 from app.models.model import Model
 
+log = structlog.get_logger(__name__)
+
+_START = {"openvino": "2 to 5 s", "torch": "3 to 20 s"}  # until the model is warm
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|failed to allocate|bad.?alloc", re.IGNORECASE
 )
@@ -140,6 +144,7 @@ def _accelerator() -> bool:
 
 def create(model: Model, engine: str, device: str, precision: str) -> Engine:
     """The engine that ``choose`` names, for the settings ``device`` and ``precision``. Raises ModelError."""
+    log.info("starting the engine and measuring its speed", engine=engine, usually=_START[engine])
     if engine == "openvino":
         from app.engine.openvino import OpenVinoEngine
 

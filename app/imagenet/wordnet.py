@@ -1,10 +1,10 @@
-"""Makes ``wordnet.csv``, the part of WordNet 3.0 above ImageNet's classes, and ``wordnet.LICENSE`` beside it.
+"""Writes ``wordnet.csv``, the part of WordNet 3.0 above ImageNet's classes, and ``wordnet.LICENSE``.
 
     apt-get install wordnet-base
     python -m app.imagenet.wordnet [/usr/share/wordnet/data.noun]
 
-The service reads the CSV and never imports this. A wnid is ``n`` and its synset's offset in ``data.noun``, whose format
-is wndb(5WN). Of a synset's pointers only hypernyms (``@``) are followed: none of these synsets is an instance (``@i``).
+The service reads the CSV and does not import this module. A wnid is ``n`` and the synset's offset in ``data.noun``,
+whose format is wndb(5WN). Only hypernym pointers (``@``) are followed: none of these synsets is an instance (``@i``).
 """
 
 import csv
@@ -19,7 +19,7 @@ CLASSES, TREE, LICENSE = (FOLDER / name for name in ("imagenet1k.csv", "wordnet.
 
 
 class Synset(NamedTuple):
-    """One row of the tree: its hypernyms' wnids, its first word with spaces for underscores, and its gloss."""
+    """One row of the table: the hypernyms' wnids, the first word with spaces instead of underscores, and the gloss."""
 
     wnid: str
     parents: tuple[str, ...]
@@ -28,20 +28,20 @@ class Synset(NamedTuple):
 
 
 def read(database: bytes, wnid: str) -> Synset:
-    """The synset at a wnid's offset."""
+    """Parse the synset at the offset of ``wnid``. Raises ValueError if there is none."""
     start = int(wnid[1:])
     line = database[start : database.index(b"\n", start)].decode()
     head, _, gloss = line.partition(" | ")
     offset, _, _, words, *fields = head.split()
     if f"n{offset}" != wnid:
-        raise ValueError(f"no synset begins at {wnid}: this is not WordNet 3.0")
-    pointers = fields[2 * int(words, 16) + 1 :]  # after a word and its number each, and the count of pointers
+        raise ValueError(f"no synset starts at {wnid}; the database is not WordNet 3.0")
+    pointers = fields[2 * int(words, 16) + 1 :]  # they follow pairs of word and number, and the count of pointers
     parents = tuple(f"n{target}" for kind, target in zip(pointers[::4], pointers[1::4], strict=True) if kind == "@")
     return Synset(wnid, parents, fields[0].replace("_", " "), gloss.strip())
 
 
 def closure(database: bytes, classes: list[str]) -> list[Synset]:
-    """The classes and all that is above them, by wnid."""
+    """The classes and their ancestors, sorted by wnid."""
     found: dict[str, Synset] = {}
     todo = list(classes)
     while todo:
@@ -53,7 +53,7 @@ def closure(database: bytes, classes: list[str]) -> list[Synset]:
 
 
 def table(synsets: list[Synset]) -> str:
-    """The synsets as CSV, the parents' wnids with a space between them."""
+    """The synsets as CSV. The parents' wnids are separated by spaces."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Synset._fields)
@@ -62,12 +62,13 @@ def table(synsets: list[Synset]) -> str:
 
 
 def license_text(database: bytes) -> str:
-    """The licence that the database begins with: numbered lines that have to go wherever its data goes."""
+    """The licence at the start of the database, without line numbers. It must accompany the data."""
     lines = database.decode().split("\n00001740 ", 1)[0].splitlines()
     return "".join(line.strip().partition(" ")[2] + "\n" for line in lines)
 
 
 def main(path: Path) -> None:
+    """Write the table and the licence from the database at ``path``."""
     database = path.read_bytes()
     with CLASSES.open(encoding="utf-8") as file:
         classes = [row["wnid"] for row in csv.DictReader(file)]
