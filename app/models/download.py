@@ -24,7 +24,7 @@ _MAX_REFUSALS = 3  # failed connections before the first byte, after which there
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch's convention: NAME-<first digits of the SHA-256>.pth
 
 
-class _Permanent(Exception):
+class _PermanentError(Exception):
     """A retry cannot succeed."""
 
 
@@ -62,7 +62,7 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
             except BaseException:
                 os.unlink(partial.name)
                 raise
-    except (OSError, _Permanent) as error:
+    except (OSError, _PermanentError) as error:
         raise ModelError(f"the weights at {url} cannot be downloaded: {error}") from error
     return target
 
@@ -83,9 +83,9 @@ def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:
                 refused += isinstance(error, httpx2.ConnectError)
                 reason = str(error) or type(error).__name__
                 if refused == _MAX_REFUSALS and not furthest:
-                    raise _Permanent(f"no connection ({reason})") from error
+                    raise _PermanentError(f"no connection ({reason})") from error
                 if time.monotonic() - last_byte + _RETRY_S >= give_up_s:
-                    raise _Permanent(f"no data for {give_up_s:g} s ({reason})") from error
+                    raise _PermanentError(f"no data for {give_up_s:g} s ({reason})") from error
                 time.sleep(_RETRY_S)
 
 
@@ -93,7 +93,7 @@ def _client(timeout: float) -> httpx2.Client:
     try:
         return httpx2.Client(follow_redirects=True, timeout=timeout)
     except (ImportError, ValueError, httpx2.InvalidURL) as error:  # for example a SOCKS proxy
-        raise _Permanent(f"the proxy set in the environment cannot be used: {error}") from error
+        raise _PermanentError(f"the proxy set in the environment cannot be used: {error}") from error
 
 
 def _chunks(client: httpx2.Client, url: str, partial: IO[bytes]) -> Iterator[tuple[int, int | None]]:
@@ -105,7 +105,7 @@ def _chunks(client: httpx2.Client, url: str, partial: IO[bytes]) -> Iterator[tup
             have = partial.seek(0)
             partial.truncate()
         if 400 <= response.status_code < 500:
-            raise _Permanent(f"the server responded with status {response.status_code}")
+            raise _PermanentError(f"the server responded with status {response.status_code}")
         response.raise_for_status()
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -121,7 +121,7 @@ def _check_hash(name: str, path: Path) -> None:
     expected = _HASH_IN_NAME.search(name)
     digest = sha256(path)
     if expected and not digest.startswith(expected[1]):
-        raise _Permanent(f"the file's SHA-256 begins with {digest[: len(expected[1])]}, not {expected[1]}")
+        raise _PermanentError(f"the file's SHA-256 begins with {digest[: len(expected[1])]}, not {expected[1]}")
 
 
 def sha256(path: Path) -> str:

@@ -30,12 +30,33 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+RESOLVE = """
+import sys
+from pathlib import Path
+from app.models import cache, download
+model = cache.converted("squeezenet1_1", Path(sys.argv[1]), Path(sys.argv[2]))
+print(model.name, sorted({"torch", "torchvision", "timm"} & sys.modules.keys()))
+"""
+
+
+def resolving(weights: Path, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", RESOLVE, str(weights), str(folder)]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+
+
 @pytest.fixture(scope="module")
-def kept(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resolved(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The cache of a process that has resolved it, and what that process printed."""
+    folder = tmp_path_factory.mktemp("caches") / "new" / "cache"
+    with resolving(weights, folder) as process:
+        printed, _ = process.communicate(timeout=120)
+    return folder, printed
+
+
+@pytest.fixture(scope="module")
+def kept(resolved: tuple[Path, str]) -> Path:
     """A cache that holds it. Not to be changed: copy it."""
-    folder = tmp_path_factory.mktemp("cache")
-    cache.converted("squeezenet1_1", weights, folder)
-    return folder
+    return resolved[0]
 
 
 @pytest.fixture
@@ -192,28 +213,12 @@ def test_a_cache_that_cannot_be_written_is_a_clear_error(weights: Path, tmp_path
         cache.converted("squeezenet1_1", weights, tmp_path / "file")
 
 
-RESOLVE = """
-import sys
-from pathlib import Path
-from app.models import cache, download
-model = cache.converted("squeezenet1_1", Path(sys.argv[1]), Path(sys.argv[2]))
-print(model.name, sorted({"torch", "torchvision", "timm"} & sys.modules.keys()))
-"""
-
-
-def resolving(weights: Path, folder: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", RESOLVE, str(weights), str(folder)]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-
-
 def test_a_model_is_converted_once_and_imports_no_torch_into_the_process_that_serves(
-    weights: Path, tmp_path: Path
+    weights: Path, resolved: tuple[Path, str]
 ) -> None:
-    folder = tmp_path / "new" / "cache"
-    with resolving(weights, folder) as process:
-        said, _ = process.communicate(timeout=120)
-    assert CONVERTING in said
-    assert said.splitlines()[-1] == "squeezenet1_1 []"
+    folder, printed = resolved
+    assert CONVERTING in printed
+    assert printed.splitlines()[-1] == "squeezenet1_1 []"
     [entry] = folder.iterdir()
     assert entry.name.startswith("squeezenet1-1-")
     assert sorted(path.name for path in entry.iterdir()) == [
