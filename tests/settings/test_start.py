@@ -35,12 +35,12 @@ def test_the_start_fails_before_any_work(
     [("one,two", "API keys are required", 2), (None, "no API key is required", 0)],
     ids=["keys", "none"],
 )
-def test_the_log_says_whether_keys_are_required_and_nothing_about_service_links(
+def test_the_log_says_whether_keys_are_required_and_what_is_done_and_nothing_about_service_links(
     keys: str | None, event: str, count: int, workers: str
 ) -> None:
     variables = SERVICE_LINKS | ({"TOPK_API_KEYS": keys} if keys else {})
     server = Server(*MODEL, "--workers", workers, env=variables)
     server.wait_for(event, keys=count)
-    server.wait_for("loading")
+    server.wait_for("starting the engine and measuring its speed", usually="2 to 5 s")
     assert server.stop() == 0
     assert [line for line in server.log if line.get("level") != "info"] == []
