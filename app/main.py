@@ -22,6 +22,8 @@ from app.classifier import Classifier
 from app.errors import ModelError, TopkError
 from app.lifecycle import Lifecycle
 from app.settings import Settings
+from app.settings.messages import unknown_names
+from app.settings.variables import environment
 from app.telemetry.metrics import Metrics
 from app.watchdog import hang, hung
 
@@ -48,7 +50,9 @@ def create_app(
 
     Raises ModelError where the API keys' file cannot be read, or traces cannot be exported.
     """
-    settings = settings or Settings()
+    if settings is None:
+        unknown_names(environment())  # a misspelt name of the API keys must not open the service
+        settings = Settings()
     metrics = Metrics()
     state = lifecycle or Lifecycle()
     classifier = Classifier(settings, metrics)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from app.errors import ModelError
+from app.main import create_app
 from tests.conftest import Server
 from tests.settings.test_settings import SERVICE_LINKS
 
@@ -27,6 +29,12 @@ def test_the_start_fails_before_any_work(
     assert server.process.wait(60) == 1
     server.stop()
     assert [str(line["event"]).startswith(f"topk: {message}") for line in server.log] == [True]
+
+
+def test_another_server_s_app_does_not_start_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPK_API_KEY", "secret")
+    with pytest.raises(ModelError, match="TOPK_API_KEY is not a setting"):
+        create_app()
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
