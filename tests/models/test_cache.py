@@ -49,7 +49,7 @@ def resolved(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     """The cache of a process that has resolved it, and what that process printed."""
     folder = tmp_path_factory.mktemp("caches") / "new" / "cache"
     with resolving(weights, folder) as process:
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=280)
     return folder, printed
 
 
