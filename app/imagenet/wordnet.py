@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent
 CLASSES, TREE, LICENSE = (FOLDER / name for name in ("imagenet1k.csv", "wordnet.csv", "wordnet.LICENSE"))
 
 
-class Synset(NamedTuple):
+class SynsetRecord(NamedTuple):
     """One row of the table: the hypernyms' wnids, the first word with spaces instead of underscores, and the gloss."""
 
     wnid: str
@@ -27,7 +27,7 @@ class Synset(NamedTuple):
     gloss: str
 
 
-def read(database: bytes, wnid: str) -> Synset:
+def read(database: bytes, wnid: str) -> SynsetRecord:
     """Parse the synset at the offset of ``wnid``. Raises ValueError if there is none."""
     start = int(wnid[1:])
     line = database[start : database.index(b"\n", start)].decode()
@@ -37,12 +37,12 @@ def read(database: bytes, wnid: str) -> Synset:
         raise ValueError(f"no synset starts at {wnid}; the database is not WordNet 3.0")
     pointers = fields[2 * int(words, 16) + 1 :]  # they follow pairs of word and number, and the count of pointers
     parents = tuple(f"n{target}" for kind, target in zip(pointers[::4], pointers[1::4], strict=True) if kind == "@")
-    return Synset(wnid, parents, fields[0].replace("_", " "), gloss.strip())
+    return SynsetRecord(wnid, parents, fields[0].replace("_", " "), gloss.strip())
 
 
-def closure(database: bytes, classes: list[str]) -> list[Synset]:
+def closure(database: bytes, classes: list[str]) -> list[SynsetRecord]:
     """The classes and their ancestors, sorted by wnid."""
-    found: dict[str, Synset] = {}
+    found: dict[str, SynsetRecord] = {}
     todo = list(classes)
     while todo:
         wnid = todo.pop()
@@ -52,11 +52,11 @@ def closure(database: bytes, classes: list[str]) -> list[Synset]:
     return [found[wnid] for wnid in sorted(found)]
 
 
-def table(synsets: list[Synset]) -> str:
+def table(synsets: list[SynsetRecord]) -> str:
     """The synsets as CSV. The parents' wnids are separated by spaces."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Synset._fields)
+    writer.writerow(SynsetRecord._fields)
     writer.writerows((wnid, " ".join(parents), lemma, gloss) for wnid, parents, lemma, gloss in synsets)
     return text.getvalue()
 

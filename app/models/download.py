@@ -50,7 +50,7 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
     if found := cached(url):
         return found
     target = cache_folder() / url.rsplit("/", 1)[-1]
-    log.info("downloading %s, once on this machine; this usually takes less than a minute", url)
+    announce(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as partial:
@@ -65,6 +65,11 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
     except (OSError, _PermanentError) as error:
         raise ModelError(f"the weights at {url} cannot be downloaded: {error}") from error
     return target
+
+
+def announce(url: str) -> None:
+    """Log that a download starts."""
+    log.info("downloading %s, once on this machine; this usually takes less than a minute", url)
 
 
 def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:

@@ -208,6 +208,7 @@ def _fetch_from_hub(repository: str, names: tuple[str, ...]) -> Path:
         url = hf_hub_url(repository, file)
         try:
             get_hf_file_metadata(url, timeout=download.GIVE_UP_S)  # one attempt: the client itself retries for minutes
+            download.announce(url)
             return Path(hf_hub_download(repository, file))
         except RemoteEntryNotFoundError:
             continue

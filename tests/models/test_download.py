@@ -123,6 +123,15 @@ def files(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.exists() else []
 
 
+def test_a_download_is_logged_once(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(whole) as origin, caplog.at_level("INFO", "app.models"):
+        url = origin.url()
+        assert download.fetch(url) == download.fetch(url)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"downloading {url}, once on this machine; this usually takes less than a minute"
+    ]
+
+
 def test_a_file_lands_in_the_cache_and_is_not_fetched_again(checkpoints: Path) -> None:
     with serving(whole) as origin:
         assert download.fetch(origin.url()) == download.fetch(origin.url()) == checkpoints / NAME
