@@ -1,12 +1,12 @@
 # docker build --build-arg MODEL=efficientnet_lite0 -t topk .    (or: make image MODEL=efficientnet_lite0)
 #
 # VARIANT  cpu   torch and OpenVINO: serves any model
-#          slim  OpenVINO alone: serves what was exported, the model in the image or a folder that is mounted
-#          cuda  torch with CUDA, for the NVIDIA container runtime, which brings the driver
-# MODEL    what the image serves; exported while it is built, so that a start needs neither a network nor a conversion
+#          slim  OpenVINO only: serves exported models, the one in the image or a mounted folder
+#          cuda  torch with CUDA, for the NVIDIA container runtime, which provides the driver
+# MODEL    the model to serve. The build exports it, so that a start needs neither network access nor a conversion
 #
-# The build context `given` may bring a file of weights, named by WEIGHTS, or be a whole model folder, named by MODEL.
-# The secrets `pip` (a pip.conf) and `ca` (certificates) are for builds behind a proxy; nothing of them stays.
+# The build context `given` may contain a weights file, named by WEIGHTS, or be a model folder, named by MODEL.
+# The secrets `pip` (a pip.conf) and `ca` (certificates) are for builds behind a proxy. The image does not contain them.
 ARG BASE_IMAGE=python:3.11.14-slim-bookworm
 
 FROM scratch AS given
@@ -50,12 +50,12 @@ LABEL org.opencontainers.image.title="topk" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A name for the user, which torch asks for.
+# torch needs a name for the user.
 RUN echo "topk:x:10001:10001::/tmp:/sbin/nologin" >> /etc/passwd && echo "topk:x:10001:" >> /etc/group
 COPY --from=packages /opt/topk /opt/topk
 COPY --from=model /models /models
-# Nothing of these is written unless another model is asked for; a read-only root file system wants a tmpfs at /tmp.
-# SageMaker mounts a model's folder at /opt/ml/model; elsewhere there is none, and the image's own is served.
+# The caches are written only for a model other than the image's. With a read-only root, mount a tmpfs at /tmp.
+# SageMaker mounts a model folder at /opt/ml/model. Elsewhere that does not exist, and the image's model is served.
 ENV PATH=/opt/topk/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp TOPK_CACHE_DIR=/tmp/topk TORCH_HOME=/tmp/torch \
     TOPK_MODEL_FOLDERS=/opt/ml/model,/models/default PORT=8080
 USER 10001:10001

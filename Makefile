@@ -1,12 +1,12 @@
-# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need
-# once; nothing is reinstalled when nothing changed.
+# make serve | test | test-production | lint | image | test-image | constraints | audit. Each installs its dependencies
+# first, unless they are installed already.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# `make serve MODEL=resnet50 WEIGHTS=FILE PORT=8123 HOST=127.0.0.1`; only what stands on the command line counts, since
+# `make serve MODEL=resnet50 WEIGHTS=FILE PORT=8123 HOST=127.0.0.1`. Variables count only on the command line, because
 # some shells export HOST.
-asked = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
-option = $(if $(call asked,$(1)),--$(2) $($(1)))
+given = $(if $(filter command,$(firstword $(origin $(1)))),$($(1)))
+option = $(if $(call given,$(1)),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
@@ -30,57 +30,57 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim`: by docker where its daemon answers, else by buildah, as root.
-# MODEL may also be a model folder. BUILD_FLAGS go to either: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
+# `make image MODEL=resnet50 WEIGHTS=FILE VARIANT=slim` uses docker if its daemon runs, else buildah, which needs root.
+# MODEL may also be a model folder. BUILD_FLAGS are passed on: BUILD_FLAGS='--secret id=pip,src=pip.conf'.
 VARIANT = cpu
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 IMAGE = topk:$(VERSION)$(patsubst %,-%,$(filter-out cpu,$(VARIANT)))
 BUILDER = $(shell docker info >/dev/null 2>&1 && echo docker || echo buildah)
 BUILD = $(if $(filter docker,$(BUILDER)),docker build,buildah build --format docker --isolation chroot)
 argument = $(if $(filter command,$(firstword $(origin $(1)))),--build-arg $(1)=$($(1)))
-folder = $(if $(call asked,MODEL),$(wildcard $(MODEL)/model.json))
+folder = $(if $(call given,MODEL),$(wildcard $(MODEL)/model.json))
 
 image:
 	$(BUILD) --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null) $(call argument,BASE_IMAGE) $(call argument,TORCH_INDEX) \
 	  $(if $(folder),--build-context given=$(MODEL) --build-arg MODEL=$(notdir $(abspath $(MODEL))),$(call argument,MODEL)) \
-	  $(if $(call asked,WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) \
+	  $(if $(call given,WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) \
 	  $(BUILD_FLAGS) .
 
 # The image's tests, and of what takes longest: variants that export their model while they are built. As root.
 test-image: $(VENV)/.production
 	TEST_IMAGES=all $(BIN)/python -m pytest -m production tests/production/test_image.py $(ARGS)
 
-# Vulnerabilities that PyPI knows of in what the image installs; it fails where they cannot be looked up.
+# Known vulnerabilities of the image's dependencies. Fails if PyPI cannot be reached.
 audit: $(VENV)/.production
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt
 
-# Which releases the image has: the newest that fit together.
+# Pin the image's dependencies to the newest compatible releases.
 constraints: $(VENV)/.python
 	$(BIN)/python deploy/resolve.py
 
 $(VENV)/.serve: pyproject.toml $(VENV)/.python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python deploy/install.py
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@$(BIN)/python deploy/install.py test
 	@touch $@ $(VENV)/.serve
 
 $(VENV)/.production: pyproject.toml $(VENV)/.python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[production]'
+	@$(BIN)/python deploy/install.py production
 	@touch $@ $(VENV)/.test $(VENV)/.serve
 
-# The first Python of 3.11 or newer, tried by running it: a name on the PATH may be a shim of nothing.
+# The first Python of 3.11 or newer. Each is run, because a name on the PATH may be a shim without a Python.
 $(VENV)/.python:
 	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	    echo "installing into $(VENV) with $$($$python --version); the first time this takes a few minutes"; \
+	    echo "installing into $(VENV) with $$($$python --version); this takes a few minutes"; \
 	    $$python -m venv $(VENV) && touch $@ && exit 0; \
-	    echo "make: $$python cannot make a virtual environment; on Debian install python3-venv" >&2; exit 1; \
+	    echo "make: $$python cannot create a virtual environment; on Debian, install python3-venv" >&2; exit 1; \
 	  fi; \
 	done; \
-	echo "make: topk needs Python 3.11 or newer; none found. Name one with PYTHON=/path/to/python3" >&2; exit 1
+	echo "make: topk needs Python 3.11 or newer and none was found; set PYTHON=/path/to/python3" >&2; exit 1
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -1,10 +1,10 @@
-"""The ``topk`` command, also ``python -m app``. Ctrl-C is no error, not even while everything is being imported."""
+"""The ``topk`` command, also ``python -m app``. Ctrl-C exits without a traceback, even during imports."""
 
 import sys
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command."""
     try:
         from app.commands.cli import main as command
 

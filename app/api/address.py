@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -52,9 +53,9 @@ class Forwarded:
     that is no address ends it: the client is then the proxy that wrote the entry.
     """
 
-    def __init__(self, app: ASGIApp, trusted: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, trusted: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> None:
         self.app = app
-        self._trusted = [ipaddress.ip_network(network) for network in trusted]
+        self._trusted = trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

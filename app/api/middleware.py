@@ -73,7 +73,7 @@ class Observe:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if self.traces:
-                    self.traces.tell(exchange)
+                    self.traces.record(exchange)
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = exchange.request_id
                 headers["Server-Timing"] = exchange.server_timing()
@@ -89,7 +89,7 @@ class Observe:
             await self.app(scope, receive, observed_send)
         except (ClientGone, asyncio.CancelledError) as gone:  # some servers tell by cancelling that a client has left
             if self.traces and not status:
-                self.traces.tell(exchange)
+                self.traces.record(exchange)
             status = status or CLIENT_GONE
             if isinstance(gone, asyncio.CancelledError):
                 raise

@@ -24,7 +24,8 @@ from rich.tree import Tree
 from app import __version__
 from app.commands.filenames import shown
 from app.errors import EmptyBody, EvaluationError, LoadTestError, ModelError, ReportError, TopkError, TrainingError
-from app.settings import Settings, complaint
+from app.settings import Settings
+from app.settings.messages import explain
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,7 +109,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise ModelError(complaint(error, given)) from error
+        raise ModelError(explain(error, given)) from error
     except UnicodeDecodeError as error:
         raise ModelError(f"the file .env is no UTF-8: {error}") from error
 

@@ -1,1 +1,1 @@
-"""ImageNet-1k: its labels, and the part of WordNet above them."""
+"""ImageNet-1k: its labels, and their hypernyms in WordNet."""

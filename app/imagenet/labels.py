@@ -1,4 +1,4 @@
-"""ImageNet-1k's classes: torchvision's labels and the WordNet ids (wnids), in the order of the models' outputs."""
+"""The classes of ImageNet-1k: torchvision's labels and the WordNet ids (wnids), in the order of the logits."""
 
 import csv
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from importlib import resources
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One class: a label unique within its model, and its WordNet id where it has one."""
+    """One class: its label, unique within the model, and its WordNet id, if it has one."""
 
     label: str
     wnid: str | None = None
@@ -16,6 +16,6 @@ class Label:
 
 @cache
 def imagenet1k() -> tuple[Label, ...]:
-    """The 1000 classes of ILSVRC-2012. Unique, also where ImageNet repeats a name (two cranes)."""
+    """The 1000 classes of ILSVRC-2012. Labels are unique, although ImageNet uses some names twice (crane)."""
     text = (resources.files("app") / "imagenet" / "imagenet1k.csv").read_text(encoding="utf-8")
     return tuple(Label(row["label"], row["wnid"]) for row in csv.DictReader(text.splitlines()))

@@ -1,8 +1,8 @@
-"""WordNet over a model's labels: from a probability for each class to one for each thing that the classes are.
+"""WordNet above a model's labels: from a probability per class to a probability per synset.
 
-A dog is any of its breeds: a node's score is the sum over the classes at or below it, each counted once, however many
-ways lead up from it. The tree (a directed acyclic graph, for WordNet allows several parents) is WordNet 3.0's; see
-``imagenet/wordnet.py``.
+The score of a synset is the sum over the classes at or below it, so `dog` has the sum of its breeds. Each class counts
+once, even if several paths connect it. The hierarchy is that of WordNet 3.0, a directed acyclic graph in which a synset
+may have several parents; see ``imagenet/wordnet.py``.
 """
 
 import csv
@@ -18,16 +18,16 @@ import numpy.typing as npt
 from app.imagenet.labels import Label, imagenet1k
 
 CONFIDENCE = 0.9
-"""What an answer's score reaches where nobody says otherwise."""
+"""The default confidence: the score that an answer must reach."""
 
 Positions = tuple[tuple[int, ...], ...]
 
-_AT_ONCE = 256  # rows whose terms are in memory at once, 100 KB each
+_CHUNK = 256  # rows per summation, at 100 KB of memory each
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A synset. ``label`` is the class's own, and above the classes WordNet's first word for it."""
+    """A synset. ``label`` is the model's label for a class, and WordNet's first word for any other synset."""
 
     wnid: str
     label: str
@@ -36,7 +36,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A node for one image. ``score`` is the sum over the classes at or below it."""
+    """A node and its score for one image: the sum over the classes at or below it."""
 
     wnid: str
     label: str
@@ -45,28 +45,29 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """Where an image stands: the way to its best class from the root, and the most one can say with confidence."""
+    """An image's path from the root to its best class, and the most specific node that reaches the confidence."""
 
     taxonomy: list[Scored]
     answer: Scored
 
 
 class Taxonomy:
-    """The classes (wnid -> label, in the order of the model's outputs) and all that is above them.
+    """The classes (wnid -> label, in the order of the logits) and their ancestors.
 
-    ``nodes`` come by their longest way from the root, then by wnid: parents before children, the root first. ``index``
-    is each wnid's position there, ``parents`` and ``children`` are positions, ``depths`` [nodes] the fewest steps from
-    the root. ``above`` [nodes, classes] says which classes lie at or below a node.
+    ``nodes`` are sorted by the length of their longest path from the root, then by wnid: the root is first, parents
+    precede children. ``index`` maps a wnid to its position; ``parents`` and ``children`` are positions; ``depths``
+    [nodes] are the lengths of the shortest paths from the root. ``above`` [nodes, classes] is true if the class is at
+    or below the node.
     """
 
     def __init__(self, labels: dict[str, str], synsets: "dict[str, _Synset]") -> None:
-        longest = _longest_ways(labels, synsets)
+        longest = _longest_paths(labels, synsets)
         order = sorted(longest, key=lambda wnid: (longest[wnid], wnid))
         self.index = {wnid: i for i, wnid in enumerate(order)}
         self.nodes = tuple(Node(wnid, labels.get(wnid, synsets[wnid].lemma), synsets[wnid].gloss) for wnid in order)
         self.parents: Positions = tuple(tuple(self.index[p] for p in synsets[wnid].parents) for wnid in order)
-        self.children = _turned(self.parents)
-        self.classes = np.array([self.index[wnid] for wnid in labels])  # [classes], the position of each
+        self.children = _inverted(self.parents)
+        self.classes = np.array([self.index[wnid] for wnid in labels])  # [classes], positions
         self.above = np.zeros((len(order), len(labels)), np.bool_)
         self.above[self.classes, np.arange(len(labels))] = True
         self.depths = np.zeros(len(order), np.int64)
@@ -76,24 +77,24 @@ class Taxonomy:
             self.above[i] |= self.above[list(children)].any(axis=0)
         self._longest = [longest[wnid] for wnid in order]
         self._counts = self.above.sum(axis=1)
-        self._below = np.nonzero(self.above)[1]  # the classes below the first node, those below the second, ...
+        self._below = np.nonzero(self.above)[1]  # the classes at or below the first node, then the second, ...
         self._starts = np.cumsum(self._counts) - self._counts
 
     def sums(self, probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        """Of probabilities [n, classes] the sum over the classes at or below each node, [n, nodes].
+        """Sum probabilities [n, classes] over the classes at or below each node. Returns [n, nodes].
 
-        Nodes above the same classes have the same sum to the last bit.
+        Nodes above the same classes have bitwise equal sums.
         """
         sums = np.empty((len(probabilities), len(self.nodes)))
-        for i in range(0, len(probabilities), _AT_ONCE):
-            terms = probabilities[i : i + _AT_ONCE].take(self._below, axis=1)
-            np.add.reduceat(terms, self._starts, axis=1, dtype=np.float64, out=sums[i : i + _AT_ONCE])
+        for i in range(0, len(probabilities), _CHUNK):
+            terms = probabilities[i : i + _CHUNK].take(self._below, axis=1)
+            np.add.reduceat(terms, self._starts, axis=1, dtype=np.float64, out=sums[i : i + _CHUNK])
         return sums
 
     def path(self, sums: npt.NDArray[np.float64]) -> list[int]:
-        """The way from the root to the best class, for one row of ``sums``.
+        """The path from the root to the best class, for one row of ``sums``.
 
-        Going up from the class it is always the parent with the highest sum, ties by wnid.
+        It is built upwards, to the parent with the highest sum; ties are resolved by wnid.
         """
         best = int(self.classes[np.argmax(sums[self.classes])])
         path = [best]
@@ -102,16 +103,16 @@ class Taxonomy:
         return path[::-1]
 
     def answer(self, sums: npt.NDArray[np.float64], confidence: float) -> int:
-        """The node with the fewest classes below it whose sum reaches ``confidence``, for one row of ``sums``.
+        """The node with the fewest classes whose sum reaches ``confidence``, for one row of ``sums``.
 
-        Of several it is the one with the highest sum, then the farthest from the root, then the first wnid. The root
-        always reaches it: softmax in float32 may sum to 0.9999999.
+        Ties are resolved by the highest sum, the longest path from the root and the first wnid. The root always
+        qualifies, even if a softmax in float32 sums to 0.9999999.
         """
         reached = np.flatnonzero(sums >= min(confidence, sums[0]))
         return int(min(reached, key=lambda i: (self._counts[i], -sums[i], -self._longest[i], self.nodes[i].wnid)))
 
     def placing(self, probabilities: npt.NDArray[np.floating], confidence: float) -> Placing:
-        """One image's ``path`` and ``answer`` by its probabilities [classes]."""
+        """The path and the answer for one image's probabilities [classes]."""
         [sums] = self.sums(probabilities[None])
 
         def scored(i: int) -> Scored:
@@ -121,7 +122,7 @@ class Taxonomy:
         return Placing([scored(i) for i in self.path(sums)], scored(self.answer(sums, confidence)))
 
     def describe(self, wnid: str) -> dict[str, Any]:
-        """A node with its gloss, its parents, children and classes, as JSON has it. Raises KeyError."""
+        """A node with its gloss, parents, children and classes, for JSON. Raises KeyError for an unknown wnid."""
         i = self.index[wnid]
 
         def named(at: int) -> dict[str, str]:
@@ -137,9 +138,10 @@ class Taxonomy:
 
 
 def of(labels: Sequence[Label]) -> Taxonomy | None:
-    """The taxonomy of these classes; None unless each has a wnid of its own that is known, and none is above another.
+    """The taxonomy of these classes, or None.
 
-    Known are ImageNet-1k's classes and what is above them. For ImageNet-1k itself it is always the same object.
+    Each class needs its own wnid, that of an ImageNet-1k class or of one of their ancestors, and no class may be an
+    ancestor of another. For ImageNet-1k itself, the result is always the same object.
     """
     if tuple(labels) == imagenet1k():
         return _imagenet1k()
@@ -171,8 +173,8 @@ def _synsets() -> dict[str, _Synset]:
     return {row["wnid"]: _Synset(tuple(row["parents"].split()), row["lemma"], row["gloss"]) for row in rows}
 
 
-def _longest_ways(wnids: Iterable[str], synsets: dict[str, _Synset]) -> dict[str, int]:
-    """The most steps from the root, for these and all that is above them."""
+def _longest_paths(wnids: Iterable[str], synsets: dict[str, _Synset]) -> dict[str, int]:
+    """The lengths of the longest paths from the root, for these synsets and their ancestors."""
     found: dict[str, int] = {}
 
     def visit(wnid: str) -> int:
@@ -185,10 +187,10 @@ def _longest_ways(wnids: Iterable[str], synsets: dict[str, _Synset]) -> dict[str
     return found
 
 
-def _turned(parents: Positions) -> Positions:
-    """Children by parents, or parents by children."""
-    turned: list[list[int]] = [[] for _ in parents]
-    for i, ends in enumerate(parents):
-        for end in ends:
-            turned[end].append(i)
-    return tuple(map(tuple, turned))
+def _inverted(parents: Positions) -> Positions:
+    """The children of each node."""
+    children: list[list[int]] = [[] for _ in parents]
+    for child, above in enumerate(parents):
+        for parent in above:
+            children[parent].append(child)
+    return tuple(map(tuple, children))

@@ -1,4 +1,4 @@
-"""The child process in which ``cache`` has a model converted, so that the one that serves imports no torch.
+"""The child process that converts a model for ``cache``, so that the serving process imports no torch.
 
 ``python -m app.models.conversion MODEL WEIGHTS FOLDER`` writes a model folder without its safetensors.
 """
@@ -19,9 +19,9 @@ from app.settings import Settings
 
 
 def main(model: str, weights: str, target: str) -> int:
-    """Resolve, convert and write; the exit code."""
+    """Resolve the model, convert it and write it. Return the exit code."""
     try:
-        settings = Settings.model_construct(  # whether a checkpoint is trusted was asked before this process began
+        settings = Settings.model_construct(  # the parent has checked that a checkpoint is trusted
             model=model, weights=Path(weights) if weights else None, trust_checkpoint=True
         )
         folder.write(models.resolve(settings), Path(target), weights=False)
@@ -31,12 +31,12 @@ def main(model: str, weights: str, target: str) -> int:
     return 0
 
 
-def _end_with_parent(workplace: Path) -> None:
-    """The parent holds our standard input open for as long as it lives, and clears up what is left; else we do."""
+def _end_with_parent(workspace: Path) -> None:
+    """Remove the workspace and exit when the parent ends, which closes this process's standard input."""
 
     def wait() -> None:
-        os.read(0, 1)  # not through sys.stdin, whose lock an exiting interpreter wants
-        shutil.rmtree(workplace, ignore_errors=True)
+        os.read(0, 1)  # not through sys.stdin: an exiting interpreter needs its lock
+        shutil.rmtree(workspace, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -45,5 +45,5 @@ def _end_with_parent(workplace: Path) -> None:
 if __name__ == "__main__":
     signals.leave_to_parent()
     _end_with_parent(Path(sys.argv[3]).parent)
-    warnings.simplefilter("ignore")  # our standard error is a service's log
+    warnings.simplefilter("ignore")  # standard error is the log of a service
     sys.exit(main(*sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Torch to OpenVINO, once a model: in a child process (``conversion``), at ``topk export``, or for an image."""
+"""Conversion from torch to OpenVINO, for the cache (``conversion``), ``topk export`` and container images."""
 
 import warnings
 
@@ -12,17 +12,17 @@ from app.models.model import Model
 from app.models.openvino import ov
 from app.models.split import FeaturesAndLogits, split
 
-# Of the logits' range. Float32 on both sides is summed in another order, which some networks make much of: where both
-# are about as far from what float64 gives, that is no reason to refuse, unless it tells nothing at all.
-_TOLERANCE, _TELLING = 1e-3, 0.1
-_AS_FAR = 4
+# Fractions of the logits' range. Both engines compute in float32 but sum in different orders, and some networks amplify
+# the difference. It is accepted if both results are about equally far from the float64 result, and that is not too far.
+_TOLERANCE, _MAX_ERROR = 1e-3, 0.1
+_MAX_RATIO = 4
 
 
 def to_openvino(model: Model, built: nn.Module | None = None) -> ov.Model:
-    """The network from grey levels, float32 [n, crop, crop, 3], to ``features`` and ``logits``, batch size free.
+    """The network from pixels, float32 [n, crop, crop, 3] in 0..255, to ``features`` and ``logits``, for any ``n``.
 
-    ``built`` is the model's network where it has been built; it is cut in two. The answers are compared with torch's.
-    Raises NotConvertible, and the ModelError of ``model.build``.
+    ``built`` is the model's network, if it is already built; it is split and must not be used afterwards. The outputs
+    are compared with torch's. Raises NotConvertible, and the ModelError of ``model.build``.
     """
     module = split(built or model.build()).eval()
     crop = model.preprocessing.crop
@@ -43,7 +43,7 @@ def to_openvino(model: Model, built: nn.Module | None = None) -> ov.Model:
 
 
 def _from_pixels(network: ov.Model, model: Model) -> ov.Model:
-    """Put the normalisation in front: it melts into the first convolution."""
+    """Prepend the normalisation, which OpenVINO merges into the first convolution."""
     preprocessing = ov.preprocess.PrePostProcessor(network)
     pixels = preprocessing.input()
     pixels.tensor().set_element_type(ov.Type.f32).set_layout(ov.Layout("NHWC"))
@@ -55,7 +55,7 @@ def _from_pixels(network: ov.Model, model: Model) -> ov.Model:
 
 @torch.inference_mode()
 def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
-    """Raise NotConvertible unless OpenVINO computes what torch does, for a batch of another size than traced."""
+    """Raise NotConvertible unless OpenVINO computes what torch does, for a batch size other than the traced one."""
     crop = model.preprocessing.crop
     pixels = np.random.default_rng(0).integers(0, 256, (3, crop, crop, 3)).astype(np.float32)
     compiled = ov.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": ov.Type.f32})
@@ -64,31 +64,31 @@ def _check(network: ov.Model, module: FeaturesAndLogits, model: Model) -> None:
     images = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     expected = module(images)[1].numpy()
     if not np.isfinite(expected).all():
-        raise NotConvertible(f"{model.architecture} with weights {model.weights} computes no finite scores")
+        raise NotConvertible(f"{model.architecture} with weights {model.weights} does not compute finite scores")
     span = max(float(np.ptp(expected)), 1e-6)
-    near = _distance(found, expected) <= _TOLERANCE * span
-    if not near and not _as_far(found, expected, module, images, span):
-        raise NotConvertible(f"{model.architecture} computes other logits in OpenVINO than in torch")
+    close = _distance(found, expected) <= _TOLERANCE * span
+    if not close and not _equally_far(found, expected, module, images, span):
+        raise NotConvertible(f"{model.architecture} computes different logits in OpenVINO than in torch")
 
 
-def _as_far(
+def _equally_far(
     found: npt.NDArray[np.floating],
     expected: npt.NDArray[np.floating],
     module: FeaturesAndLogits,
     images: torch.Tensor,
     span: float,
 ) -> bool:
-    """Whether ``found`` and ``expected`` are about as far from what float64 gives, and that is no great distance."""
+    """Whether ``found`` and ``expected`` are about equally far from the float64 result, and both are close to it."""
     try:
         exact = module.double()(images.double())[1].numpy()
-    except RuntimeError:  # parts of it are float32 whatever it is given
+    except RuntimeError:  # parts of the network always compute in float32
         return False
     finally:
         module.float()
     own = _distance(expected, exact)
-    return own <= _TELLING * span and _distance(found, exact) <= max(_AS_FAR * own, _TOLERANCE * span)
+    return own <= _MAX_ERROR * span and _distance(found, exact) <= max(_MAX_RATIO * own, _TOLERANCE * span)
 
 
 def _distance(found: npt.NDArray[np.floating], expected: npt.NDArray[np.floating]) -> float:
-    """The largest; infinite where one is no number."""
+    """The largest absolute difference; infinite if one of the values is NaN."""
     return float(np.nan_to_num(np.abs(found - expected), nan=np.inf).max())

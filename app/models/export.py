@@ -1,4 +1,4 @@
-"""``topk export``: any servable model as a folder, in int8 where that is asked for and its answers hold."""
+"""``topk export``: write any servable model as a folder, in int8 on request if its accuracy holds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,25 +16,25 @@ Step = Callable[[str], None]
 
 
 class RuleBroken(ModelError):
-    """The int8 model answers otherwise too often."""
+    """The int8 model breaks the accuracy rule."""
 
 
 def export(
     settings: Settings, out: Path, calibrate: Path | None, force: bool, weights: bool, step: Step
 ) -> Judgement | None:
-    """Write the model that ``settings`` name into ``out``; the judgement where it is int8.
+    """Write the model that ``settings`` name into ``out``. Return the judgement of an int8 model.
 
-    ``weights`` are what torch reads; without them OpenVINO alone serves the folder. ``step`` is told what is being
-    done. Raises ModelError; RuleBroken, with nothing written, where the int8 model breaks the accuracy rule and
-    ``force`` is not given.
+    Without ``weights``, the folder has no weights for torch and only OpenVINO can serve it. ``step`` is called with the
+    name of each phase. Raises ModelError, and RuleBroken if the int8 model breaks the accuracy rule and ``force`` is
+    false; nothing is written then.
     """
     folder.check_target(out)
     if (settings.precision == "int8") != (calibrate is not None):
-        raise ModelError("--precision int8 and --calibrate DIR, a folder of your photographs, go together")
-    step("resolving the model")
+        raise ModelError("--precision int8 and --calibrate DIR, a folder of your photographs, must be given together")
+    step("loading the model")
     model = models.resolve(settings)
     if not calibrate:
-        step("converting")
+        step("converting the model")
         folder.write(model, out, weights=weights, precision=settings.precision)
         return None
     photographs = read(calibrate, model.preprocessing, model.labels, settings.max_pixels, step)
@@ -44,13 +44,13 @@ def export(
 def _export_int8(
     model: Model, out: Path, photographs: Photographs, force: bool, weights: bool, step: Step
 ) -> Judgement:
-    step("converting")
+    step("converting the model")
     network = to_openvino(model)
     judgement = judge(network, photographs, step)
     if not judgement.holds and not force:
-        raise RuleBroken(f"int8 changes too many answers: {judgement}; --force writes it all the same")
+        raise RuleBroken(f"int8 changes too many predictions: {judgement}; use --force to write the model anyway")
     step("calibrating on all photographs")
-    if model.training:  # what float32 was measured to do is not what int8 does
+    if model.training:  # they were measured in float32
         model = replace(model, training=replace(model.training, metrics={}))
     folder.write(model, out, weights=weights, precision="int8", network=quantize(network, photographs.served))
     return judgement

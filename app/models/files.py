@@ -1,4 +1,4 @@
-"""Weights from a file the user names: safetensors, or a state dict that holds nothing but tensors."""
+"""Weights from a user's file: safetensors, or a state dict that contains only tensors."""
 
 import os
 import pickle
@@ -16,7 +16,8 @@ from app.errors import ModelError
 
 _ZIP = b"PK\3\4"
 
-# Names of older torchvision releases, which its official files still have: densenet.py and vision_transformer.py there.
+# Tensor names of older torchvision releases, which the official files still use: see its densenet.py and
+# vision_transformer.py.
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"(\.mlp\.)linear_1\."), r"\g<1>0."),
@@ -25,40 +26,40 @@ _RENAMED = (
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU. Raises ModelError; nothing but tensors is ever unpickled."""
+    """The tensors of a file by name, on the CPU. Only tensors are unpickled. Raises ModelError."""
     check_unpacked(path)
     try:
         if path.suffix == ".safetensors":
             loaded: Any = safetensors.torch.load_file(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of pickles by other protocols than torch's, which load or do not
+                warnings.simplefilter("ignore")  # about pickle protocols that torch does not use
                 loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, LookupError, EOFError) as error:  # the last two are what plain text brings about
+    except (pickle.UnpicklingError, LookupError, EOFError) as error:  # the last two are raised for plain text
         raise ModelError(
-            f"{path} is damaged or holds more than tensors, or was not written by torch.save; save the state dict"
-            " alone, or as safetensors"
+            f"{path} is damaged, contains objects other than tensors, or was not written by torch.save; save only the"
+            " state dict, or use safetensors"
         ) from error
     except Exception as error:
         reason = str(error) or type(error).__name__
         raise ModelError(f"{path} is neither safetensors nor a torch state dict ({reason})") from error
-    for key in ("state_dict", "model"):  # what training scripts wrap it in
+    for key in ("state_dict", "model"):  # training scripts wrap the state dict in a mapping
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
-        raise ModelError(f"{path} is no state dict: a mapping from names to tensors")
+        raise ModelError(f"{path} is not a state dict, which maps names to tensors")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
 def check_unpacked(path: Path) -> None:
-    """Raise ModelError where a file that torch wrote would unpack to much more than it is.
+    """Raise ModelError if a ZIP archive unpacks to more bytes than the file has.
 
-    Such a file is a ZIP archive, which torch stores uncompressed: one that unpacks to more than its own size was made
-    to exhaust memory. Nothing of its content is read. The sizes of a safetensors file are checked by its library.
+    torch writes uncompressed ZIP archives, so a compressed one may be an attempt to exhaust memory. The content is not
+    read. The safetensors library checks the sizes in its own files.
     """
     try:
         with path.open("rb") as file:
@@ -68,26 +69,26 @@ def check_unpacked(path: Path) -> None:
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
     except OSError:
-        return  # whoever reads it says why
+        return  # reading the file reports the error
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise ModelError(f"{path} is damaged: {error}") from error
     if unpacked > size:
         raise ModelError(
-            f"{path} unpacks to {unpacked:,} bytes, but has {size:,}: torch stores checkpoints uncompressed; save it"
-            " again with torch.save, or as safetensors"
+            f"{path} unpacks to {unpacked:,} bytes but has {size:,}, and torch writes uncompressed files; save it again"
+            " with torch.save, or as safetensors"
         )
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], architecture: str, source: str) -> None:
-    """Load ``state`` into ``network``; raises ModelError naming the first differences.
+    """Load ``state`` into ``network``. Raises ModelError with the first differences.
 
-    Auxiliary heads, used in training only, may be missing, and so may batch norm's counters.
+    Auxiliary heads, which only training uses, and the counters of batch norm may be missing.
     """
     expected = network.state_dict()
     state = {_current(name, expected): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not _optional(name) or name in expected}
     wrong = [
-        f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}"
+        f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
@@ -98,12 +99,12 @@ def load_state(network: nn.Module, state: dict[str, Tensor], architecture: str, 
         differences = wrong + missing + unknown
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ModelError(f"{source} does not fit {architecture}: {'; '.join(differences[:3])}{more}")
-    expected.update(state)  # it also carries the modules' versions, which MNASNet insists on
+    expected.update(state)  # keeps the modules' versions, which MNASNet checks
     network.load_state_dict(expected)
 
 
 def _name_class_count(expected: dict[str, Tensor], state: dict[str, Tensor], architecture: str, source: str) -> None:
-    """Raise the plainer error where nothing but the last layer's number of classes differs."""
+    """Raise ModelError with both numbers of classes if nothing else differs."""
     names = [name for name in expected if not _optional(name)]
     last = names[-1]
     others = [name for name in names if name.rpartition(".")[0] != last.rpartition(".")[0]]
@@ -114,7 +115,7 @@ def _name_class_count(expected: dict[str, Tensor], state: dict[str, Tensor], arc
 
 
 def _current(name: str, expected: dict[str, Tensor]) -> str:
-    """Today's name of a tensor."""
+    """The current name of a tensor."""
     for old, new in _RENAMED:
         renamed = old.sub(new, name)
         if renamed in expected:

@@ -1,6 +1,6 @@
-"""A model as a folder: ``model.json``, ``model.safetensors`` and the engine's own files; nothing is pickled.
+"""Model folders: ``model.json``, ``model.safetensors`` and the engine's own files. Nothing is pickled.
 
-``openvino.xml`` and ``openvino.bin`` are the network from grey levels to features and logits (see ``convert``).
+``openvino.xml`` and ``openvino.bin`` contain the network from pixels to features and logits (see ``convert``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from app.errors import ModelError
 from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.models import download
-from app.models.architecture import ULTRALYTICS, allowed_name, network
+from app.models.architecture import network
 from app.models.model import Model, Training
+from app.models.names import ULTRALYTICS, allowed_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,13 +36,13 @@ WEIGHTS = "model.safetensors"
 OPENVINO = "openvino.xml"
 _OPENVINO_WEIGHTS = "openvino.bin"
 FORMAT = 1
-_MOST_PIXELS = 8192  # along an edge
+_MAX_EDGE = 8192  # pixels
 
 
 class Description(BaseModel):
     """``model.json``. ``files`` maps each file's name to its SHA-256.
 
-    ``parent`` and ``metrics`` are there where `topk train` made it: see ``Training``.
+    ``parent`` and ``metrics`` are set by `topk train`: see ``Training``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,12 +61,12 @@ class Description(BaseModel):
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether this names a model folder."""
+    """Whether ``path`` is a model folder."""
     return os.path.isfile(os.path.join(path, DESCRIPTION))
 
 
 def load(folder: Path) -> Model:
-    """The model in a folder; its name is the folder's. Files are checked against their digests. Raises ModelError."""
+    """The model in a folder, named after the folder. Checks the files' digests. Raises ModelError."""
     description = _read(folder)
     ir = folder / OPENVINO
     has_ir = OPENVINO in description.files
@@ -86,10 +87,10 @@ def load(folder: Path) -> Model:
 
 
 def check_target(folder: Path) -> None:
-    """Raise ModelError unless a model can be written there: a folder that does not exist yet, or an empty one."""
+    """Raise ModelError unless ``folder`` is empty or does not exist."""
     try:
         if os.path.lexists(folder) and any(folder.iterdir()):
-            raise ModelError(f"{folder} is not empty")
+            raise ModelError(f"{folder} is not empty; choose a new folder")
     except OSError as error:
         raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -102,10 +103,10 @@ def write(
     precision: str = "auto",
     network: ov.Model | None = None,
 ) -> None:
-    """Write ``model`` into ``folder``, which must not exist or be empty.
+    """Write ``model`` into ``folder``, which must be empty or not exist.
 
-    ``weights=False`` leaves out the safetensors: such a folder is served by OpenVINO alone. ``network`` is what to
-    write instead of the converted float32 one. Raises ModelError.
+    ``weights=False`` omits the safetensors file; only OpenVINO can serve such a folder. ``network`` replaces the
+    converted float32 network. Raises ModelError.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_model
@@ -117,12 +118,12 @@ def write(
     built = model.build()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if weights and not model.architecture.startswith(ULTRALYTICS):  # nothing but the pickle has that network
-            with _full_disk_said(SafetensorError):
+        if weights and not model.architecture.startswith(ULTRALYTICS):  # that network exists only as a pickle
+            with _write_errors(SafetensorError):
                 save_model(built, str(folder / WEIGHTS))
-            os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes it for the owner alone
+            os.chmod(folder / WEIGHTS, 0o644)  # safetensors makes it readable for its owner only
         network = network or to_openvino(model, built)
-        with _full_disk_said(RuntimeError):
+        with _write_errors(RuntimeError):
             ov.save_model(network, folder / OPENVINO, compress_to_fp16=False)
         files = {path.name: download.sha256(path) for path in sorted(folder.iterdir())}
         description = Description(
@@ -144,7 +145,7 @@ def write(
 
 
 def add_metrics(folder: Path, metrics: dict[str, Any]) -> None:
-    """Put into its description what a trained model was measured to do. Raises ModelError."""
+    """Add a trained model's metrics to its description. Raises ModelError."""
     try:
         _write(folder, _read(folder).model_copy(update={"metrics": metrics}))
     except OSError as error:
@@ -158,12 +159,12 @@ def _write(folder: Path, description: Description) -> None:
 
 
 @contextmanager
-def _full_disk_said(error_of_library: type[Exception]) -> Iterator[None]:
-    """Libraries have errors of their own where a file cannot be written, and do not all say why."""
+def _write_errors(library_error: type[Exception]) -> Iterator[None]:
+    """Convert a library's own error for a file that cannot be written to OSError."""
     try:
         yield
-    except error_of_library as error:
-        raise OSError(f"a file could not be written, as happens on a full disk ({error})") from error
+    except library_error as error:
+        raise OSError(f"a file could not be written; the disk may be full ({error})") from error
 
 
 def _versions() -> dict[str, str]:
@@ -178,25 +179,28 @@ def _read(folder: Path) -> Description:
     except OSError as error:
         raise ModelError(f"{folder / DESCRIPTION} cannot be read: {error}") from error
     except orjson.JSONDecodeError as error:
-        raise ModelError(f"{folder / DESCRIPTION} is no description of a model: {error}") from error
+        raise ModelError(f"{folder / DESCRIPTION} is not a model description: {error}") from error
     except ValidationError as error:
-        raise ModelError(f"{folder / DESCRIPTION} is no description of a model: {_wrong(error)}") from error
+        raise ModelError(f"{folder / DESCRIPTION} is not a model description: {_wrong(error)}") from error
     if description.format != FORMAT:
-        raise ModelError(f"{folder} has format {description.format}; this topk reads {FORMAT}")
-    fed = description.preprocessing
-    sizes = 1 <= fed.crop <= fed.resize <= _MOST_PIXELS
-    if not (sizes and all(math.isfinite(mean) for mean in fed.mean) and all(0 < std < math.inf for std in fed.std)):
-        raise ModelError(f"{folder / DESCRIPTION} is no description of a model: preprocessing cannot be {asdict(fed)}")
+        raise ModelError(f"{folder} has format {description.format}; this version of topk reads format {FORMAT}")
+    preprocessing = description.preprocessing
+    sizes = 1 <= preprocessing.crop <= preprocessing.resize <= _MAX_EDGE
+    finite = all(map(math.isfinite, preprocessing.mean)) and all(0 < std < math.inf for std in preprocessing.std)
+    if not (sizes and finite):
+        raise ModelError(
+            f"{folder / DESCRIPTION} is not a model description: invalid preprocessing {asdict(preprocessing)}"
+        )
     return description
 
 
 def _wrong(error: ValidationError) -> str:
-    """What is missing, else the first thing that is wrong."""
-    found = [(".".join(map(str, one["loc"])), one) for one in error.errors()]
-    if missing := [place for place, one in found if one["type"] == "missing"]:
+    """The missing members, or the first invalid one."""
+    found = [(".".join(map(str, fault["loc"])), fault) for fault in error.errors()]
+    if missing := [place for place, fault in found if fault["type"] == "missing"]:
         return f"it has no {', '.join(missing)}"
     place, first = found[0]
-    return f"{place}: {first['msg']}" if place else "it is no JSON object"
+    return f"{place}: {first['msg']}" if place else "it is not a JSON object"
 
 
 def _verify(folder: Path, description: Description, *names: str) -> None:
@@ -210,7 +214,7 @@ def _build(folder: Path, description: Description) -> nn.Module:
     from app.models.split import set_classes
 
     if WEIGHTS not in description.files:
-        raise ModelError(f"{folder} holds no {WEIGHTS}: it is served by OpenVINO alone")
+        raise ModelError(f"{folder} has no {WEIGHTS}; only the engine openvino can serve it")
     _verify(folder, description, WEIGHTS)
     module = network(description.architecture, description.preprocessing.crop)
     if description.parent:

@@ -1,4 +1,4 @@
-"""What to run, as one value: the module, its weights, its preprocessing and its labels."""
+"""A model as one value: network, weights, preprocessing and labels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a model came to classes of its own: the digest of its ``parent``'s weights, and ``metrics`` as measured on
-    images that were held out, empty where it serves in another way than it was measured in."""
+    """The origin of a trained model: the digest of its ``parent``'s weights, and the ``metrics`` on held-out images.
+
+    ``metrics`` are empty if the model is served in another precision than they were measured in.
+    """
 
     parent: str
     metrics: dict[str, Any]
@@ -23,12 +25,11 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A servable model. ``labels`` are in the order of the logits; ``digest`` is the SHA-256 of the weights' file.
+    """A servable model. ``labels`` are in the order of the logits; ``digest`` is the SHA-256 of the weights file.
 
-    ``build`` makes the float32 network on the CPU, weights loaded; it needs torch, nothing else here does.
-    ``openvino`` is the network converted for OpenVINO, where it has been; ``precision`` what it was exported for,
-    mostly ``auto``. ``warning`` says in one sentence what the user should know, None where there is nothing.
-    ``training`` is None where the classes are those the architecture came with.
+    ``build`` returns the float32 network on the CPU, with its weights. It is the only member that needs torch.
+    ``openvino`` is the network converted for OpenVINO, or None. ``precision`` is the one it was exported for, usually
+    ``auto``. ``warning`` is a sentence for the user, or None. ``training`` is None unless `topk train` made the model.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""OpenVINO without its telemetry, which would report each import, and more, to Google Analytics.
+"""OpenVINO without its telemetry, which reports each import, among other events, to Google Analytics.
 
-OpenVINO takes it for not installed then, a case it provides for. Nothing else here imports ``openvino``.
+OpenVINO supports that its telemetry package is not installed. No other module imports ``openvino``.
 """
 
 import sys
 
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's way to say: not to be had
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # makes the import fail
 
 import openvino as ov  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""A classification network as (features, logits): cut before its last classifying layer."""
+"""Classification networks that return features and logits, split before their last classification layer."""
 
 from typing import Any, cast
 
@@ -8,15 +8,15 @@ from torchvision.models import SqueezeNet
 
 from app.errors import ModelError
 
-AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception that only their first training had
+AUXILIARY = ("aux1", "aux2", "AuxLogits")  # heads of GoogLeNet and Inception, used only in their original training
 
 
 class FeaturesAndLogits(nn.Module):
     """Maps a normalised [n, 3, crop, crop] batch to features [n, dim] and logits [n, classes].
 
-    Features are the input of the last classifying layer; where that is a convolution (SqueezeNet), their mean over
-    the positions. They and the last layer are float32 whatever the backbone computes in: logits rounded to bfloat16
-    would tie where classes are close.
+    Features are the input of the last classification layer; if that is a convolution (SqueezeNet), their mean over the
+    positions. Features and logits are float32 even if the backbone computes in bfloat16, because logits rounded to
+    bfloat16 would tie if classes are close.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, dim: int) -> None:
@@ -32,9 +32,9 @@ class FeaturesAndLogits(nn.Module):
 
 
 class SeveralHeads(FeaturesAndLogits):
-    """One of timm's with more than one classifying layer (distilled, or of several scales), which it combines itself.
+    """A timm network that combines the logits of several classification layers (distilled, or multi-scale).
 
-    Features are what timm calls so, and the heads compute in the backbone's precision.
+    Features are timm's ``pre_logits``. The heads compute in the backbone's precision.
     """
 
     def __init__(self, network: nn.Module, dim: int) -> None:
@@ -42,17 +42,17 @@ class SeveralHeads(FeaturesAndLogits):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         network = cast(Any, self.backbone)
-        seen = network.forward_features(images)
-        return _exact(network.forward_head(seen, pre_logits=True)), _exact(network.forward_head(seen))
+        maps = network.forward_features(images)
+        return _exact(network.forward_head(maps, pre_logits=True)), _exact(network.forward_head(maps))
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """As float32, or as float64 where it is."""
+    """Convert to float32, unless the tensor is float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def split(network: nn.Module) -> FeaturesAndLogits:
-    """Cut a torchvision or timm classifier; its parameters are shared, and ``network`` is no longer to be used."""
+    """Split a torchvision or timm classifier. The result shares its parameters; ``network`` must not be used again."""
     if isinstance(network, SqueezeNet):
         convolution = cast(nn.Conv2d, network.classifier[1])
         return FeaturesAndLogits(
@@ -67,10 +67,10 @@ def split(network: nn.Module) -> FeaturesAndLogits:
 
 
 def set_classes(network: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
-    """Give a torchvision or timm classifier a new last layer of ``classes`` outputs, and return that.
+    """Replace the last layer of a torchvision or timm classifier by one with ``classes`` outputs. Return the new layer.
 
-    Its logits are linear in the features that ``split`` has: SqueezeNet loses the ReLU that it ends with. Auxiliary
-    heads are dropped. Raises ModelError where the classes are decided by more than one layer.
+    The logits become linear in the features of ``split``: SqueezeNet loses its final ReLU. Auxiliary heads are removed.
+    Raises ModelError if the network has several classification layers.
     """
     for name in AUXILIARY:
         if getattr(network, name, None) is not None:
@@ -81,7 +81,9 @@ def set_classes(network: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
         network.classifier[1], network.classifier[2] = convolution, nn.Identity()
         return convolution
     if _several(network):
-        raise ModelError("a network with several classifying layers cannot be given classes of its own")
+        raise ModelError(
+            "a network with several classification layers cannot be trained for other classes; choose another model"
+        )
     name, layer = _last_layer(network)
     new: nn.Linear | nn.Conv2d = (
         nn.Conv2d(layer.in_channels, classes, kernel_size=1)
@@ -93,7 +95,7 @@ def set_classes(network: nn.Module, classes: int) -> nn.Linear | nn.Conv2d:
 
 
 def _several(network: nn.Module) -> bool:
-    """Whether timm adds up the logits of more than one layer."""
+    """Whether timm combines the logits of several layers."""
     classifier = _classifier(network)
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.ModuleList):
         return True
@@ -101,7 +103,7 @@ def _several(network: nn.Module) -> bool:
 
 
 def _last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """The classifying layer and its name. timm has convolutions for it as well, of features pooled to one position."""
+    """The name and the module of the classification layer: linear, or in timm a convolution of pooled features."""
     classifier = _classifier(network)
     kinds = nn.Linear if classifier is network else nn.Linear | nn.Conv2d
     layer = [module for module in classifier.modules() if isinstance(module, kinds)][-1]
@@ -109,12 +111,12 @@ def _last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 
 def _classifier(network: nn.Module) -> Any:
-    """What timm says decides the classes, where it says so."""
+    """timm's classifier module, or the whole network if it declares none."""
     return cast(Any, network).get_classifier() if hasattr(network, "get_classifier") else network
 
 
 def _linear(convolution: nn.Conv2d) -> nn.Linear:
-    """The same layer for features that have been pooled to one position."""
+    """The equivalent linear layer for features pooled to one position."""
     head = nn.Linear(convolution.in_channels, convolution.out_channels, device=convolution.weight.device)
     head.weight = nn.Parameter(convolution.weight.detach().flatten(1))
     head.bias = nn.Parameter(cast(Tensor, convolution.bias).detach())

@@ -1,6 +1,6 @@
-"""timm's classification models by name, as timm's own data configuration says they are to be fed.
+"""timm's classification models by name, with the preprocessing of timm's own data configuration.
 
-Official weights come from the Hugging Face hub, through its client and into its cache.
+Official weights are downloaded from the Hugging Face hub by its client, into its cache.
 """
 
 import math
@@ -21,19 +21,19 @@ from torch import nn
 from app.errors import ModelError
 from app.imagenet.labels import Label, imagenet1k
 from app.images import Preprocessing
-from app.models import download
-from app.models.architecture import TIMM
+from app.models import catalogue, download
 from app.models.files import read_state
 from app.models.model import Model
+from app.models.names import TIMM
 
-_timm_data: Any = timm.data  # its types are not all exported
-_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm looks for them
-_LONG = 200  # characters of a reason: torch names every tensor
+_timm_data: Any = timm.data  # timm.data does not export all of its types
+_FILES = ("model.safetensors", "pytorch_model.bin")  # in timm's order
+_MAX_REASON = 200  # characters: torch names every tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One of timm's own sets of weights that classifies. Sizes in pixels; ``cached`` where it is on this machine."""
+class TimmWeights:
+    """One of timm's official sets of weights. Sizes in pixels; ``cached`` means that it is on this machine."""
 
     name: str
     classes: int
@@ -44,51 +44,57 @@ class Entry:
     cached: bool
 
 
-def entries(pattern: str) -> list[Entry]:
-    """What can be served of timm's, by names that match ``pattern``, in which ``*`` stands for anything."""
+def entries(pattern: str) -> list[TimmWeights]:
+    """The servable weights whose names match ``pattern``, in which ``*`` matches any characters."""
     return [entry for name in timm.list_pretrained(pattern) if (entry := _entry(name))]
 
 
-def _entry(name: str) -> Entry | None:
+def _entry(name: str) -> TimmWeights | None:
     config = _config(name)
     try:
-        fed = _check(name)
+        expected = _check(name)
     except ModelError:
         return None
-    return Entry(
-        name, config.num_classes, fed.resize, fed.crop, fed.interpolation, fed.squash, _cached(config) is not None
+    return TimmWeights(
+        name,
+        config.num_classes,
+        expected.resize,
+        expected.crop,
+        expected.interpolation,
+        expected.squash,
+        cached=_cached(config) is not None,
     )
 
 
 def network(name: str) -> nn.Module:
-    """An architecture, ``resnet10t`` or ``resnet10t.c3_in1k``, with random weights. Raises ModelError."""
+    """Build an architecture, such as ``resnet10t`` or ``resnet10t.c3_in1k``, with random weights. Raises ModelError."""
     _config(name)
     module: nn.Module = timm.create_model(name, pretrained=False)
     return module
 
 
 def official(name: str) -> Model:
-    """A model with timm's own weights, from the hub's cache or downloaded. Raises ModelError."""
+    """A model with timm's official weights, from the hub's cache or downloaded. Raises ModelError."""
     config = _config(name)
     _check(name)
     return _model(name, _fetch(name, config), config.tag or name)
 
 
 def from_file(name: str, path: Path) -> Model:
-    """A model with the user's weights, fed as timm's own for that name. Raises ModelError."""
+    """A model with the user's weights and timm's preprocessing for that name. Raises ModelError."""
     return _model(name, path, path.stem)
 
 
 def preprocessing(name: str) -> Preprocessing:
-    """What timm feeds the model with when it evaluates it. Raises ModelError where that is not done here."""
+    """timm's preprocessing for evaluation. Raises ModelError if topk does not support it."""
     data = _timm_data.resolve_data_config(pretrained_cfg=_config(name).to_dict())
     channels, height, width = data["input_size"]
     crop, resize = height, math.floor(height / data["crop_pct"])
     for wrong, reason in {
-        channels != 3: f"it takes {channels} channels",
+        channels != 3: f"its input has {channels} channels",
         height != width: f"its crop is {height}x{width}, not a square",
         data["crop_mode"] not in ("center", "squash"): f"its crop mode is {data['crop_mode']}",
-        resize < crop: f"its crop of {crop} is larger than what it is cut from, {resize}",
+        resize < crop: f"its crop of {crop} is larger than its resized image of {resize}",
         data["interpolation"] not in ("bilinear", "bicubic"): f"its interpolation is {data['interpolation']}",
     }.items():
         if wrong:
@@ -104,7 +110,7 @@ def preprocessing(name: str) -> Preprocessing:
 
 
 def labels(name: str) -> tuple[Label, ...]:
-    """ImageNet-1k's, or those of the larger part of ImageNet that the model was trained on. Raises ModelError."""
+    """The labels of ImageNet-1k, or of the larger ImageNet subset that the model was trained on. Raises ModelError."""
     subset = _subset(name)
     if subset == "imagenet-1k":
         return imagenet1k()
@@ -113,16 +119,16 @@ def labels(name: str) -> tuple[Label, ...]:
 
 
 def _subset(name: str) -> str:
-    """The part of ImageNet that the outputs stand for, told by their number."""
+    """The ImageNet subset that the model classifies, inferred from its number of classes."""
     classes = _config(name).num_classes
     subset: str | None = _timm_data.infer_imagenet_subset({"num_classes": classes})
     if subset is None:
-        raise ModelError(f"{TIMM}{name} cannot be served: nothing tells the labels of its {classes} outputs")
+        raise ModelError(f"{TIMM}{name} cannot be served: the labels of its {classes} classes are unknown")
     return subset
 
 
 def _unique(wnids: list[str], lemmas: list[str]) -> tuple[Label, ...]:
-    """The first of a synset's words; all of them, and then its id as well, where it shares them."""
+    """Unique labels: a synset's first word, else all of its words, else its words and its wnid."""
     short = [words.split(", ")[0] for words in lemmas]
     first, whole = Counter(short), Counter(lemmas)
     return tuple(
@@ -133,15 +139,17 @@ def _unique(wnids: list[str], lemmas: list[str]) -> tuple[Label, ...]:
 
 def _model(name: str, path: Path, weights: str) -> Model:
     config, expected = _config(name), _check(name)
-    pinned = f"{config.architecture}.{config.tag}" if config.tag else name  # another timm may mean other weights
+    pinned = (
+        f"{config.architecture}.{config.tag}" if config.tag else name
+    )  # the default weights may change with timm's version
 
     def build() -> nn.Module:
         state = read_state(path)
         try:
             module: nn.Module = timm.create_model(pinned, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
-        except Exception as error:  # whatever an architecture's own conversion raises on others' tensors
+        except Exception as error:  # an architecture's own conversion may raise anything
             reason = "; ".join(line.strip() for line in str(error).splitlines()[:3])
-            reason = textwrap.shorten(reason, _LONG, placeholder=" ...")
+            reason = textwrap.shorten(reason, _MAX_REASON, placeholder=" ...")
             raise ModelError(f"{path} does not fit {TIMM}{name}: {reason}") from error
         return module
 
@@ -157,31 +165,31 @@ def _model(name: str, path: Path, weights: str) -> Model:
 
 
 def _check(name: str) -> Preprocessing:
-    """Raise ModelError where the model cannot be served, before anything is downloaded."""
+    """The preprocessing. Raises ModelError if the model cannot be served; downloads nothing."""
     _subset(name)
     return preprocessing(name)
 
 
 def _config(name: str) -> Any:
-    """What timm knows of the weights that a name means."""
+    """timm's configuration of the weights that ``name`` refers to."""
     if "/" in name or ":" in name or not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}; `topk models --timm '*'` lists what it has")
+        raise catalogue.unknown_timm(name, timm.list_models())
     try:
         return get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
         architecture, _, tag = name.partition(".")
-        raise ModelError(f"timm knows no weights {tag!r} for {architecture}") from None
+        raise ModelError(f"timm has no weights {tag!r} for {architecture}") from None
 
 
 def _fetch(name: str, config: Any) -> Path:
-    """The file with timm's own weights, from a cache or downloaded."""
+    """The file with timm's official weights, from the cache or downloaded."""
     if found := _cached(config):
         return found
     if config.hf_hub_id:
         return _fetch_from_hub(config.hf_hub_id, _files(config))
     if config.url:
         return download.fetch(config.url)
-    raise ModelError(f"timm has no weights for {name}; name a file with them")
+    raise ModelError(f"timm has no weights for {name}; name a file: --weights FILE")
 
 
 def _cached(config: Any) -> Path | None:
@@ -199,11 +207,12 @@ def _fetch_from_hub(repository: str, names: tuple[str, ...]) -> Path:
     for file in names:
         url = hf_hub_url(repository, file)
         try:
-            get_hf_file_metadata(url, timeout=download.GIVE_UP_S)  # once: the client itself tries for minutes
+            get_hf_file_metadata(url, timeout=download.GIVE_UP_S)  # one attempt: the client itself retries for minutes
+            download.announce(url)
             return Path(hf_hub_download(repository, file))
         except RemoteEntryNotFoundError:
             continue
         except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(f"the weights at {url} could not be had: {reason}") from error
-    raise ModelError(f"{repository} has no weights of the names that timm looks for: {', '.join(names)}")
+            raise ModelError(f"the weights at {url} cannot be downloaded: {reason}") from error
+    raise ModelError(f"{repository} has none of the weights files that timm looks for: {', '.join(names)}")

@@ -1,7 +1,7 @@
-"""Ultralytics' classification checkpoints, fed as its own predictor feeds them. The package is AGPL-3.0.
+"""Ultralytics' classification checkpoints, with the preprocessing of its own predictor. The package is AGPL-3.0.
 
-A checkpoint is a pickled network: whoever reads it runs its maker's code. Importing the package patches Pillow and
-torch and looks for a network; both are undone here, and converted models need neither the package nor the pickle.
+A checkpoint is a pickled network: loading it runs its author's code. Importing the package patches Pillow and torch and
+accesses the network; this module prevents or reverts both. Converted models need neither the package nor the pickle.
 """
 
 import contextlib
@@ -23,16 +23,16 @@ from app.errors import ModelError
 from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.models import download
-from app.models.architecture import ULTRALYTICS, name_of
 from app.models.files import check_unpacked
 from app.models.model import Model
+from app.models.names import ULTRALYTICS, name_of
 
-_STRIDE = 32  # its predictor rounds sizes up to a multiple
+_STRIDE = 32  # the predictor rounds sizes up to a multiple of it
 _OFFLINE = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 
 
 class Logits(nn.Module):
-    """Its network gives (probabilities, logits); what is served are the logits."""
+    """The logits of an Ultralytics network, which returns (probabilities, logits)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Logits(nn.Module):
 
 
 def from_checkpoint(path: Path) -> Model:
-    """The model in a checkpoint, which is unpickled: its maker is to be trusted. Raises ModelError."""
+    """Unpickle the model of a checkpoint, which must be trusted. Raises ModelError."""
     digest = download.sha256(path)  # before it is unpickled
     network = _load(path)
     return Model(
@@ -66,17 +66,17 @@ def _load(path: Path) -> Any:
             from ultralytics.nn.tasks import ClassificationModel, load_checkpoint
 
             network, _ = load_checkpoint(path)
-    except Exception as error:  # unpickling runs others' code
+    except Exception as error:  # unpickling runs arbitrary code
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{path} is no checkpoint that Ultralytics reads: {reason}") from error
+        raise ModelError(f"{path} is not a checkpoint that Ultralytics can load: {reason}") from error
     if not isinstance(network, ClassificationModel):
-        raise ModelError(f"{path} does not classify: its task is {getattr(network, 'task', 'unknown')}")
+        raise ModelError(f"{path} is not a classification model: its task is {getattr(network, 'task', 'unknown')}")
     return network
 
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """No network, no installing, no settings file, nothing on stdout, and everything as it was afterwards."""
+    """Prevent network access, installation, a settings file and output to stdout; restore everything afterwards."""
     environment, patched = dict(os.environ), (Image.open, torch.save)
     with tempfile.TemporaryDirectory(prefix="topk-") as settings, warnings.catch_warnings():
         os.environ.update(_OFFLINE, YOLO_CONFIG_DIR=settings)
@@ -90,11 +90,14 @@ def _contained() -> Iterator[None]:
 
 
 def _preprocessing(network: Any, path: Path) -> Preprocessing:
-    """As its ``ClassificationPredictor`` does: the transforms it was trained with where they have its size."""
+    """The preprocessing of Ultralytics' ``ClassificationPredictor``: the training transforms if their size matches."""
     sizes = {-(-size // _STRIDE) * _STRIDE for size in _pair(network.args["imgsz"])}
     channels = network.yaml.get("channels", 3)
     if len(sizes) > 1 or channels != 3:
-        raise ModelError(f"{path} cannot be served: it takes {channels} channels of {sorted(sizes)} pixels")
+        raise ModelError(
+            f"{path} cannot be served: its input has {channels} channels and the sizes {sorted(sizes)}; topk needs 3"
+            " channels and one size"
+        )
     [size] = sizes
     trained = getattr(network, "transforms", None)
     if trained is not None and _pair(getattr(trained.transforms[0], "size", 0)) == (size, size):
@@ -113,7 +116,7 @@ def _preprocessing(network: Any, path: Path) -> Preprocessing:
                 std=tuple(torch.as_tensor(normalize.std).tolist()),
                 squash=not isinstance(resize.size, int) and len(resize.size) == 2,
             )
-    raise ModelError(f"{path} cannot be served: it is fed otherwise than by resizing and cropping")
+    raise ModelError(f"{path} cannot be served: its preprocessing is not a resize and a centre crop")
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -122,7 +125,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _labels(network: Any, path: Path) -> tuple[Label, ...]:
-    """The checkpoint's names; wnids where they are ImageNet's, as Ultralytics writes them, or wnids themselves."""
+    """The checkpoint's class names, with wnids if they are ImageNet's names or are wnids themselves."""
     names = [str(network.names[i]) for i in range(len(network.names))]
     if len(names) != network.model[-1].linear.out_features:
         raise ModelError(f"{path} has {len(names)} names for {network.model[-1].linear.out_features} classes")
@@ -134,7 +137,7 @@ def _labels(network: Any, path: Path) -> tuple[Label, ...]:
 
 
 def _imagenet() -> dict[str, str]:
-    """Ultralytics' own names of ImageNet's classes by wnid, in the classes' order."""
+    """Ultralytics' names of the ImageNet classes by wnid, in class order."""
     import yaml
     from ultralytics.utils import ROOT
 

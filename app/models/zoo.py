@@ -1,6 +1,5 @@
-"""torchvision's classification architectures by name, with their official weights."""
+"""torchvision's classification architectures by name, with official or user weights."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,11 @@ from torch import nn
 from app.errors import ModelError
 from app.imagenet.labels import imagenet1k
 from app.images import Preprocessing
-from app.models import download, embedded
+from app.models import catalogue, download
 from app.models.files import load_state, read_state
 from app.models.model import Model
 
-# What torchvision's builders set when weights are given: these two expect another normalisation inside.
+# torchvision's builders set these when weights are given: both networks change the normalisation internally.
 _BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"transform_input": True, "init_weights": False},
     "inception_v3": {"transform_input": True, "init_weights": False},
@@ -24,8 +23,8 @@ _BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One set of official weights. ``accuracy`` is top-1 and top-5 in per cent, as published."""
+class OfficialWeights:
+    """One set of official weights. ``accuracy`` is the published top-1 and top-5, in per cent."""
 
     architecture: str
     name: str
@@ -37,29 +36,29 @@ class Entry:
 
 
 def architectures() -> list[str]:
-    """Names of all torchvision classification architectures."""
+    """The names of all torchvision classification architectures."""
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
     return names
 
 
-def entries() -> list[Entry]:
-    """All official weights that classify ImageNet-1k."""
+def entries() -> list[OfficialWeights]:
+    """All official weights for ImageNet-1k."""
     found = [_entry(name, weights) for name in architectures() for weights in _enum(name)]
     return [entry for entry in found if not math.isnan(entry.accuracy[0])]
 
 
 def network(architecture: str, crop: int) -> nn.Module:
-    """An architecture with random weights, for images of ``crop`` x ``crop``. Raises ModelError."""
+    """Build an architecture with random weights, for images of ``crop`` x ``crop``. Raises ModelError."""
     _enum(architecture)
     arguments = _BUILD_ARGUMENTS.get(architecture, {})
-    if architecture.startswith("vit_"):  # its position embedding has the size of the image
+    if architecture.startswith("vit_"):  # the position embedding depends on the image size
         arguments = {"image_size": crop}
     module: nn.Module = torchvision.models.get_model(architecture, weights=None, **arguments)
     return module
 
 
 def preprocessing(architecture: str, entry: str | None) -> Preprocessing:
-    """What ``entry``, else the first one, was measured with. Raises ModelError."""
+    """The preprocessing of ``entry``, by default of the first one. Raises ModelError."""
     preset = _weights(architecture, entry).transforms()
     return Preprocessing(
         resize=preset.resize_size[0],
@@ -71,14 +70,14 @@ def preprocessing(architecture: str, entry: str | None) -> Preprocessing:
 
 
 def official(architecture: str, entry: str | None) -> Model:
-    """An architecture with torchvision's own weights, from the cache or downloaded. Raises ModelError."""
+    """An architecture with torchvision's weights, from the cache or downloaded. Raises ModelError."""
     weights = _weights(architecture, entry or "DEFAULT")
     path = download.fetch(weights.url)
     return _model(architecture, weights, path, weights.name)
 
 
 def from_file(architecture: str, entry: str | None, path: Path) -> Model:
-    """An architecture with the user's weights; preprocessing is that of ``entry``, else of the first one.
+    """An architecture with the user's weights and the preprocessing of ``entry``, by default of the first one.
 
     Raises ModelError.
     """
@@ -106,11 +105,9 @@ def _model(architecture: str, weights: Any, path: Path, weights_name: str) -> Mo
 
 
 def _enum(architecture: str) -> Any:
-    """All of an architecture's weights, in torchvision's order."""
+    """The enum of an architecture's weights, in torchvision's order."""
     if architecture not in architectures():
-        near = difflib.get_close_matches(architecture.lower(), [*architectures(), embedded.NAME])
-        meant = f", did you mean {' or '.join(near)}?" if near else ";"
-        raise ModelError(f"no model {architecture!r}{meant} `topk models` lists what can be served")
+        raise catalogue.unknown(architecture, architectures())
     return torchvision.models.get_model_weights(architecture)
 
 
@@ -120,16 +117,16 @@ def _weights(architecture: str, entry: str | None) -> Any:
     if entry is None:
         return next(iter(enum))
     if entry not in enum.__members__:
-        raise ModelError(f"{architecture} has no weights {entry!r}; it has {', '.join(enum.__members__)}")
+        raise catalogue.unknown_entry(architecture, entry, enum.__members__)
     if math.isnan(_entry(architecture, enum[entry]).accuracy[0]):
-        raise ModelError(f"{architecture}:{entry} cannot classify: its weights stop before the classifier")
+        raise ModelError(f"{architecture}:{entry} cannot be served: these weights do not include the classifier")
     return enum[entry]
 
 
-def _entry(architecture: str, weights: Any) -> Entry:
+def _entry(architecture: str, weights: Any) -> OfficialWeights:
     metrics = weights.meta["_metrics"]["ImageNet-1K"]
     enum = _enum(architecture)
-    return Entry(
+    return OfficialWeights(
         architecture=architecture,
         name=weights.name,
         url=weights.url,

@@ -1,1 +1,1 @@
-"""Child processes of the service and the signals that end them."""
+"""Child processes and shutdown signals."""

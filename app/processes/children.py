@@ -1,4 +1,4 @@
-"""Child processes that run a module of this package. The first thing they do is ``signals.leave_to_parent``."""
+"""Child processes that run a module of this package. A child calls ``signals.leave_to_parent`` first."""
 
 import os
 import subprocess
@@ -20,11 +20,12 @@ def start(
     environment: Mapping[str, str] = MappingProxyType({}),
     own_group: bool = False,
 ) -> "subprocess.Popen[bytes]":
-    """Start ``python -m module arguments`` with these descriptors of ours; its standard input is a pipe.
+    """Start ``python -m module arguments``, which inherits ``descriptors``. Its standard input is a pipe.
 
-    ``environment`` is added to ours. With ``own_group`` it leads a process group, to be killed with its children.
+    ``environment`` is added to this process's. With ``own_group`` the child leads a process group, so that it can be
+    killed together with its own children.
     """
-    with signals.held_back():
+    with signals.blocked():
         return subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE,
@@ -36,7 +37,7 @@ def start(
 
 
 def _environment() -> dict[str, str]:
-    """With it and ``-P`` a child finds the package that we are, and no other in the working directory."""
+    """The environment with which, together with ``-P``, a child imports this package and not one in its directory."""
     home = str(Path(app.__file__).parents[1])
     if home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
         return dict(os.environ)

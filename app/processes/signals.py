@@ -1,24 +1,24 @@
-"""The signals that end the service, and who acts on them: the process that was started, never a child of it.
+"""The signals that shut the service down. Only the main process acts on them; its children ignore them.
 
-A terminal's Ctrl-C and a service manager's SIGTERM reach all processes at once.
+Ctrl-C on a terminal and SIGTERM from a service manager reach all processes at once.
 """
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SHUTDOWN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def heeded() -> list[signal.Signals]:
-    """Those that end us. Under nohup, SIGHUP is ignored and stays so."""
-    return [sig for sig in ENDING if sig != signal.SIGHUP or signal.getsignal(sig) != signal.SIG_IGN]
+def shutdown_signals() -> list[signal.Signals]:
+    """The signals to handle. Under nohup, SIGHUP is ignored and stays ignored."""
+    return [sig for sig in SHUTDOWN if sig != signal.SIGHUP or signal.getsignal(sig) != signal.SIG_IGN]
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """While a child is started: it inherits that they wait, until it calls ``leave_to_parent``."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+def blocked() -> Iterator[None]:
+    """Block the signals while a child is started. The child inherits the block until it calls ``leave_to_parent``."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SHUTDOWN)
     try:
         yield
     finally:
@@ -26,7 +26,7 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """What a child begins with."""
-    for sig in ENDING:
+    """Ignore the shutdown signals. The first call in a child process."""
+    for sig in SHUTDOWN:
         signal.signal(sig, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SHUTDOWN)

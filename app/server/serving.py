@@ -21,14 +21,17 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from app import machine
+from app import machine, models
 from app.api.address import Forwarded
+from app.api.auth import Keys
 from app.errors import ModelError
 from app.lifecycle import Lifecycle
 from app.main import create_app
 from app.processes import signals
 from app.server import connections
-from app.settings import Settings, surroundings, unknown_names
+from app.settings import Settings
+from app.settings.messages import unknown_names
+from app.settings.variables import environment
 from app.telemetry.logging import configure_logging
 
 log = structlog.get_logger("topk")
@@ -39,11 +42,13 @@ _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in th
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal comes; the process's exit code. Raises ModelError where the port is taken."""
+    """Serve until a signal comes; the exit code. Raises ModelError for an invalid setting and a port in use."""
     machine.return_memory()
     configure_logging(settings.log_format, settings.log_level)
-    if unknown := unknown_names(surroundings()):
-        log.warning("these are no settings, and are ignored", names=unknown)
+    if unknown := unknown_names(environment()):
+        log.warning("unknown settings are ignored", names=unknown)
+    models.check(settings)
+    log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
     listener = bind(settings.host, settings.port)
     lifecycle = Lifecycle()
     app = create_app(settings, lifecycle)
@@ -121,7 +126,7 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {sig: signal.signal(sig, self.handle_exit) for sig in signals.heeded()}
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in signals.shutdown_signals()}
         try:
             yield
         finally:

@@ -1,130 +1,125 @@
-"""What settings may hold: each function gives a value back as it is used, or raises ValueError in plain words."""
+"""Validation of settings' values. Each function returns the value to use, or raises ValueError with what to write."""
 
 import re
 from ipaddress import ip_network
 from typing import NamedTuple
-from urllib.parse import urlsplit
+
+from pydantic import HttpUrl, ValidationError
 
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _RATE = re.compile(
     r"([1-9]\d{0,8})\s*(?:/|per\s)\s*([1-9]\d{0,4})?\s*(second|minute|hour|day)s?", re.ASCII | re.IGNORECASE
 )
-_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
-_USUAL_PORT = {"http": ":80", "https": ":443"}
+_DEFAULT_PORT = {"http": 80, "https": 443}
+_ORIGIN_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
 class Rate(NamedTuple):
-    """So many images in so many seconds."""
+    """A number of images per number of seconds."""
 
     images: int
     seconds: int
 
 
 def rate(text: str) -> Rate:
-    """``10/second``, ``600/minute``, ``1000/2hours``."""
+    """Parse ``10/second``, ``600/minute`` or ``1000/2hours``."""
     found = _RATE.fullmatch(text.strip())
     if not found:
-        raise ValueError(f"{text!r} is not one rate above 0, such as 10/second, 600/minute or 1000/2hours")
+        raise ValueError(f"{text!r} is not a rate above 0; write it as 10/second, 600/minute or 1000/2hours")
     images, count, unit = found.groups()
     return Rate(int(images), int(count or 1) * _UNITS[unit.lower()])
 
 
 def rate_limit(text: str) -> str:
-    """A rate, or nothing."""
+    """A rate, or an empty string for none."""
     if text:
         rate(text)
     return text.strip()
 
 
 def parts(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
+    """Split at commas. A value of nothing but commas is an error: for API keys it would mean no keys."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if text and not found:
-        raise ValueError(f"{text!r} holds nothing but commas")  # an open server, were this taken for no keys
+        raise ValueError(f"{text!r} contains only commas")
     return found
 
 
 def keys(text: str) -> tuple[str, ...]:
-    """API keys between commas; at least one, since a server without any serves everybody."""
-    return parts(given(text))
+    """Comma-separated API keys, at least one."""
+    return parts(not_empty(text))
 
 
-def given(text: str) -> str:
-    """What must not be empty where it is set."""
+def not_empty(text: str) -> str:
+    """Refuse an empty value where it would open the service to everyone."""
     if not text:
-        raise ValueError("it is set but empty, which would serve everybody; unset it to ask for no key")
+        raise ValueError("it is set but empty, which would let everyone in; unset it to require no key")
     return text
 
 
 def model_name(text: str) -> str:
-    """What may stand in a URL as one segment."""
+    """A model name, which must be one segment of a URL's path."""
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,128}", text) or text in (".", ".."):
         raise ValueError(
-            f"{text!r} is no name for a model, such as cats-2026: it has letters, digits, `.`, `_` and `-`, at most"
-            " 128, and is neither `.` nor `..`"
+            f"{text!r} is not a model name; use 1 to 128 letters, digits, `.`, `_` and `-`, such as cats-2026, but"
+            " neither `.` nor `..`"
         )
     return text
 
 
 def device(text: str) -> str:
-    """A device by torch's name for it, or ``auto``."""
+    """A device by torch's name, or ``auto``."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", text):
-        raise ValueError(f"{text!r} is no device: auto, cpu, mps, cuda, or one of several GPUs as cuda:1")
+        raise ValueError(f"{text!r} is not a device; choose auto, cpu, mps, cuda, or one of several GPUs as cuda:1")
     return text
 
 
 def prefix(text: str) -> str:
-    """A path without the slash at its end, empty where it is the root."""
+    """A path without a trailing slash; empty for the root."""
     path = text.rstrip("/")
     if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path) or {".", ".."} & set(path.split("/")):
         raise ValueError(
-            f"{text!r} is no prefix, such as /vision: it begins with / and has letters, digits, `.`, `_`, `~` and `-`"
-            " between slashes"
+            f"{text!r} is not a path prefix; start it with / and use letters, digits, `.`, `_`, `~` and `-` between"
+            " slashes, as in /vision"
         )
     return path
 
 
 def route(text: str) -> str:
-    """A path as it stands: braces would be parameters."""
+    """A path without a query. Braces would be path parameters."""
     if not re.fullmatch(r"/[^?#\s{}]*", text):
-        raise ValueError(f"{text!r} is no path, such as /predict: it begins with / and has no space, ?, #, {{ or }}")
+        raise ValueError(f"{text!r} is not a path; start it with / and use no space, ?, #, {{ or }}, as in /predict")
     return text
 
 
 def origin(text: str) -> str:
-    """An origin as browsers send it, or ``*``."""
+    """An origin exactly as browsers send it, or ``*``."""
     if text == "*":
         return text
-    such = "such as https://page.example or http://localhost:3000"
+    example = "such as https://page.example or http://localhost:3000"
     if "*" in text:
-        raise ValueError(f"{text!r}: only * alone stands for others; name each origin, {such}")
-    if not text.isascii():
-        raise ValueError(f"{text!r}: browsers send such a host in ASCII, as xn--...; write it so")
-    plain = text.lower()
-    plain = plain.removesuffix(_USUAL_PORT.get(plain.partition(":")[0], ""))
-    if not _ORIGIN.fullmatch(plain) or not _sound(plain):
-        raise ValueError(f"{text!r} is no origin, {such}, without a path")
-    if text != plain:
-        raise ValueError(f"{text!r} is not how browsers send it: write {plain}")
+        raise ValueError(f"{text!r}: only * alone is a wildcard; list each origin, {example}")
+    try:
+        url = HttpUrl(text)
+    except ValidationError:
+        raise ValueError(f"{text!r} is not an origin, {example}") from None
+    bare = url.path in (None, "/") and not (url.username or url.password or url.query or url.fragment)
+    if not bare or not url.port or not _ORIGIN_HOST.fullmatch(url.host or ""):
+        raise ValueError(f"{text!r} is not an origin, {example}, without a path")
+    port = "" if url.port == _DEFAULT_PORT[url.scheme] else f":{url.port}"
+    if text != (sent := f"{url.scheme}://{url.host}{port}"):
+        raise ValueError(f"{text!r} differs from what browsers send; write {sent}")
     return text
 
 
-def network(text: str) -> str:
-    """An address, or a network of them."""
+def network_hint(text: str) -> str:
+    """What to write instead of an invalid IP address or network."""
     try:
-        ip_network(text)
+        return f"write {ip_network(text, strict=False)}"
     except ValueError:
-        try:
-            advice = f"; write {ip_network(text, strict=False)}"
-        except ValueError:
-            advice = ", such as 10.0.0.7 or 10.0.0.0/8"
-        raise ValueError(f"{text!r} is no address or network{advice}") from None
-    return text
+        return "write it as 10.0.0.7 or 10.0.0.0/8"
 
 
-def _sound(url: str) -> bool:
-    """Whether the address and the port of a URL can be any."""
-    try:
-        return urlsplit(url).port != 0
-    except ValueError:
-        return False
+def current_protocol(name: str) -> str:
+    """The current name of a protocol: ``v1`` was renamed to ``kserve-v1``, since it is not topk's own ``/v1``."""
+    return "kserve-v1" if name == "v1" else name

@@ -1,4 +1,4 @@
-"""Structured logging to standard error, as text on a terminal and as JSON elsewhere."""
+"""Structured logging to stderr: text on a terminal, JSON elsewhere."""
 
 import logging
 import sys
@@ -7,35 +7,35 @@ from typing import Any
 
 import structlog
 
-from app.telemetry.stderr import Lines
+from app.telemetry.stderr import StderrHandler
 
 
 def configure_logging(format: str, level: str) -> None:
-    """One stream of structured lines on stderr: text on a terminal, JSON elsewhere, uvicorn's lines included."""
+    """Send all log lines, uvicorn's included, to stderr. ``format`` is ``auto``, ``text`` or ``json``."""
     text = format == "text" or (format == "auto" and sys.stderr.isatty())
     shared: list[Callable[..., Any]] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    ending: list[Callable[..., Any]] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    rendering: list[Callable[..., Any]] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if text:
-        ending.append(
+        rendering.append(
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,  # the rich one prints every local, keys included
+                exception_formatter=structlog.dev.plain_traceback,  # the rich one prints locals, keys included
             )
         )
     else:
-        ending += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    handler = Lines(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=ending, foreign_pre_chain=shared))
+        rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    handler = StderrHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=rendering, foreign_pre_chain=shared))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what it says of clients and of itself is ours to say
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it says of hostile files is ours to answer
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # of broken forms, the same
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # the service logs clients and its own state
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the response reports a bad image
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the response reports a broken form
     for noisy in ("httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)  # each retry is a warning

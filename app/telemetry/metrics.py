@@ -1,4 +1,4 @@
-"""Prometheus metrics. Each app has its own registry. Metric names are stable."""
+"""Prometheus metrics. Each app has its own registry. The names of metrics are stable."""
 
 from prometheus_client import (
     CollectorRegistry,
@@ -22,12 +22,12 @@ OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
 class Metrics:
     """Every metric once.
 
-    An image ends in one outcome: accepted (answered), shed (refused by admission), expired (its deadline passed),
-    abandoned (its client left), rejected (no decodable image) or failed (a defect).
+    Each image has one outcome: accepted (classified), shed (refused by admission), expired (its deadline passed),
+    abandoned (its client disconnected), rejected (not a decodable image) or failed (a defect).
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a timestamp a series that nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add a timestamp per series
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)

@@ -1,6 +1,9 @@
-"""Log lines to standard error, which hold nobody up: where nobody reads any more they are lost, and that is said.
+"""Non-blocking logging to stderr: lines that the reader does not take are dropped and counted.
 
-A pipe holds 64 KiB; a writer then waits for as long as its reader sleeps, here with the event loop in its hands.
+A pipe holds 64 KiB. A plain StreamHandler blocks while it is full, and with it the event loop. This handler writes only
+what fits, in the thread that logs. So a line is in the pipe when the call returns, and nothing needs a flush when the
+process ends by ``os._exit``, a crash or SIGKILL: the lines of a ``logging.handlers.QueueListener`` would be lost then,
+and its ``stop`` would wait forever for a reader that has stalled.
 """
 
 import io
@@ -9,16 +12,16 @@ import os
 import select
 from typing import TextIO
 
-_PIECE = 4096  # bytes, POSIX's PIPE_BUF: what fits whole into a pipe that can be written to
-_PATIENCE_MS = 1000  # for a reader that has fallen asleep; once, then it has to wake up first
+_CHUNK = 4096  # bytes, POSIX's PIPE_BUF: fits into any pipe that is ready for writing
+_PATIENCE_MS = 1000  # for a reader that stalls; until it reads again, further lines do not wait
 
 
-class Lines(logging.StreamHandler[io.TextIOBase]):
-    """Any thread; ``logging`` lets one in at a time. What is no file is written to as it is."""
+class StderrHandler(logging.StreamHandler[io.TextIOBase]):
+    """For any thread: ``logging`` serialises the calls. A stream without a file descriptor is written to directly."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)  # type: ignore[arg-type]
-        self._lost = 0
+        self._dropped = 0
         self._poll = select.poll()
         try:
             self._file = stream.fileno()
@@ -31,21 +34,21 @@ class Lines(logging.StreamHandler[io.TextIOBase]):
             super().emit(record)
             return
         try:
-            if self._lost and self._write(self._loss(record)):
-                self._lost = 0
-            self._lost += not self._write(record)
-        except OSError:  # closed by its reader: nobody will know
+            if self._dropped and self._write(self._report(record)):
+                self._dropped = 0
+            self._dropped += not self._write(record)
+        except OSError:  # the reader has closed the pipe
             return
         except Exception:
             self.handleError(record)
 
     def _write(self, record: logging.LogRecord) -> bool:
-        """Whether all of its line was taken."""
+        """Whether the whole line was written."""
         left = (self.format(record) + self.terminator).encode("utf-8", "backslashreplace")
-        while left and self._poll.poll(0 if self._lost else _PATIENCE_MS):
-            left = left[os.write(self._file, left[:_PIECE]) :]
+        while left and self._poll.poll(0 if self._dropped else _PATIENCE_MS):
+            left = left[os.write(self._file, left[:_CHUNK]) :]
         return not left
 
-    def _loss(self, record: logging.LogRecord) -> logging.LogRecord:
-        message = f"{self._lost} log lines before this were lost: nobody read them"
+    def _report(self, record: logging.LogRecord) -> logging.LogRecord:
+        message = f"{self._dropped} log lines before this one were dropped: standard error was not read"
         return logging.LogRecord(record.name, logging.WARNING, record.pathname, 0, message, (), None)

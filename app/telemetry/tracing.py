@@ -1,12 +1,12 @@
-"""Traces: FastAPI's own span a request, and below it one a stage. Imported only where traces are asked for.
+"""Traces: FastAPI's span per request, with a child span per stage. Imported only if traces are enabled.
 
-Where spans go and which are kept is OpenTelemetry's own configuration, the variables ``OTEL_*`` that its SDK reads.
+The exporter and the sampler are configured by the variables ``OTEL_*``, which OpenTelemetry's SDK reads.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
 
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
@@ -16,17 +16,54 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from app import __version__
-from app.api.exchange import Exchange
 from app.errors import ModelError
 
-_FLUSH_S = 3.0  # a collector that does not answer must not keep the process from ending
+_FLUSH_S = 3.0  # a collector that does not respond must not delay the exit
 _NS = 1_000_000_000
 
 
-class Traces:
-    """Spans of one app. Exporting is a thread of its own; what a lost collector does not take is dropped there.
+class TracedImage(Protocol):
+    """Seconds that an image spent in each stage, and the ends of the stages in seconds of ``time.monotonic``."""
 
-    ``exclude`` tells of a request's scope whether it is to have no span. Raises ModelError where a variable is wrong.
+    @property
+    def decode(self) -> float: ...
+    @property
+    def queue(self) -> float: ...
+    @property
+    def inference(self) -> float: ...
+    @property
+    def decoded_at(self) -> float: ...
+    @property
+    def taken_at(self) -> float: ...
+    @property
+    def computed_at(self) -> float: ...
+
+
+class TracedRequest(Protocol):
+    """What a trace shows of a request. ``uploaded_at`` is in seconds of ``time.monotonic``, ``stages`` in seconds."""
+
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def images(self) -> int: ...
+    @property
+    def batch_size(self) -> int | None: ...
+    @property
+    def code(self) -> str | None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def uploaded_at(self) -> float | None: ...
+    @property
+    def stages(self) -> Mapping[str, float]: ...
+    @property
+    def timings(self) -> Sequence[TracedImage]: ...
+
+
+class Traces:
+    """The spans of one app. A separate thread exports them; spans that the collector does not accept are dropped.
+
+    Requests for whose scope ``exclude`` returns true have no span. Raises ModelError for an invalid ``OTEL_*``.
     """
 
     def __init__(self, exclude: Callable[[MutableMapping[str, Any]], bool]) -> None:
@@ -36,7 +73,7 @@ class Traces:
             self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         except ValueError as error:
-            raise ModelError(f"OpenTelemetry's variables (OTEL_*): {error}") from error
+            raise ModelError(f"a variable OTEL_* is invalid: {error}") from error
         self._tracer = self._provider.get_tracer("topk", __version__)
         self.of_requests: TelemetryConfig = {
             "tracer_provider": self._provider,
@@ -49,44 +86,47 @@ class Traces:
 
     @staticmethod
     def trace_id() -> str | None:
-        """The trace that the current request belongs to."""
+        """The id of the current request's trace."""
         context = trace.get_current_span().get_span_context()
         return trace.format_trace_id(context.trace_id) if context.is_valid else None
 
-    def tell(self, exchange: Exchange) -> None:
-        """Note what is known of the current request in its span, and its stages below it; before its answer goes out.
+    def record(self, request: TracedRequest) -> None:
+        """Add attributes and stages to the current request's span. Call this before the response is sent.
 
-        FastAPI ends the span with the answer's last byte.
+        FastAPI ends the span with the response's last byte.
         """
         span = trace.get_current_span()
         if not span.is_recording():
             return
-        known = {
-            "topk.request_id": exchange.request_id,
-            "topk.images": exchange.images or None,
-            "topk.batch_size": exchange.batch_size,
-            "topk.error_code": exchange.code,
-            "http.request.body.size": exchange.bytes or None,
+        attributes = {
+            "topk.request_id": request.request_id,
+            "topk.images": request.images or None,
+            "topk.batch_size": request.batch_size,
+            "topk.error_code": request.code,
+            "http.request.body.size": request.bytes or None,
         }
-        span.set_attributes({name: value for name, value in known.items() if value is not None})
+        span.set_attributes({name: value for name, value in attributes.items() if value is not None})
         context = trace.set_span_in_context(span)
         since_epoch = time.time_ns() - time.monotonic_ns()
-        for stage, started, ended in _stages(exchange):
+        for stage, started, ended in _stages(request):
             child = self._tracer.start_span(stage, context, start_time=since_epoch + int(started * _NS))
             child.end(since_epoch + int(ended * _NS))
 
     def close(self) -> None:
-        """Send what is left, for a few seconds at most. Blocks."""
+        """Export the remaining spans, for a few seconds at most. Blocks."""
         flushing = threading.Thread(target=self._provider.shutdown, name="topk-traces", daemon=True)
         flushing.start()
         flushing.join(_FLUSH_S)
 
 
-def _stages(exchange: Exchange) -> Iterator[tuple[str, float, float]]:
-    """(stage, begin, end) in seconds of ``time.monotonic``; of several images from the first one to the last."""
-    if exchange.uploaded_at is not None:
-        yield "upload", exchange.uploaded_at - exchange.stages["upload"], exchange.uploaded_at
-    for stage, end in (("decode", "decoded_at"), ("queue", "taken_at"), ("inference", "computed_at")):
-        spans = [(getattr(timing, end), getattr(timing, stage)) for timing in exchange.timings]
+def _stages(request: TracedRequest) -> Iterator[tuple[str, float, float]]:
+    """(stage, start, end) in seconds of ``time.monotonic``; of several images, the first start and the last end."""
+    if request.uploaded_at is not None:
+        yield "upload", request.uploaded_at - request.stages["upload"], request.uploaded_at
+    for stage, spans in {
+        "decode": [(image.decoded_at, image.decode) for image in request.timings],
+        "queue": [(image.taken_at, image.queue) for image in request.timings],
+        "inference": [(image.computed_at, image.inference) for image in request.timings],
+    }.items():
         if any(seconds for _, seconds in spans):
             yield stage, min(at - seconds for at, seconds in spans), max(at for at, _ in spans)

@@ -19,9 +19,13 @@ from typing import Any
 
 import structlog
 
+from app import models
+from app.api.auth import Keys
 from app.processes import children, signals
 from app.server.serving import DRAIN_DELAY_MS, bind, say_ready
-from app.settings import Settings, surroundings, unknown_names
+from app.settings import Settings
+from app.settings.messages import unknown_names
+from app.settings.variables import environment
 from app.telemetry.logging import configure_logging
 from app.workers.metrics import Snapshot, Totals
 from app.workers.wire import Messages
@@ -40,10 +44,15 @@ _PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before starting again 
 
 
 def serve(settings: Settings) -> int:
-    """Serve with ``settings.workers`` HTTP processes; the exit code. Raises ModelError where the port is taken."""
+    """Serve with ``settings.workers`` HTTP processes; the exit code.
+
+    Raises ModelError for an invalid setting and a port in use.
+    """
     configure_logging(settings.log_format, settings.log_level)
-    if unknown := unknown_names(surroundings()):
-        log.warning("these are no settings, and are ignored", names=unknown)
+    if unknown := unknown_names(environment()):
+        log.warning("unknown settings are ignored", names=unknown)
+    models.check(settings)
+    log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
     listener = bind(settings.host, settings.port)
     delay = settings.drain_delay_ms
     if delay is None:
@@ -115,7 +124,7 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until a signal comes or the model cannot be served; the exit code."""
         self._loop = asyncio.get_running_loop()
-        for number in signals.heeded():
+        for number in signals.shutdown_signals():
             self._loop.add_signal_handler(number, self._signalled, number)
         for kind in [ENGINE, *[HTTP] * self._settings.workers]:
             self._start(kind)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+from ipaddress import ip_network
 
 import httpx2
 import pytest
@@ -61,7 +62,7 @@ def told(peer: str, *forwarded: str) -> str:
 
     async def app(*_: object) -> None: ...
 
-    asyncio.run(Forwarded(app, ("10.0.0.0/8", "fd00::/8"))(scope, app, app))  # type: ignore[arg-type]
+    asyncio.run(Forwarded(app, [ip_network("10.0.0.0/8"), ip_network("fd00::/8")])(scope, app, app))  # type: ignore[arg-type]
     return str(scope["client"][0])
 
 

@@ -69,10 +69,10 @@ def test_predict_gives_machines_the_keys_of_the_api() -> None:
         (["predict", str(CAT), *MODEL, "--top-k", "1001"], "more than the model's 1000 classes"),
         (["predict", str(CAT), *MODEL, "--confidence", "0.5"], "which --taxonomy asks for"),
         (["predict", str(CAT), *MODEL, "--taxonomy", "--confidence", "0"], "must be more than 0"),
-        (["predict", str(CAT), *MODEL, "--precision", "float8"], "--precision: 'float8' is none of"),
+        (["predict", str(CAT), *MODEL, "--precision", "float8"], "--precision: 'float8' is not allowed; choose"),
         (["predict", str(CAT), *MODEL, "--taxonomy", "--confidence", "1.5"], "at most 1"),
-        (["serve", "--rate-limit", "2/minute,1/second"], "such as 10/second, 600/minute or 1000/2hours"),
-        (["predict", str(CAT), *MODEL, "--device", "tpu"], "--device: 'tpu' is no device"),
+        (["serve", "--rate-limit", "2/minute,1/second"], "10/second, 600/minute or 1000/2hours"),
+        (["predict", str(CAT), *MODEL, "--device", "tpu"], "--device: 'tpu' is not a device"),
     ],
 )
 def test_what_cannot_be_done_is_one_plain_line(arguments: list[str], words: str) -> None:

@@ -32,7 +32,7 @@ def test_every_kind_of_architecture_is_built_by_its_name(architecture: str, crop
         ("timm:resnet51", "timm has no model 'resnet51'"),
         ("timm:timm/resnet10t", "timm has no model 'timm/resnet10t'"),
         ("timm:local-dir:docs", "timm has no model 'local-dir:docs'"),
-        ("timm:resnet10t.mine", "timm knows no weights 'mine' for resnet10t"),
+        ("timm:resnet10t.mine", "timm has no weights 'mine' for resnet10t"),
     ],
 )
 def test_an_unknown_architecture_is_a_clear_error(architecture: str, words: str) -> None:

@@ -28,13 +28,13 @@ class Hostile:
 @pytest.mark.parametrize("converted", [False, True])
 def test_a_checkpoint_that_is_not_trusted_is_not_read(tmp_path: Path, converted: bool) -> None:
     torch.save({"model": Hostile(tmp_path / "made")}, tmp_path / "yolo11n-cls.pt")
-    with pytest.raises(ModelError, match=r"runs whatever code .* if you trust it, set TOPK_TRUST_CHECKPOINT=true"):
+    with pytest.raises(ModelError, match=r"runs any code .* If you trust it, set TOPK_TRUST_CHECKPOINT=true"):
         resolve(Settings(model=str(tmp_path / "yolo11n-cls.pt"), _env_file=None), converted)
     assert not (tmp_path / "made").exists()
 
 
 def test_a_checkpoint_takes_no_other_weights(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is a checkpoint: it brings its own weights"):
+    with pytest.raises(ModelError, match="is a checkpoint, which contains its weights"):
         resolve(Settings(model="yolo11n-cls.pt", weights=tmp_path, trust_checkpoint=True, _env_file=None))
 
 
@@ -49,7 +49,7 @@ def test_without_the_package_it_says_what_to_install() -> None:
         command, cwd=REPOSITORY, env=environment() | {"COLUMNS": "200"}, capture_output=True, text=True
     )
     assert ran.returncode == 1
-    assert "the checkpoint yolo11n-cls.pt needs Ultralytics: pip install 'topk[ultralytics]'" in ran.stderr
+    assert "the checkpoint yolo11n-cls.pt needs Ultralytics: pip install '.[ultralytics]'" in ran.stderr
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused_unread(tmp_path: Path) -> None:

@@ -126,10 +126,10 @@ def test_features_and_logits_are_its_outputs_whatever_the_size_of_the_batch() ->
     ("kind", "words"),
     [
         (Branching, "mine does not convert to OpenVINO"),
-        (Random, "mine (does not convert to|computes other logits in) OpenVINO"),
-        (Otherwise, "mine computes other logits in OpenVINO"),
-        (OtherwiseInFloat32, "mine computes other logits in OpenVINO"),
-        (NotANumber, "mine with weights seeded computes no finite scores"),
+        (Random, "mine (does not convert to|computes different logits in) OpenVINO"),
+        (Otherwise, "mine computes different logits in OpenVINO"),
+        (OtherwiseInFloat32, "mine computes different logits in OpenVINO"),
+        (NotANumber, "mine with weights seeded does not compute finite scores"),
     ],
 )
 def test_what_openvino_would_not_compute_the_same_way_is_refused(kind: type[Head], words: str) -> None:

@@ -123,6 +123,15 @@ def files(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.exists() else []
 
 
+def test_a_download_is_logged_once(checkpoints: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serving(whole) as origin, caplog.at_level("INFO", "app.models"):
+        url = origin.url()
+        assert download.fetch(url) == download.fetch(url)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"downloading {url}, once on this machine; this usually takes less than a minute"
+    ]
+
+
 def test_a_file_lands_in_the_cache_and_is_not_fetched_again(checkpoints: Path) -> None:
     with serving(whole) as origin:
         assert download.fetch(origin.url()) == download.fetch(origin.url()) == checkpoints / NAME
@@ -157,14 +166,14 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start() -> None:
 
 
 def test_a_transfer_that_never_gets_further_is_given_up(checkpoints: Path) -> None:
-    with serving(half) as origin, pytest.raises(ModelError, match=r"1 s without a byte"):
+    with serving(half) as origin, pytest.raises(ModelError, match=r"no data for 1 s"):
         download.fetch(origin.url(), give_up_s=1)
     assert len(origin.ranges) > 1
     assert files(checkpoints) == []
 
 
 def test_a_network_lost_midway_is_waited_for(checkpoints: Path) -> None:
-    with serving(half_then_gone) as origin, pytest.raises(ModelError, match=r"2\.5 s without a byte .*refused"):
+    with serving(half_then_gone) as origin, pytest.raises(ModelError, match=r"no data for 2\.5 s .*refused"):
         download.fetch(origin.url(), give_up_s=2.5)  # three refusals take one second
     assert files(checkpoints) == []
 
@@ -181,7 +190,7 @@ def test_a_name_without_a_hash_is_taken_as_it_is(checkpoints: Path) -> None:
 
 
 def test_a_missing_file_fails_at_the_first_request(checkpoints: Path) -> None:
-    with serving(status(404)) as origin, pytest.raises(ModelError, match=f"{NAME} could not be had: .*404"):
+    with serving(status(404)) as origin, pytest.raises(ModelError, match=f"{NAME} cannot be downloaded: .*404"):
         download.fetch(origin.url())
     assert origin.ranges == [None]
     assert files(checkpoints) == []
@@ -206,7 +215,7 @@ def test_a_redirect_is_followed() -> None:
 
 @pytest.mark.parametrize("stall", [silent, paused_at_half])
 def test_a_server_that_stalls_is_given_up(stall: Callable[[Handler], None], checkpoints: Path) -> None:
-    with serving(stall) as origin, pytest.raises(ModelError, match=r"0\.3 s without a byte \(\w"):
+    with serving(stall) as origin, pytest.raises(ModelError, match=r"no data for 0\.3 s \(\w"):
         download.fetch(origin.url(), give_up_s=0.3)
     assert files(checkpoints) == []
 
@@ -214,7 +223,7 @@ def test_a_server_that_stalls_is_given_up(stall: Callable[[Handler], None], chec
 def test_without_a_network_there_is_a_clear_error(checkpoints: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with pytest.raises(ModelError, match="could not be had: no connection"):
+    with pytest.raises(ModelError, match="cannot be downloaded: no connection"):
         download.fetch(f"http://127.0.0.1:{port}/{NAME}")
     assert files(checkpoints) == []
 
@@ -222,7 +231,7 @@ def test_without_a_network_there_is_a_clear_error(checkpoints: Path) -> None:
 @pytest.mark.parametrize("proxy", ["foo://127.0.0.1:1", "http://127.0.0.1:one", "socks5://127.0.0.1:1"])
 def test_an_unusable_proxy_is_a_clear_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("all_proxy", proxy)
-    with pytest.raises(ModelError, match="could not be had"):
+    with pytest.raises(ModelError, match="cannot be downloaded"):
         download.fetch(f"http://127.0.0.1:1/{NAME}")
 
 
@@ -241,13 +250,13 @@ def test_a_cache_that_cannot_be_made_is_a_clear_error(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / folder))
-    with pytest.raises(ModelError, match="could not be had"):
+    with pytest.raises(ModelError, match="cannot be downloaded"):
         download.fetch(f"http://127.0.0.1:1/{NAME}")
 
 
 def test_a_full_disk_is_said_and_nothing_is_left_on_it(checkpoints: Path) -> None:
     with serving(whole) as origin, files_of_at_most(HALF):
-        with pytest.raises(ModelError, match=r"could not be had: .*too large"):
+        with pytest.raises(ModelError, match=r"cannot be downloaded: .*too large"):
             download.fetch(origin.url())
         assert files(checkpoints) == []
 

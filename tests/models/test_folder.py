@@ -143,7 +143,7 @@ def test_damaged_weights_are_refused_where_they_are_needed(
 )
 def test_a_description_that_is_none_is_refused(copy: Path, content: bytes) -> None:
     (copy / "model.json").write_bytes(content)
-    with pytest.raises(ModelError, match=r"model\.json is no description of a model"):
+    with pytest.raises(ModelError, match=r"model\.json is not a model description"):
         folder.load(copy)
 
 
@@ -151,31 +151,33 @@ def test_a_description_that_is_none_is_refused(copy: Path, content: bytes) -> No
     ("content", "words"),
     [
         (b"{}", "it has no format, architecture, weights, digest, preprocessing, labels, precision, files, versions"),
-        (b"[]", "it is no JSON object"),
+        (b"[]", "it is not a JSON object"),
         (b'{"labels": [["cat"]]}', r"it has no format, .*, labels\.0\.1, .*"),
     ],
 )
 def test_what_a_description_lacks_is_said_in_one_line(copy: Path, content: bytes, words: str) -> None:
     (copy / "model.json").write_bytes(content)
-    with pytest.raises(ModelError, match=rf"model\.json is no description of a model: {words}\Z"):
+    with pytest.raises(ModelError, match=rf"model\.json is not a model description: {words}\Z"):
         folder.load(copy)
 
 
 def test_a_member_of_another_kind_is_named(copy: Path) -> None:
     change(copy, precision=8)
-    with pytest.raises(ModelError, match=r"no description of a model: precision: Input should be a valid string\Z"):
+    with pytest.raises(ModelError, match=r"not a model description: precision: Input should be a valid string\Z"):
         folder.load(copy)
 
 
 def test_members_that_this_version_does_not_know_are_refused(copy: Path) -> None:
     change(copy, surprise=1)
-    with pytest.raises(ModelError, match=r"is no description of a model: surprise: Extra inputs are not permitted\Z"):
+    with pytest.raises(ModelError, match=r"is not a model description: surprise: Extra inputs are not permitted\Z"):
         folder.load(copy)
 
 
 def test_another_format_is_refused(copy: Path) -> None:
     change(copy, format=folder.FORMAT + 1)
-    with pytest.raises(ModelError, match=f"has format {folder.FORMAT + 1}; this topk reads {folder.FORMAT}"):
+    with pytest.raises(
+        ModelError, match=f"has format {folder.FORMAT + 1}; this version of topk reads format {folder.FORMAT}"
+    ):
         folder.load(copy)
 
 
@@ -198,7 +200,7 @@ def test_without_weights_it_is_served_by_openvino_alone(written: Model, tmp_path
     assert not (tmp_path / "slim" / "model.safetensors").exists()
     model = folder.load(tmp_path / "slim")
     assert model.openvino is not None
-    with pytest.raises(ModelError, match=r"slim holds no model\.safetensors: it is served by OpenVINO alone"):
+    with pytest.raises(ModelError, match=r"slim has no model\.safetensors; only the engine openvino can serve it"):
         model.build()
 
 
@@ -228,7 +230,7 @@ def test_a_place_where_no_folder_can_be_is_refused(written: Model, tmp_path: Pat
 
 @pytest.mark.parametrize("weights", [True, False], ids=["safetensors", "OpenVINO"])
 def test_a_full_disk_is_said_in_a_sentence(written: Model, tmp_path: Path, weights: bool) -> None:
-    with files_of_at_most(1_000_000), pytest.raises(ModelError, match=r"mine cannot be written: .* full disk"):
+    with files_of_at_most(1_000_000), pytest.raises(ModelError, match=r"mine cannot be written: .* disk may be full"):
         folder.write(written, tmp_path / "mine", weights=weights)
 
 
@@ -240,13 +242,13 @@ def test_a_folder_is_a_model_by_its_path(resnet18_folder: Path) -> None:
 
 
 def test_a_folder_takes_no_other_weights(resnet18_folder: Path, resnet18_weights: Path) -> None:
-    with pytest.raises(ModelError, match="is a model folder: it brings its own weights"):
+    with pytest.raises(ModelError, match="is a model folder, which contains its weights"):
         resolve(Settings(model=str(resnet18_folder), weights=resnet18_weights, _env_file=None))
 
 
 @pytest.mark.parametrize("converted", [False, True])
 def test_a_path_that_is_no_model_folder_is_a_clear_error(tmp_path: Path, converted: bool) -> None:
-    with pytest.raises(ModelError, match=r"is no model folder: it has no model\.json"):
+    with pytest.raises(ModelError, match=r"is not a model folder: it has no model\.json"):
         resolve(Settings(model=str(tmp_path), _env_file=None), converted=converted)
 
 
@@ -290,7 +292,7 @@ def test_preprocessing_that_cannot_be_is_refused(copy: Path, wrong: dict[str, An
     if "mean" in wrong:
         text = (copy / folder.DESCRIPTION).read_text()
         (copy / folder.DESCRIPTION).write_text(text.replace('"mean":[', '"mean":[1e999,', 1))
-    with pytest.raises(ModelError, match="is no description of a model"):
+    with pytest.raises(ModelError, match="is not a model description"):
         folder.load(copy)
 
 

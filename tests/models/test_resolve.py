@@ -64,18 +64,18 @@ def test_auto_is_the_first_folder_that_holds_something(resnet18_folder: Path, tm
 
 def test_a_folder_that_holds_something_else_never_falls_back(tmp_path: Path) -> None:
     (tmp_path / "model.tar.gz").touch()
-    with pytest.raises(ModelError, match="is no model folder"):
+    with pytest.raises(ModelError, match="is not a model folder"):
         resolve(settings(model_folders=str(tmp_path)))
 
 
 def test_auto_with_a_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="name it, as in --model resnet50"):
+    with pytest.raises(ModelError, match="such as --model resnet50"):
         resolve(settings(weights=tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("model", ["resnet50", "resnet50:IMAGENET1K_V2", "resnet18"])
 def test_a_model_named_never_falls_back(model: str) -> None:
-    with pytest.raises(ModelError, match=r"the weights at https://\S+\.pth could not be had: no connection"):
+    with pytest.raises(ModelError, match=r"the weights at https://\S+\.pth cannot be downloaded: no connection"):
         resolve(settings(model=model))
 
 
@@ -88,14 +88,14 @@ def test_a_name_unknown_never_falls_back(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "near"),
     [
-        ("resnet51", ", did you mean resnet50 or"),
-        ("RESNET18", ", did you mean resnet18"),
+        ("resnet51", "; did you mean resnet50 or"),
+        ("RESNET18", "; did you mean resnet18"),
         ("nonesuch", ";"),
-        ("efficientnet-lite0", ", did you mean efficientnet_lite0"),
+        ("efficientnet-lite0", "; did you mean efficientnet_lite0"),
     ],
 )
 def test_the_nearest_names_are_offered(model: str, near: str) -> None:
-    with pytest.raises(ModelError, match=f"^no model '{model}'{near}"):
+    with pytest.raises(ModelError, match=f"^there is no model '{model}'{near}"):
         resolve(settings(model=model))
 
 
@@ -105,7 +105,7 @@ def test_the_embedded_model_has_a_name_and_no_warning() -> None:
 
 
 def test_the_embedded_model_takes_no_other_weights(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="efficientnet_lite0 is served with its own weights only"):
+    with pytest.raises(ModelError, match="efficientnet_lite0 has built-in weights only"):
         resolve(settings(model="efficientnet_lite0", weights=tmp_path / "weights.pth"))
 
 

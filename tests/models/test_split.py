@@ -43,7 +43,7 @@ def on_meta(architecture: str, crop: int = 224) -> FeaturesAndLogits:
 
 
 @pytest.mark.parametrize("entry", zoo.entries(), ids=lambda entry: f"{entry.architecture}:{entry.name}")
-def test_every_architecture_gives_features_and_logits(entry: zoo.Entry) -> None:
+def test_every_architecture_gives_features_and_logits(entry: zoo.OfficialWeights) -> None:
     crop = zoo.preprocessing(entry.architecture, entry.name).crop
     module = on_meta(entry.architecture, crop)
     features, logits = module(torch.empty(2, 3, crop, crop, device="meta"))

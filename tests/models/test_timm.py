@@ -100,10 +100,10 @@ def test_every_classifier_is_fed_as_timm_feeds_it_or_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        (WIDER[0], "its crop of 448 is larger than what it is cut from, 389"),
-        ("vit_base_patch16_siglip_224.webli", "nothing tells the labels of its 0 outputs"),
-        ("vit_base_patch16_clip_224.openai", "nothing tells the labels of its 512 outputs"),
-        ("resnet10t.mine", "timm knows no weights 'mine' for resnet10t"),
+        (WIDER[0], "its crop of 448 is larger than its resized image of 389"),
+        ("vit_base_patch16_siglip_224.webli", "the labels of its 0 classes are unknown"),
+        ("vit_base_patch16_clip_224.openai", "the labels of its 512 classes are unknown"),
+        ("resnet10t.mine", "timm has no weights 'mine' for resnet10t"),
         ("resnet51", "timm has no model 'resnet51'"),
         ("timm/resnet10t", "timm has no model 'timm/resnet10t'"),
     ],
@@ -301,8 +301,8 @@ def test_official_weights_come_from_the_hub_once(hub: ThreadingHTTPServer, weigh
     first, second, missing, hanging = json.loads(ran.stdout)
     assert first == second == ["test_resnet.r160_in1k", "r160_in1k", ours.download.sha256(weights)]
     assert len([path for path in Hub.asked if "test_resnet" in path]) == 3, Hub.asked
-    assert missing.startswith("timm/test_vit.r160_in1k has no weights of the names that timm looks for")
-    assert f"the weights at {address}/timm/hangs/resolve/main/model.safetensors could not be had" in hanging
+    assert missing.startswith("timm/test_vit.r160_in1k has none of the weights files that timm looks for")
+    assert f"the weights at {address}/timm/hangs/resolve/main/model.safetensors cannot be downloaded" in hanging
 
 
 DOCUMENT = (REPOSITORY / "docs" / "models.md").read_text()

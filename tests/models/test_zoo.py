@@ -175,7 +175,7 @@ def test_another_architecture_s_file_is_a_clear_error(tmp_path: Path) -> None:
         zoo.from_file("resnet18", None, tmp_path / "weights.pth").build()
 
 
-@pytest.mark.parametrize(("name", "words"), [("missing.pth", "cannot be read"), (".", "is no regular file")])
+@pytest.mark.parametrize(("name", "words"), [("missing.pth", "does not exist"), (".", "is not a regular file")])
 def test_a_file_that_cannot_be_read_is_a_clear_error(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=words):
         zoo.from_file("resnet50", None, tmp_path / name)
@@ -190,12 +190,12 @@ def test_an_unknown_architecture_is_a_clear_error(architecture: str, some_file: 
 
 
 def test_an_unknown_entry_is_a_clear_error_that_names_the_known(some_file: Path) -> None:
-    with pytest.raises(ModelError, match="resnet50 has no weights 'V3'; it has IMAGENET1K_V1, IMAGENET1K_V2"):
+    with pytest.raises(ModelError, match="resnet50 has no weights 'V3'; choose one of IMAGENET1K_V1, IMAGENET1K_V2"):
         zoo.from_file("resnet50", "V3", some_file)
 
 
 def test_weights_without_a_classifier_are_refused() -> None:
-    with pytest.raises(ModelError, match="vgg16:IMAGENET1K_FEATURES cannot classify"):
+    with pytest.raises(ModelError, match="vgg16:IMAGENET1K_FEATURES cannot be served"):
         zoo.official("vgg16", "IMAGENET1K_FEATURES")
 
 

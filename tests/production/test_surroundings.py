@@ -60,9 +60,9 @@ def test_a_model_that_does_not_fit_on_the_disk_is_said_in_a_sentence(tmp_path: P
     assert server.process.wait(120) == 1
     server.stop()
     said = [str(line["event"]) for line in server.log]
-    assert said[:2] == ["loading", "converting the model, once on this machine"]
-    assert len(said) == 3
-    assert "cannot be written: a file could not be written, as happens on a full disk" in said[-1]
+    assert said[:3] == ["no API key is required", "loading", "converting the model, once on this machine"]
+    assert len(said) == 4
+    assert "cannot be written: a file could not be written; the disk may be full" in said[-1]
 
 
 def test_a_server_that_runs_writes_nothing(embedded_server: Server, tmp_path: Path, start: Start) -> None:
@@ -122,7 +122,7 @@ def test_a_log_that_nobody_reads_any_more_stops_nothing() -> None:
         lines = rest.result(60).splitlines()
     whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}")]
     said = [str(json.loads(line)["event"]) for line in whole]
-    assert [event for event in said if event.endswith("log lines before this were lost: nobody read them")]
+    assert [event for event in said if event.endswith("log lines before this one were dropped: standard error was not read")]
     assert said[-1] == "stopped"
 
 

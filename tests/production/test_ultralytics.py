@@ -192,6 +192,6 @@ def test_what_does_not_classify_or_is_no_checkpoint_is_refused(made: Made, tmp_p
     ran = python(REFUSED, made.detector, tmp_path / "broken.pt", tmp_path / "missing.pt")
     assert ran.returncode == 0, ran.stderr
     detector, broken, missing = json.loads(ran.stdout)
-    assert detector.endswith("yolo11n.pt does not classify: its task is detect")
-    assert "broken.pt is no checkpoint that Ultralytics reads" in broken
+    assert detector.endswith("yolo11n.pt is not a classification model: its task is detect")
+    assert "broken.pt is not a checkpoint that Ultralytics can load" in broken
     assert "missing.pt cannot be read" in missing

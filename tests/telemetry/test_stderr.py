@@ -1,4 +1,4 @@
-"""Log lines where standard error is slow, full or closed."""
+"""Log lines while standard error is slow, full or closed."""
 
 import io
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.telemetry import stderr
-from app.telemetry.stderr import Lines
+from app.telemetry.stderr import StderrHandler
 
 FULL = 65_536 // 100
 
@@ -38,13 +38,13 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
     os.close(pipe.writing)
 
 
-def say(handler: Lines, text: Any, times: int = 1) -> None:
+def say(handler: StderrHandler, text: Any, times: int = 1) -> None:
     for _ in range(times):
         handler.handle(logging.LogRecord("topk", logging.INFO, __file__, 1, text, (), None))
 
 
 def test_a_line_is_written_whole(pipe: Pipe) -> None:
-    say(Lines(pipe), "ü" * 10_000)
+    say(StderrHandler(pipe), "ü" * 10_000)
     assert pipe.read() == ["ü" * 10_000]
 
 
@@ -57,7 +57,7 @@ def test_a_reader_that_is_slow_gets_all(pipe: Pipe, monkeypatch: pytest.MonkeyPa
             got.append(os.read(pipe.reading, 1000))
 
     reader = threading.Thread(target=read)
-    handler = Lines(pipe)
+    handler = StderrHandler(pipe)
     say(handler, "x" * 99, FULL // 2)
     reader.start()
     say(handler, "x" * 99, 10 * FULL)
@@ -66,22 +66,25 @@ def test_a_reader_that_is_slow_gets_all(pipe: Pipe, monkeypatch: pytest.MonkeyPa
     assert b"".join(got).count(b"\n") == FULL // 2 + 10 * FULL + 1
 
 
-def test_where_nobody_reads_lines_are_lost_and_that_is_said(pipe: Pipe) -> None:
-    handler = Lines(pipe)
+def test_lines_are_dropped_and_counted_while_nobody_reads(pipe: Pipe) -> None:
+    handler = StderrHandler(pipe)
     say(handler, "x" * 99, FULL + 100)
     kept = pipe.read()
     say(handler, "he reads again")
-    lost = FULL + 100 - len(kept)
-    assert lost >= 100
-    assert pipe.read() == [f"{lost} log lines before this were lost: nobody read them", "he reads again"]
+    dropped = FULL + 100 - len(kept)
+    assert dropped >= 100
+    assert pipe.read() == [
+        f"{dropped} log lines before this one were dropped: standard error was not read",
+        "he reads again",
+    ]
 
 
 def test_a_reader_that_has_gone_is_no_error(pipe: Pipe) -> None:
     os.close(pipe.reading)
-    say(Lines(pipe), "nobody hears this")  # a trace of what went wrong would have nowhere to go either
+    say(StderrHandler(pipe), "nobody hears this")  # a trace of what went wrong would have nowhere to go either
 
 
 def test_without_a_file_it_is_written_to_as_it_is() -> None:
     text = io.StringIO()
-    say(Lines(text), "as it is")
+    say(StderrHandler(text), "as it is")
     assert text.getvalue() == "as it is\n"

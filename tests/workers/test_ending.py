@@ -66,7 +66,7 @@ def test_ctrl_c_while_loading_ends_at_once(start: Start) -> None:
     [
         (["--model", "nonesuch"], "no model 'nonesuch'"),
         (["--api-keys-file", "nowhere"], "API keys cannot be read"),
-        (["--workers", "-1"], "--workers: '-1' is less than 0"),
+        (["--workers", "-1"], "--workers: '-1' is too small; the minimum is 0"),
     ],
 )
 def test_what_cannot_be_served_is_said_plainly_with_exit_code_1(start: Start, options: list[str], words: str) -> None:

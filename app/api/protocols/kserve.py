@@ -21,7 +21,7 @@ from app.engine import Want
 from app.errors import InvalidParameter, MalformedRequest, NotFound
 from app.settings import Settings
 
-NAME = "v1"
+NAME = "kserve-v1"
 PREFIX = "/v1/models/"
 FORM = Form(several=True, fields=())
 

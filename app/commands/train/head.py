@@ -56,7 +56,7 @@ def require() -> None:
     try:
         import sklearn.linear_model  # noqa: F401
     except ImportError as error:
-        raise TrainingError("training needs scikit-learn: pip install 'topk[train]'") from error
+        raise TrainingError("training needs scikit-learn: pip install '.[train]'") from error
 
 
 def fit(features: Floats, class_ids: Ints, seed: int, step: Callable[[str], None]) -> Head:

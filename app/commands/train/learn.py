@@ -14,8 +14,8 @@ from app.commands.train.plan import Plan
 from app.commands.train.progress import Bars
 from app.errors import ModelError, TrainingError
 from app.models import embedded
-from app.models.architecture import ULTRALYTICS
 from app.models.model import Model
+from app.models.names import ULTRALYTICS
 from app.models.split import set_classes
 from app.settings import Settings
 

@@ -215,5 +215,5 @@ def test_a_folder_for_openvino_alone_cannot_be_trained_from(
     told = description(slim)
     del told["files"]["model.safetensors"]  # type: ignore[attr-defined]
     (slim / "model.json").write_text(json.dumps(told))
-    with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         learn(Plan(shapes, tmp_path / "out"), settings(slim), BARS)
