@@ -1,10 +1,10 @@
-"""The ``topk`` command, also ``python -m app``. Ctrl-C is no error, not even while everything is being imported."""
+"""The ``topk`` command, also ``python -m app``."""
 
 import sys
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Ctrl-C exits quietly, also while modules are still being imported."""
     try:
         from app.commands.cli import main as command
 

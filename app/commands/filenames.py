@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def shown(path: Path) -> str:
-    """A path as text that can be printed: file names may hold anything."""
+def printable(path: Path) -> str:
+    """A path as printable text. Bytes that are not UTF-8 and control characters become U+FFFD."""
     name = os.fsencode(path).decode("utf-8", "replace")
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

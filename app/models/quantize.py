@@ -17,6 +17,7 @@ from app.errors import ModelError, TopkError
 from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.images.decoder import Decoder
+from app.images.files import find_images
 from app.images.sandbox import Sandbox
 from app.models.openvino import ov
 
@@ -68,8 +69,11 @@ def read(
     folder: Path, preprocessing: Preprocessing, labels: Sequence[Label], max_pixels: int, step: Step
 ) -> Photographs:
     """Decode up to ``MOST`` photographs, spread evenly over the folder's. Raises ModelError where there are too few."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST).astype(int))] if paths else []
+    try:
+        found = find_images(folder).paths
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
+    paths = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, MOST).astype(int))] if found else []
     served, reference, names = [], [], []
     with Sandbox() as sandbox:
         decoders = [Decoder(preprocessing, max_pixels, None, fast, sandbox) for fast in (True, False)]
