@@ -15,7 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from app.commands.console import err, out, print_json, print_line, warn
-from app.commands.filenames import printable
+from app.commands.filenames import printable, skipped_files
 from app.commands.options import MODEL_OPTIONS, JsonLines, with_settings
 from app.errors import EmptyBody, ModelError, TopkError
 from app.settings import Settings
@@ -115,7 +115,7 @@ def _paths(files: Sequence[Path]) -> list[Path]:
     if not found:
         raise ModelError(f"no image files in {', '.join(map(printable, files))}")
     if skipped:
-        print_line(err, f"skipped {skipped:,} file{'s' * (skipped != 1)} that are not images")
+        print_line(err, skipped_files(skipped))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.commands.evaluate.metrics import Ints
+from app.commands.filenames import skipped_files
 from app.errors import EvaluationError
 from app.imagenet.labels import Label
 from app.images.files import find_images, visible
@@ -102,7 +103,7 @@ def _folders(root: Path) -> LabelledFiles:
     if len(children) > len(folders):
         notes.append("files next to the class folders have no class and are ignored")
     if skipped:
-        notes.append(f"skipped {skipped:,} file{'s' * (skipped != 1)} that are not images")
+        notes.append(skipped_files(skipped))
     return LabelledFiles(root, tuple(files), tuple(names), tuple(notes))
 
 

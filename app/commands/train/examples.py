@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.commands.evaluate.table import count
-from app.commands.filenames import printable
+from app.commands.filenames import printable, skipped_files
 from app.commands.files import check_regular, reason
 from app.commands.train.listing import ClassFolders, shorten
 from app.errors import TrainingError
@@ -61,7 +61,7 @@ def read(listing: ClassFolders, classes: Sequence[str], advance: Advance) -> Tra
             f"ignored {count(listing.strays, 'file')} without a class in {printable(listing.folder)}"
         )
     if listing.others:
-        examples.warnings.append(f"skipped {count(listing.others, 'file')} that are not images")
+        examples.warnings.append(skipped_files(listing.others))
     for name, files in listing.files.items():
         for path in files:
             try:

@@ -172,7 +172,7 @@ class _Loop:
 
 
 def rate(step: int, steps: int, warm_up: int) -> float:
-    """The factor of the learning rate rises linearly to 1 at ``warm_up``, then falls along a cosine to 0 at ``steps``."""
+    """The learning rate factor rises linearly to 1 at ``warm_up``, then falls along a cosine to 0 at ``steps``."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -54,7 +54,7 @@ def test_an_open_loop_keeps_its_schedule_whatever_the_answers() -> None:
 
 
 def test_a_client_that_gets_no_connection_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loads, "_AFTER_ERROR_S", 3600.0)
+    monkeypatch.setattr(loads, "_PAUSE_AFTER_ERROR_S", 3600.0)
     client = Recorder("connect")
 
     async def drive() -> None:
