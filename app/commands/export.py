@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -44,6 +45,7 @@ def export(
     from app.telemetry.logging import configure_logging
 
     configure_logging(settings.log_format, "warning")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its warnings about CUDA do not matter here
     with err.status("loading") as status, contextlib.redirect_stdout(io.StringIO()):  # NNCF prints progress bars
         show_phase = status.update if err.is_terminal else partial(print_line, err)
         judgement = run(

@@ -75,10 +75,10 @@ def read(
         raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
     paths = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, MOST).astype(int))] if found else []
     served, reference, names = [], [], []
+    step("reading the photographs")
     with Sandbox() as sandbox:
         decoders = [Decoder(preprocessing, max_pixels, None, fast, sandbox) for fast in (True, False)]
         for path in paths:
-            step(f"reading {path.name}")
             try:
                 content = path.read_bytes()
                 crops = [decoder.decode_now(content) for decoder in decoders]

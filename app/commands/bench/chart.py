@@ -13,6 +13,8 @@ from app.commands.reports.drawing import COLOURS, figure, style, svg
 
 _INCHES = 7.4
 _LEAD_WIDTH, _WIDTH = 2.4, 1.5
+_LABEL_WIDTH = 0.035  # of the throughput axis
+_LABEL_HEIGHT = 1.15  # ratio of latencies
 
 
 class Curve(NamedTuple):
@@ -115,16 +117,24 @@ def _curves(axes: Axes, points: Sequence[Point]) -> None:
         y, width = [curve.value(point) for point in points], _LEAD_WIDTH if curve is CURVES[0] else _WIDTH
         [line] = axes.plot(x, y, "o-", color=COLOURS[curve.colour], linewidth=width, markersize=width + 2.5)  # type: ignore[arg-type]
         line.set(markeredgecolor=COLOURS["surface"], markeredgewidth=0.8)
-    for point, place in zip(points, x, strict=True):
-        if isinstance(point.load, Closed):
+    labelled: list[tuple[float, float]] = []
+    for point, place in reversed(list(zip(points, x, strict=True))):
+        position = (place, point.p50_ms or 0)
+        if isinstance(point.load, Closed) and not any(_overlap(position, other, max(x)) for other in labelled):
+            labelled.append(position)
             axes.annotate(
                 str(point.load.clients),
-                (place, point.p50_ms or 0),
+                position,
                 xytext=(0, -13),
                 textcoords="offset points",
                 ha="center",
                 color=COLOURS["ink"],
             )
+
+
+def _overlap(a: tuple[float, float], b: tuple[float, float], widest: float) -> bool:
+    """Whether labels at two points of the chart would cover each other."""
+    return abs(a[0] - b[0]) < _LABEL_WIDTH * widest and max(a[1], b[1]) < _LABEL_HEIGHT * min(a[1], b[1])
 
 
 def _slo(axes: Axes, slo_ms: float) -> None:
