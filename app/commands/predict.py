@@ -83,15 +83,12 @@ def predict(
 
 
 def _confidence(taxonomy: bool, confidence: float | None) -> float | None:
-    from app.imagenet.taxonomy import CONFIDENCE
+    from app.imagenet.taxonomy import answer_confidence
 
-    if confidence is None:
-        return CONFIDENCE if taxonomy else None
-    if not taxonomy:
-        raise ModelError("--confidence has no effect without --taxonomy; add --taxonomy")
-    if not 0 < confidence <= 1:
-        raise ModelError(f"--confidence must be more than 0 and at most 1, got {confidence:g}")
-    return confidence
+    try:
+        return answer_confidence(taxonomy, confidence)
+    except ValueError as error:
+        raise ModelError(f"--{error}") from error
 
 
 def _paths(files: Sequence[Path]) -> list[Path]:

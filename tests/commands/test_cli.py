@@ -96,7 +96,7 @@ def test_predict_gives_machines_the_keys_of_the_api() -> None:
     [
         (["predict", CAT, "--model", "resnet5"], "no model 'resnet5'"),
         (["predict", CAT, *MODEL, "--top-k", "1001"], "more than the model's 1000 classes"),
-        (["predict", CAT, *MODEL, "--confidence", "0.5"], "--confidence has no effect without --taxonomy"),
+        (["predict", CAT, *MODEL, "--confidence", "0.5"], "--confidence requires taxonomy"),
         (["predict", CAT, *MODEL, "--taxonomy", "--confidence", "0"], "must be more than 0 and at most 1, got 0"),
         (["predict", CAT, *MODEL, "--taxonomy", "--confidence", "1.5"], "must be more than 0 and at most 1, got 1.5"),
         (["predict", CAT, *MODEL, "--precision", "float8"], "--precision: 'float8'"),
