@@ -68,8 +68,7 @@ class Store:
     def delete(self) -> None:
         """Close the file and delete it."""
         self._database.close()
-        for suffix in ("", "-journal"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -94,12 +93,16 @@ class Store:
 
     def _replace(self, exclusive: bool) -> None:
         try:
-            self.path.unlink()
+            self._unlink()
             self._database = self._open(exclusive)
         except sqlite3.Error as error:
             raise _store_error(error) from error
         except OSError as error:
             raise StoreError(error.strerror or str(error)) from error
+
+    def _unlink(self) -> None:
+        for suffix in ("", "-journal"):  # SQLite would apply an old journal to a new file
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
 
 def _store_error(error: sqlite3.Error) -> StoreError:
