@@ -130,7 +130,7 @@ def _answers(paths: list[Path], options: PredictionOptions, settings: Settings) 
             warn(classifier.model.warning)
         want = Want(k=options.top_k or _TOP_K, probabilities=options.confidence is not None)
         found: dict[int, dict[str, Any]] = {}
-        with Progress(console=err, transient=True, disable=len(paths) < 2) as progress:
+        with Progress(console=err, transient=True, disable=len(paths) < 2 or not err.is_terminal) as progress:
             task = progress.add_task("classifying", total=len(paths))
 
             def done(position: int, outcome: "Outcome") -> None:

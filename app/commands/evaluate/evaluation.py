@@ -86,7 +86,7 @@ class Evaluation:
         if self.trained_on:
             found.append(
                 f"warning: the model was trained on {self.trained_on:,} of these {len(self.samples.files):,} images;"
-                " its accuracy on other images is lower"
+                " expect a lower accuracy on other images"
             )
         return [*found, *self.samples.notes]
 
@@ -153,13 +153,14 @@ class Evaluation:
 @contextmanager
 def evaluated(plan: EvaluationPlan, settings: Settings, progress: EvaluationProgress) -> Iterator[Evaluation]:
     """Evaluate. The journal is kept until the block ends. Raises EvaluationError and ModelError."""
+    target = Target(plan.url) if plan.url else None
     files = find(plan.images)
     with ExitStack() as stack:
         with progress.loading():
-            source = _source(plan, settings, stack)
+            source = _source(plan, target, settings, stack)
             samples = match(files, source.labels)
             reference = _reference(plan, settings, source, stack)
-            trained_on = 0 if plan.url else training_images.count(Path(settings.model), samples.files)
+            trained_on = 0 if target else training_images.count(Path(settings.model), samples.files)
         journals = [stack.enter_context(_journal(plan, one, settings)) for one in (source, reference) if one]
         with progress:
             progress.begin("evaluating", len(samples.files))
@@ -199,10 +200,10 @@ def compare(ours: Answers, theirs: Answers, samples: Samples, facts: dict[str, A
     )
 
 
-def _source(plan: EvaluationPlan, settings: Settings, stack: ExitStack) -> Source:
-    if plan.url is None:
+def _source(plan: EvaluationPlan, target: Target | None, settings: Settings, stack: ExitStack) -> Source:
+    if target is None:
         return stack.enter_context(closing(local.load(settings)))
-    remote = Remote(Target(plan.url), headers((), plan.api_key))
+    remote = Remote(target, headers((), plan.api_key))
     asyncio.run(remote.connect())
     return remote
 

@@ -23,7 +23,8 @@ def train(
     ] = None,
     holdout: Annotated[float, typer.Option(help="Without --val: share of each class to hold out.")] = 0.2,
     fine_tune: Annotated[
-        bool, typer.Option("--fine-tune", help="Train the whole network, starting from the linear head. Use a GPU.")
+        bool,
+        typer.Option("--fine-tune", help="Train the whole network, starting from the linear head. Slow without a GPU."),
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: maximum number of epochs.")] = 20,
     batch_size: Annotated[int, typer.Option(min=2, help="With --fine-tune: images per step.")] = 32,

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ class Recorder:
         self.sent: list[tuple[float, float]] = []
         self.error = error
 
-    async def send(self, due: float, give_up: float) -> Record:
+    async def send(self, due: float, give_up: float, headers: Mapping[str, str] | None = None) -> Record:
         self.sent.append((due, give_up))
         return Record(due, due, due, 0 if self.error else 200, self.error)
 
