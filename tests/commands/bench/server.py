@@ -20,8 +20,8 @@ class Known:
     """Answers POSTs with ``statuses`` in turn: a status, or what is to happen instead of an answer.
 
     ``refuse`` is a 503 before the body is read, ``reset`` cuts the connection, ``hang`` never answers, ``noise`` is not
-    HTTP, ``patient`` is 503 for a request that states a timeout and else 200. GETs get ``pages``. ``requests`` and ``connections`` are what came; ``left`` is set when a client leaves
-    a request that hangs.
+    HTTP, ``patient`` is 503 for a request that states a timeout, else 200. GETs get ``pages``. ``requests`` and
+    ``connections`` are what came; ``left`` is set when a client leaves a request that hangs.
     """
 
     def __init__(self, *statuses: int | str, pages: dict[str, str | Callable[[], str]] | None = None) -> None:
