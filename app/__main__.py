@@ -1,10 +1,10 @@
-"""The ``topk`` command, also ``python -m app``."""
+"""The ``topk`` command, also ``python -m app``. Ctrl-C exits without a traceback, even during imports."""
 
 import sys
 
 
 def main() -> None:
-    """Entry point. Ctrl-C exits quietly, also while modules are still being imported."""
+    """Run the command."""
     try:
         from app.commands.cli import main as command
 

@@ -104,7 +104,7 @@ def test_predict_gives_machines_the_keys_of_the_api() -> None:
         (["predict", CAT, "--top-k", "0"], "'--top-k'"),
         (["predict", CAT, "--topk", "1"], "no such option: --topk"),
         (["predict"], "missing argument 'files'; see topk predict --help"),
-        (["serve", "--rate-limit", "2/minute,1/second"], "such as 10/second, 600/minute or 1000/2hours"),
+        (["serve", "--rate-limit", "2/minute,1/second"], "10/second, 600/minute or 1000/2hours"),
         (["serve", "--api-keys", ""], "--api-keys: "),
         (["bench", "x", "--seconds", "soon"], "invalid value for '--seconds': "),
         (
