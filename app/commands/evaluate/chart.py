@@ -10,6 +10,7 @@ from app.commands.reports.drawing import COLOURS, PERCENT, figure, style, svg
 
 _INCHES = 4.2
 _HEADROOM = 0.06
+_LOW = 0.05  # a label below a lower accuracy would cover the axis
 _APART = 2  # least distance of labelled depths
 RELIABILITY = (
     ("accuracy", "accent"),
@@ -55,7 +56,7 @@ def depths(metrics: AccuracyMetrics) -> str:
         axes.axhline(metrics.top1, color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3))
         axes.annotate(
             f"top-1 {100 * metrics.top1:.1f} %", (0, metrics.top1), xycoords=("axes fraction", "data"),
-            xytext=(5, -12), textcoords="offset points", color=COLOURS["ink"],
+            xytext=(5, 4 if metrics.top1 < _LOW else -12), textcoords="offset points", color=COLOURS["ink"],
         )  # fmt: skip
         for depth, name in _landmarks(metrics):
             axes.annotate(name, (depth, y[depth]), xytext=(4, 4), textcoords="offset points", color=COLOURS["ink"])
