@@ -17,6 +17,7 @@ from app.errors import ModelError, TopkError
 from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.images.decoder import Decoder
+from app.images.files import find_images
 from app.images.sandbox import Sandbox
 from app.models.openvino import ov
 
@@ -71,13 +72,16 @@ def read(
     folder: Path, preprocessing: Preprocessing, labels: Sequence[Label], max_pixels: int, step: Step
 ) -> Photographs:
     """Decode up to ``MAX_PHOTOGRAPHS``, spread evenly over the folder. Raises ModelError if there are too few."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MAX_PHOTOGRAPHS).astype(int))] if paths else []
+    try:
+        found = find_images(folder).paths
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
+    paths = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, MAX_PHOTOGRAPHS).astype(int))] if found else []
     served, reference, names = [], [], []
+    step("reading the photographs")
     with Sandbox() as sandbox:
         decoders = [Decoder(preprocessing, max_pixels, None, fast, sandbox) for fast in (True, False)]
         for path in paths:
-            step(f"reading {path.name}")
             try:
                 content = path.read_bytes()
                 crops = [decoder.decode_now(content) for decoder in decoders]

@@ -1,4 +1,4 @@
-"""The images that are sent: those of a folder, or made ones, as they go over the wire."""
+"""The images to send, from a folder or generated, as request bodies."""
 
 import io
 import random
@@ -11,8 +11,9 @@ from PIL import Image
 
 from app import images
 from app.errors import LoadTestError
+from app.images.files import find_images
 
-MADE = 48
+GENERATED = 48
 SIZES = ((500, 375), (375, 500), (500, 333), (480, 360))
 SEED = 2012
 MAX_BYTES = 512 * 2**20  # of a folder, held in memory
@@ -21,22 +22,28 @@ _BOUNDARY = "topk-bench-7d3f0c9e51ab"
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The bytes of a request and their ``Content-Type``."""
+    """A request body and its ``Content-Type``."""
 
     content: bytes
     content_type: str
 
 
 def bodies(folder: Path | None, multipart: bool) -> list[Body]:
-    """At least one body. Raises LoadTestError where the folder has no image."""
-    found = list(read(folder) if folder else made())
+    """At least one body. Raises LoadTestError if the folder has no image."""
+    found = list(read(folder) if folder else generated())
     return [form(body) for body in found] if multipart else found
 
 
 def read(folder: Path) -> Iterator[Body]:
-    """The images below a folder in a shuffled but constant order, up to ``MAX_BYTES``. Raises LoadTestError."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    random.Random(SEED).shuffle(paths)  # noqa: S311  # no secret
+    """The images in a folder and its subfolders, in a shuffled but constant order, up to ``MAX_BYTES``.
+
+    Raises LoadTestError.
+    """
+    try:
+        paths = [path for path in find_images(folder).paths if path.is_file()]
+    except OSError as error:
+        raise LoadTestError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+    random.Random(SEED).shuffle(paths)  # noqa: S311  # not for cryptography
     held = 0
     for path in paths:
         try:
@@ -52,8 +59,8 @@ def read(folder: Path) -> Iterator[Body]:
         raise LoadTestError(f"no images in {folder}")
 
 
-def made(count: int = MADE) -> Iterator[Body]:
-    """JPEGs that cost what photographs of ImageNet cost: about 500x375, 60 to 150 kB, always the same."""
+def generated(count: int = GENERATED) -> Iterator[Body]:
+    """JPEGs that cost as much as photographs of ImageNet: about 500x375, 60 to 150 kB. They are always the same."""
     rng = np.random.default_rng(SEED)
     for number in range(count):
         picture = _picture(rng, *SIZES[number % len(SIZES)])
@@ -63,7 +70,7 @@ def made(count: int = MADE) -> Iterator[Body]:
 
 
 def _picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Noise at several scales: large shapes, some texture, some grain."""
+    """Noise at several scales: large shapes, texture and grain."""
     pixels = np.full((height, width, 3), rng.uniform(90, 160), np.float32)
     for cells, strength in ((4, 70), (16, 35), (64, 22), (384, rng.uniform(14, 44))):
         coarse = rng.normal(0, strength, (cells * height // width + 1, cells, 3)).astype(np.float32)

@@ -1,40 +1,43 @@
-"""Which rate to try next on the way to the largest that is held."""
+"""Which rate to try next in the search for the highest sustained rate."""
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-HELD = 0.97  # goodput over what was offered
+SUSTAINED = 0.97  # goodput divided by the offered rate
 GROWTH = 1.25
 CLOSE_ENOUGH = 1.04
-MOST = 10
-_LOWEST = 1 / 30  # of the first rate tried
+MOST_TRIALS = 10
+_LOWEST = 1 / 30  # of the first rate
 
 
-class Tried(NamedTuple):
+class Trial(NamedTuple):
+    """A rate, and whether the server sustained it."""
+
     rate: float
-    held: bool
+    sustained: bool
 
 
-def next_rate(start: float, tried: Sequence[Tried], ceiling: float = math.inf) -> float | None:
-    """The next rate, or None when it is known well enough: up or down in steps, then between the two that enclose it.
+def next_rate(start: float, trials: Sequence[Trial], ceiling: float = math.inf) -> float | None:
+    """The next rate to try, or None when the capacity is known well enough.
 
-    A rate that was not held below one that was is taken for noise. Nothing above ``ceiling`` is tried.
+    The search goes up or down in steps, then bisects. A rate that was not sustained, below one that was, counts as
+    noise. No rate above ``ceiling`` is tried.
     """
-    if not tried:
+    if not trials:
         return _rounded(min(start, ceiling))
-    held = capacity(tried) or 0.0
-    broken = min((step.rate for step in tried if not step.held and step.rate > held), default=math.inf)
-    if len(tried) >= MOST or broken <= held * CLOSE_ENOUGH or held >= ceiling or broken < start * _LOWEST:
+    held = capacity(trials) or 0.0
+    broken = min((trial.rate for trial in trials if not trial.sustained and trial.rate > held), default=math.inf)
+    if len(trials) >= MOST_TRIALS or broken <= held * CLOSE_ENOUGH or held >= ceiling or broken < start * _LOWEST:
         return None
     if math.isinf(broken):
         return _rounded(min(held * GROWTH, ceiling))
     return _rounded(math.sqrt(held * broken) if held else broken / GROWTH**2)
 
 
-def capacity(tried: Sequence[Tried]) -> float | None:
-    """The largest rate that was held, if any was."""
-    return max((step.rate for step in tried if step.held), default=None)
+def capacity(trials: Sequence[Trial]) -> float | None:
+    """The highest sustained rate, or None."""
+    return max((trial.rate for trial in trials if trial.sustained), default=None)
 
 
 def _rounded(rate: float) -> float:

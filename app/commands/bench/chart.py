@@ -1,4 +1,4 @@
-"""The curves of a report."""
+"""The charts of a report."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,15 +8,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from app.commands.bench.loads import Closed
 from app.commands.bench.points import Point
-from app.commands.bench.run import Result
+from app.commands.bench.run import LoadResult
 from app.commands.reports.drawing import COLOURS, figure, style, svg
 
 _INCHES = 7.4
 _LEAD_WIDTH, _WIDTH = 2.4, 1.5
+_LABEL_WIDTH = 0.035  # of the throughput axis
+_LABEL_HEIGHT = 1.15  # ratio of latencies
 
 
 class Curve(NamedTuple):
-    """A percentile: its name, its colour, its value at a point."""
+    """A percentile: its name, its colour, and its value at a point."""
 
     name: str
     colour: str
@@ -24,7 +26,7 @@ class Curve(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A part of what was asked: its name, its colour, how many of a point's requests."""
+    """A kind of outcome: its name, its colour, and its count at a point."""
 
     name: str
     colour: str
@@ -37,22 +39,22 @@ CURVES = (
     Curve("p99", "bar", lambda point: point.p99_ms),
 )
 OUTCOMES = (
-    Outcome("answered within the SLO", "accent", lambda point: point.good),
-    Outcome("answered late", "bar", lambda point: point.late),
+    Outcome("within the SLO", "accent", lambda point: point.good),
+    Outcome("late", "bar", lambda point: point.late),
     Outcome("refused (503, 429)", "edge", lambda point: point.refused),
-    Outcome("no answer in time", "faint", lambda point: point.errors.get("timeout", 0)),
+    Outcome("timeout", "faint", lambda point: point.errors.get("timeout", 0)),
     Outcome("failed", "danger", lambda point: _failed(point)),
 )
 
 
-def drawn(result: Result) -> list[Point]:
-    """The points of the run's own kind: without the closed loop that a search starts from."""
+def drawn(result: LoadResult) -> list[Point]:
+    """The points to draw: without the closed loop from which a search starts."""
     opened = [point for point in result.ordered if not isinstance(point.load, Closed)]
     return opened or result.ordered
 
 
-def latency(result: Result) -> str:
-    """Latency over what was answered (closed loop) or offered (open loop) a second."""
+def latency(result: LoadResult) -> str:
+    """Latency over throughput, or over the offered rate of an open loop. The horizontal axis starts at zero."""
     with style():
         drawn_on, [axes] = figure(_INCHES, 3.5)
         points = [point for point in drawn(result) if point.p50_ms is not None]
@@ -71,12 +73,12 @@ def latency(result: Result) -> str:
                 color=COLOURS["ink"],
             )
         closed = bool(points) and isinstance(points[0].load, Closed)
-        axes.set_xlabel("answers a second; the numbers are clients" if closed else "requests offered a second")
+        axes.set_xlabel("responses per second; the numbers are clients" if closed else "requests offered per second")
         return svg(drawn_on, "Latency over throughput")
 
 
-def outcomes(result: Result) -> str:
-    """What became of the requests of each point, a second."""
+def outcomes(result: LoadResult) -> str:
+    """The outcomes of each point's requests, per second."""
     points = drawn(result)
     with style():
         drawn_on, [axes] = figure(_INCHES, 2.6)
@@ -90,12 +92,12 @@ def outcomes(result: Result) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(-0.7, max(len(points), 4) - 0.3)
         closed = bool(points) and isinstance(points[0].load, Closed)
-        axes.set_xlabel("clients" if closed else "requests offered a second", x=0.5)
+        axes.set_xlabel("clients" if closed else "requests offered per second", x=0.5)
         return svg(drawn_on, "Outcomes of the requests of each point")
 
 
 def _place(point: Point) -> float:
-    """On the axis of the curves: what was answered a second, or in an open loop what was offered."""
+    """The position on the horizontal axis: throughput, or the offered rate of an open loop."""
     return point.throughput if isinstance(point.load, Closed) else point.load.size
 
 
@@ -109,21 +111,30 @@ def _curves(axes: Axes, points: Sequence[Point]) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.06, y=0.12)
+    axes.margins(y=0.12)
+    axes.set_xlim(0, 1.06 * max(x, default=1.0))
     for curve in reversed(CURVES):
         y, width = [curve.value(point) for point in points], _LEAD_WIDTH if curve is CURVES[0] else _WIDTH
         [line] = axes.plot(x, y, "o-", color=COLOURS[curve.colour], linewidth=width, markersize=width + 2.5)  # type: ignore[arg-type]
         line.set(markeredgecolor=COLOURS["surface"], markeredgewidth=0.8)
-    for point, place in zip(points, x, strict=True):
-        if isinstance(point.load, Closed):
+    labelled: list[tuple[float, float]] = []
+    for point, place in reversed(list(zip(points, x, strict=True))):
+        position = (place, point.p50_ms or 0)
+        if isinstance(point.load, Closed) and not any(_overlap(position, other, max(x)) for other in labelled):
+            labelled.append(position)
             axes.annotate(
                 str(point.load.clients),
-                (place, point.p50_ms or 0),
+                position,
                 xytext=(0, -13),
                 textcoords="offset points",
                 ha="center",
                 color=COLOURS["ink"],
             )
+
+
+def _overlap(a: tuple[float, float], b: tuple[float, float], widest: float) -> bool:
+    """Whether labels at two points of the chart would cover each other."""
+    return abs(a[0] - b[0]) < _LABEL_WIDTH * widest and max(a[1], b[1]) < _LABEL_HEIGHT * min(a[1], b[1])
 
 
 def _slo(axes: Axes, slo_ms: float) -> None:

@@ -1,10 +1,10 @@
-"""One request -> a record. Runs on the event loop."""
+"""Sends requests and records what becomes of them. Runs on the event loop."""
 
 import asyncio
 import io
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import aiohttp
@@ -12,14 +12,15 @@ import aiohttp
 from app import __version__
 from app.commands.bench.bodies import Body
 
-_IDLE_S = 2.0  # a connection idle for longer is not used again: the server may be closing it at that moment
-_LARGE = 2**20  # from here on aiohttp wants a file: it writes bytes in one go
+_IDLE_S = 2.0  # a connection that was idle for longer is not reused, because the server may be closing it
+_LARGE = 2**20  # aiohttp writes bytes in one go, so larger bodies are passed as files
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class Record(NamedTuple):
-    """Monotonic seconds; ``status`` is 0 where ``error`` says why no answer came.
+    """One request, in monotonic seconds. ``status`` is 0 without a response; ``error`` then has the reason.
 
-    ``due`` is when the request was to be sent, ``begun`` when it was.
+    ``due`` is the scheduled time of the request, ``begun`` the actual one.
     """
 
     due: float
@@ -34,7 +35,7 @@ class Record(NamedTuple):
 
 
 def session(headers: dict[str, str]) -> aiohttp.ClientSession:
-    """Connections without a limit, kept alive; no proxy, no cookies, no retries."""
+    """Any number of keep-alive connections. No proxy, no cookies, no retries."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S, ttl_dns_cache=None),
         headers={"User-Agent": f"topk-bench/{__version__}", **headers},
@@ -45,43 +46,43 @@ def session(headers: dict[str, str]) -> aiohttp.ClientSession:
 
 
 class Client:
-    """Sends bodies in turn to one URL; ``records`` holds what became of them, in the order they ended.
+    """Sends bodies in turn to one URL. ``records`` are in the order in which the requests ended.
 
-    ``unreachable`` is why no connection came about, the last time that it did not.
+    ``connect_error`` is the reason of the last failed connection.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: str, bodies: Sequence[Body]) -> None:
         self.session = session
         self.url = url
         self.records: list[Record] = []
-        self.unreachable = ""
+        self.connect_error = ""
         self._bodies = itertools.cycle(bodies)
 
-    async def send(self, due: float, give_up: float) -> Record:
-        """One request; its connection is closed where no whole answer has come by ``give_up`` (loop time)."""
+    async def send(self, due: float, give_up: float, headers: Mapping[str, str] = _NO_HEADERS) -> Record:
+        """Send one request. Closes the connection if the response is not complete by ``give_up`` (loop time)."""
         time = asyncio.get_running_loop().time
         begun, status, error = time(), 0, ""
         try:
             async with asyncio.timeout_at(give_up):
-                status = await self._post(next(self._bodies))
+                status = await self._post(next(self._bodies), headers)
         except (aiohttp.ClientError, TimeoutError, OSError) as failure:
             error = _kind(failure)
             if isinstance(failure, aiohttp.ClientConnectorError):
-                self.unreachable = _reason(failure)
+                self.connect_error = _reason(failure)
         record = Record(due, begun, time(), status, error)
         self.records.append(record)
         return record
 
-    async def _post(self, body: Body) -> int:
+    async def _post(self, body: Body, headers: Mapping[str, str]) -> int:
         data = body.content if len(body.content) < _LARGE else io.BytesIO(body.content)
-        headers = {"Content-Type": body.content_type}
-        async with self.session.post(self.url, data=data, headers=headers, allow_redirects=False) as answer:
-            await answer.read()
-            return answer.status
+        all_headers = {"Content-Type": body.content_type, **headers}
+        async with self.session.post(self.url, data=data, headers=all_headers, allow_redirects=False) as response:
+            await response.read()
+            return response.status
 
 
 def _reason(failure: aiohttp.ClientConnectorError) -> str:
-    """In the system's words: refused, no such host, no route; a certificate's fault in its own."""
+    """The operating system's message, or the one about the certificate."""
     cause = failure.os_error
     if isinstance(failure, aiohttp.ClientConnectorDNSError) or not cause.errno:
         return str(cause.strerror or cause)
@@ -89,7 +90,7 @@ def _reason(failure: aiohttp.ClientConnectorError) -> str:
 
 
 def _kind(failure: Exception) -> str:
-    """timeout, connect (no connection), reset (cut off in between) or protocol (no HTTP)."""
+    """``timeout``, ``connect`` (no connection), ``reset`` (closed early) or ``protocol`` (not HTTP)."""
     match failure:
         case TimeoutError():
             return "timeout"

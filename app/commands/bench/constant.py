@@ -1,6 +1,6 @@
-"""A server without a model, a process of its own: reads each body, answers a constant.
+"""A server without a model, in its own process: it reads each body and sends a constant response.
 
-``python -m app.commands.bench.constant`` prints its port and serves until its standard input ends.
+``python -m app.commands.bench.constant`` prints its port and serves until stdin is closed.
 """
 
 import asyncio
@@ -9,18 +9,18 @@ import sys
 
 _LENGTH = re.compile(rb"^content-length: *(\d+)\r$", re.IGNORECASE | re.MULTILINE)
 _CONTENT = b'{"model": "constant", "weights": "none", "predictions": []}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (
     len(_CONTENT),
     _CONTENT,
 )
 
 
 class Constant(asyncio.Protocol):
-    """HTTP as far as our own client speaks it: bodies with a length, one request after the other."""
+    """The part of HTTP that our client uses: bodies with a length, one request at a time."""
 
     def __init__(self) -> None:
         self._head = b""
-        self._left = 0  # bytes of the body still to come
+        self._left = 0  # bytes of the body not yet received
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -38,7 +38,7 @@ class Constant(asyncio.Protocol):
             self._head, self._left = b"", (int(length[1]) if length else 0) - len(begun)
         if self._left <= 0:
             self._left = 0
-            self._transport.write(ANSWER)
+            self._transport.write(RESPONSE)
 
 
 async def serve() -> None:

@@ -1,20 +1,21 @@
-"""When requests are sent: by clients that wait for their answers, or at a rate whatever the answers."""
+"""When requests are sent: by clients that wait for their responses, or at a fixed rate."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.commands.bench.client import Client
 
-PATIENCE_S = 60.0
-_AFTER_ERROR_S = 0.05  # where nothing listens any more, a client must not spin
-_SEED = 1909  # of the arrivals: a rate's schedule is the same in every run
+TIMEOUT_S = 60.0
+_PAUSE_AFTER_ERROR_S = 0.05  # so that a client does not spin when nothing listens
+_SEED = 1909  # of the arrivals, so that a rate has the same schedule in every run
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Each of ``clients`` sends its next request once the last is answered."""
+    """Each of ``clients`` sends its next request when the previous one has ended."""
 
     clients: int
 
@@ -27,7 +28,7 @@ class Closed:
         return f"{self.clients} client{'s' * (self.clients != 1)}"
 
     async def drive(self, client: Client, until: float) -> None:
-        """Begin requests up to ``until`` (loop time); returns when the last has ended."""
+        """Begin requests up to ``until`` (loop time). Returns when the last one has ended."""
         async with asyncio.TaskGroup() as group:
             for _ in range(self.clients):
                 group.create_task(self._one(client, until))
@@ -35,17 +36,21 @@ class Closed:
     async def _one(self, client: Client, until: float) -> None:
         time = asyncio.get_running_loop().time
         while (now := time()) < until:
-            record = await client.send(now, now + PATIENCE_S)
+            record = await client.send(now, now + TIMEOUT_S)
             if record.error:
-                await asyncio.sleep(_AFTER_ERROR_S)
+                await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Poisson arrivals, ``rate`` a second. Who has no answer after ``slo_s``, counted from the arrival, leaves."""
+    """Poisson arrivals, ``rate`` per second. A client gives up ``slo_s`` after its arrival.
+
+    With ``send_timeout`` the requests state that time.
+    """
 
     rate: float
     slo_s: float
+    send_timeout: bool = False
 
     @property
     def size(self) -> float:
@@ -56,13 +61,16 @@ class Open:
         return f"{self.rate:g}/s"
 
     async def drive(self, client: Client, until: float) -> None:
-        """Begin requests up to ``until`` (loop time); returns when the last has ended."""
+        """Begin requests up to ``until`` (loop time). Returns when the last one has ended."""
         time, rng = asyncio.get_running_loop().time, np.random.default_rng(_SEED)
         due = time()
         async with asyncio.TaskGroup() as group:
             while (due := due + rng.exponential(1 / self.rate)) < until:
-                await asyncio.sleep(due - time())  # also where it is late: the others need their turn
-                group.create_task(client.send(due, due + self.slo_s))
+                await asyncio.sleep(due - time())  # also if it is late, so that other tasks can run
+                group.create_task(client.send(due, due + self.slo_s, self._headers()))
+
+    def _headers(self) -> Mapping[str, str]:
+        return {"X-Request-Timeout-Ms": f"{max(1, round(self.slo_s * 1000))}"} if self.send_timeout else {}
 
 
 Load = Closed | Open

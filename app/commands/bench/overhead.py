@@ -1,4 +1,4 @@
-"""What the client itself costs: the same bodies sent to a server without a model."""
+"""The cost of the client itself: the same bodies sent to a server without a model."""
 
 import asyncio
 import sys
@@ -18,7 +18,7 @@ CLIENTS = 16
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """``cpu_ms`` of the client's CPU a request, and the ``largest_rate`` it drove, requests a second."""
+    """The client's CPU time per request, and the highest rate it reached, in requests per second."""
 
     cpu_ms: float
     largest_rate: float
@@ -29,19 +29,19 @@ class Overhead:
 
 @asynccontextmanager
 async def constant_server() -> AsyncIterator[str]:
-    """The URL of a constant-answer server in a process of its own."""
+    """The URL of a constant-response server in its own process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app.commands.bench.constant"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is ours to handle: it ends with its standard input
+        start_new_session=True,  # so that Ctrl-C does not reach it; it ends when its stdin is closed
     )
     assert process.stdin
     assert process.stdout
     try:
         port = await process.stdout.readline()
         if not port:
-            raise LoadTestError("the client's own cost cannot be measured: the constant-answer server did not start")
+            raise LoadTestError("the client's own cost cannot be measured: the constant-response server did not start")
         yield f"http://127.0.0.1:{int(port)}/"
     finally:
         process.stdin.close()
@@ -49,7 +49,7 @@ async def constant_server() -> AsyncIterator[str]:
 
 
 async def measure(bodies: Sequence[Body], headers: dict[str, str], seconds: float = SECONDS) -> Overhead:
-    """Drive the constant server as hard as 16 clients can."""
+    """Load the constant server with 16 clients."""
     async with constant_server() as url, session(headers) as connections:
         client = Client(connections, url, bodies)
         loop, load = asyncio.get_running_loop(), Closed(CLIENTS)

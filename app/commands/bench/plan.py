@@ -1,4 +1,4 @@
-"""What a run is asked for, checked before anything is sent."""
+"""What to measure, validated before any request is sent."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,11 @@ CLIENTS = "16"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """``clients`` are those of each closed-loop point, ``rates`` the requests a second of each open-loop point.
+class LoadPlan:
+    """``clients`` is the number of clients of each closed-loop point, ``rates`` the rate of each open-loop point.
 
-    With ``mode`` ``capacity`` the rates are searched, from what ``clients[0]`` clients get in a closed loop.
+    Mode ``capacity`` searches the rates, starting from the throughput of ``clients[0]`` clients in a closed loop. With
+    ``send_timeout``, open-loop requests state the SLO as their timeout.
     """
 
     mode: Mode
@@ -26,6 +27,7 @@ class Plan:
     seconds: float = 10.0
     warmup: float = 2.0
     slo_ms: float = 1000.0
+    send_timeout: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     images: Path | None = None
     multipart: bool = False
@@ -38,29 +40,29 @@ class Plan:
 def load(
     clients: str | None, rates: str | None, find_capacity: bool
 ) -> tuple[Mode, tuple[int, ...], tuple[float, ...]]:
-    """Mode, clients and rates as the command line gives them. Raises LoadTestError."""
+    """Mode, clients and rates from the command line. Raises LoadTestError."""
     if rates is not None and (clients is not None or find_capacity):
-        raise LoadTestError("--rate goes with neither --clients nor --find-capacity")
+        raise LoadTestError("--rate cannot be combined with --clients or --find-capacity")
     if rates is not None:
         return "open", (), _numbers("--rate", rates)
     counts = _numbers("--clients", clients or CLIENTS)
     if not all(count.is_integer() for count in counts):
-        raise LoadTestError(f"--clients {clients}: whole numbers, please")
+        raise LoadTestError(f"--clients must be whole numbers, got {clients}")
     if find_capacity and len(counts) > 1:
-        raise LoadTestError("--find-capacity starts from one number of --clients")
+        raise LoadTestError(f"--find-capacity takes a single number of --clients, got {clients}")
     return "capacity" if find_capacity else "closed", tuple(map(int, counts)), ()
 
 
 def headers(lines: Sequence[str], api_key: str | None) -> dict[str, str]:
-    """Headers from lines ``Name: value``; the key becomes a bearer token. Raises LoadTestError."""
+    """Headers from lines ``Name: value``, and the API key as a bearer token. Raises LoadTestError."""
     given = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     for line in lines:
         name, colon, value = line.partition(":")
         if not (colon and name.strip()):
-            raise LoadTestError(f"--header {line!r} is not of the form 'Name: value'")
+            raise LoadTestError(f"--header must have the form 'Name: value', got {line!r}")
         given[name.strip()] = value.strip()
     if not all(text.isprintable() and text.isascii() for item in given.items() for text in item):
-        raise LoadTestError("headers and keys must be printable ASCII")
+        raise LoadTestError("headers and API keys must be printable ASCII")
     return given
 
 
@@ -70,5 +72,5 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     except ValueError:
         numbers = ()
     if not numbers or not all(0 < number < math.inf for number in numbers):
-        raise LoadTestError(f"{option} {text}: a number above 0, or several with commas between")
+        raise LoadTestError(f"{option} must be a number above 0, or several separated by commas, got {text!r}")
     return numbers

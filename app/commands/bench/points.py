@@ -18,7 +18,10 @@ LATE = 0.05  # of the SLO, behind the schedule
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What counts: requests due from ``start`` up to ``end`` (loop time). ``cpu_s``: the client's own in between."""
+    """The measured time: requests due from ``start`` up to ``end`` (loop time) count.
+
+    ``cpu_s`` is the client's CPU time in between.
+    """
 
     start: float
     end: float
@@ -32,7 +35,7 @@ class Window:
 
     @property
     def batch_size(self) -> float | None:
-        """Mean size of the batches the server ran, where it tells."""
+        """Mean size of the batches that the server ran, if it exports that."""
         if not (self.before and self.after) or self.after.batches <= self.before.batches:
             return None
         return (self.after.images - self.before.images) / (self.after.batches - self.before.batches)
@@ -40,13 +43,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One load and what came of it; latencies in ms, None where nothing was answered.
+    """One load and its figures. Latencies are in ms, None without a response.
 
-    ``throughput`` counts answers of status 2xx a second, ``goodput`` those that came within the SLO. ``p50_ms``,
-    ``p95_ms`` and ``p99_ms`` are of answers 2xx, ``refused_p99_ms`` of 503 and 429; in an open loop they count from
-    the scheduled arrival. ``errors`` counts requests without an answer: timeout, connect, reset, protocol.
-    ``late`` are 2xx past the SLO. ``client_cpu`` is the share of a core that the client used, ``behind_p99_ms`` how
-    late it began its requests.
+    ``throughput`` is 2xx responses per second, ``goodput`` those within the SLO. ``p50_ms``, ``p95_ms`` and ``p99_ms``
+    are latencies of 2xx responses, ``refused_p99_ms`` of 503 and 429; in an open loop they count from the scheduled
+    arrival. ``errors`` counts requests without a response: timeout, connect, reset, protocol. ``late`` counts 2xx
+    responses after the SLO. ``client_cpu`` is the share of a core that the client used, ``behind_p99_ms`` the delay
+    of its requests.
     """
 
     load: Load
@@ -71,19 +74,19 @@ class Point:
         return sum(self.statuses.get(status, 0) for status in REFUSALS)
 
     @property
-    def share_held(self) -> float:
-        """Goodput over what was offered, 0 to 1."""
+    def good_share(self) -> float:
+        """Goodput divided by the offered rate, 0 to 1."""
         return self.good / self.requests if self.requests else 0.0
 
     def warnings(self, slo_ms: float) -> list[str]:
-        """Why these figures may say less of the server than they seem to."""
+        """Reasons to doubt that the figures describe the server."""
         found = []
         if self.client_cpu > BUSY:
             found.append(
-                f"{self.load.label}: the client used {self.client_cpu:.2f} of a core, it may be the bottleneck"
+                f"{self.load.label}: the client used {self.client_cpu:.2f} of a core and may be the bottleneck"
             )
         if (self.behind_p99_ms or 0) > LATE * slo_ms:
-            found.append(f"{self.load.label}: the client fell {self.behind_p99_ms:.0f} ms behind its schedule (p99)")
+            found.append(f"{self.load.label}: the client was {self.behind_p99_ms:.0f} ms behind its schedule (p99)")
         for status, count in self.statuses.items():
             if not 200 <= status < 300 and status not in REFUSALS:
                 phrase = responses.get(status, "")
@@ -91,7 +94,7 @@ class Point:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the load as ``clients`` or ``rate``, unknown figures left out."""
+        """The figures as JSON, the load as ``clients`` or ``rate``, without unknown figures."""
         load = {"clients": self.load.clients} if isinstance(self.load, Closed) else {"rate": self.load.rate}
         figures = {name: getattr(self, name) for name in self.__slots__ if name != "load"}
         figures["statuses"] = {str(status): count for status, count in self.statuses.items()}
@@ -100,7 +103,7 @@ class Point:
 
 
 def point(load: Load, records: Sequence[Record], window: Window, slo_s: float) -> Point:
-    """The figures of the requests that were due within the window, whenever they ended."""
+    """The figures of the requests due within the window, whenever they ended."""
     counted = [record for record in records if window.start <= record.due < window.end]
     answers = [record.latency for record in counted if 200 <= record.status < 300]
     refusals = [record.latency for record in counted if record.status in REFUSALS]
@@ -111,8 +114,8 @@ def point(load: Load, records: Sequence[Record], window: Window, slo_s: float) -
         requests=len(counted),
         good=good,
         late=len(answers) - good,
-        throughput=_a_second(len(answers), window),
-        goodput=_a_second(good, window),
+        throughput=_per_second(len(answers), window),
+        goodput=_per_second(good, window),
         p50_ms=percentile_ms(answers, 50),
         p95_ms=percentile_ms(answers, 95),
         p99_ms=percentile_ms(answers, 99),
@@ -126,11 +129,11 @@ def point(load: Load, records: Sequence[Record], window: Window, slo_s: float) -
 
 
 def percentile_ms(seconds: Sequence[float], percent: int) -> float | None:
-    """Nearest rank: the smallest value that at least ``percent`` per cent of the values do not exceed, in ms."""
+    """The percentile in ms, by nearest rank: the smallest value that ``percent`` per cent do not exceed."""
     if not seconds:
         return None
     return sorted(seconds)[math.ceil(len(seconds) * percent / 100) - 1] * 1000
 
 
-def _a_second(count: int, window: Window) -> float:
+def _per_second(count: int, window: Window) -> float:
     return count / window.seconds if window.seconds > 0 else 0.0

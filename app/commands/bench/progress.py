@@ -1,4 +1,4 @@
-"""Live progress on a terminal: a bar for each point, and what is answered at the moment."""
+"""Live progress on a terminal: a bar for each point, with the current throughput."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -13,35 +13,38 @@ from app.commands.bench.points import percentile_ms
 _RECENT_S = 2.0
 
 
-class Live:
-    """Called with a load, the share of its point that is over and its records so far; gone when the block ends."""
+class LoadProgress:
+    """Call it with a load, the elapsed share of its point, and the records so far.
+
+    The bars disappear when the block ends.
+    """
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description:>12}"), BarColumn(28), TextColumn("{task.fields[now]}"))
-        shown = console.is_terminal
-        self._progress = Progress(*columns, console=console, transient=True, disable=not shown, refresh_per_second=4)
+        disable = not console.is_terminal
+        self._progress = Progress(*columns, console=console, transient=True, disable=disable, refresh_per_second=4)
         self._tasks: dict[Load, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._progress.start()
-        self._waiting = self._progress.add_task("getting ready", total=None, now="")
+        self._waiting = self._progress.add_task("preparing", total=None, now="")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, load: Load, over: float, records: Sequence[Record]) -> None:
+    def __call__(self, load: Load, elapsed: float, records: Sequence[Record]) -> None:
         self._progress.update(self._waiting, visible=False)
         if load not in self._tasks:
             self._tasks[load] = self._progress.add_task(load.label, total=1.0, now="")
-        now = "warming up" if over <= 0 else recent(records)
-        self._progress.update(self._tasks[load], completed=over, now=now)
+        now = "warming up" if elapsed <= 0 else recent(records)
+        self._progress.update(self._tasks[load], completed=elapsed, now=now)
 
 
 def recent(records: Sequence[Record]) -> str:
-    """What the last two seconds of records say, in words."""
+    """Throughput, latency and failures of the last two seconds, in words."""
     if not records:
-        return "no answer yet"
+        return "no response yet"
     last = records[-1].ended
     window = min(_RECENT_S, last - records[0].begun) or _RECENT_S
     tail = []

@@ -1,4 +1,4 @@
-"""A result as one HTML page that needs nothing else."""
+"""A result as one self-contained HTML page."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,21 +6,21 @@ from typing import Any
 
 from app.commands.bench import table
 from app.commands.bench.points import Point
-from app.commands.bench.run import Result
+from app.commands.bench.run import LoadResult
 from app.commands.reports import page as html
 
 _PAGE = Path(__file__).with_name("report.html")
 _SERVER = ("model", "weights", "engine", "precision", "device")
-_MODES = {"closed": "closed loop", "open": "open loop", "capacity": "search of the capacity, open loop"}
+_MODES = {"closed": "closed loop", "open": "open loop", "capacity": "capacity search, open loop"}
 
 
-def write(result: Result, path: Path) -> None:
+def write(result: LoadResult, path: Path) -> None:
     """Write the page. Raises ReportError."""
     html.write(page(result), path)
 
 
-def page(result: Result) -> str:
-    """The page as HTML, with its charts inline."""
+def page(result: LoadResult) -> str:
+    """The page as HTML, with inline charts."""
     return html.fill(
         _PAGE,
         url=html.text(result.url),
@@ -28,24 +28,24 @@ def page(result: Result) -> str:
         how=html.text(_how(result)),
         headline=html.headline(_headline(result)),
         charts=_charts(result),
-        head="".join(f"<th>{html.text(name)}</th>" for name in ("load", *table.FIGURES, "answers")),
+        head="".join(f"<th>{html.text(name)}</th>" for name in ("load", *table.FIGURES, "responses")),
         rows="".join(_row(point, point is result.best) for point in result.ordered),
-        server=html.pairs(_server(result.server or {})) or "<p>It does not describe itself.</p>",
+        server=html.pairs(_server(result.server or {})) or "<p>No description available.</p>",
         client=html.pairs(_client(result)),
         notes=html.items((*result.warnings, *table.notes(result))),
     )
 
 
-def _charts(result: Result) -> str:
-    """Both charts; one point makes none."""
-    from app.commands.bench import chart  # matplotlib: only here, since it takes half a second
+def _charts(result: LoadResult) -> str:
+    """Both charts, or none for a single point."""
+    from app.commands.bench import chart  # here, because importing matplotlib takes half a second
 
     points = chart.drawn(result)
     if len(points) < 2:
         return ""
     used = [part for part in chart.OUTCOMES if any(part.count(point) for point in points)]
     return _chart("Latency", "ms", chart.CURVES, chart.latency(result)) + _chart(
-        "What became of the requests", "a second", used, chart.outcomes(result)
+        "Outcomes", "requests per second", used, chart.outcomes(result)
     )
 
 
@@ -55,17 +55,17 @@ def _chart(title: str, unit: str, parts: Sequence[Any], svg: str) -> str:
     return f'<section>{head}<div class="scroll">{svg}</div></section>'
 
 
-def _how(result: Result) -> str:
+def _how(result: LoadResult) -> str:
     plan = result.plan
-    images = f"images of {plan.images.name}" if plan.images else "made JPEGs of about 500x375"
-    return f"{_MODES[plan.mode]}, {plan.seconds:g} s a point after {plan.warmup:g} s of warm-up, {images}"
+    images = f"images of {plan.images.name}" if plan.images else "generated JPEGs of about 500x375"
+    return f"{_MODES[plan.mode]}, {plan.seconds:g} s per point after {plan.warmup:g} s of warm-up, {images}"
 
 
-def _headline(result: Result) -> Iterator[tuple[str, str, str]]:
-    """Figure, unit, what it is."""
+def _headline(result: LoadResult) -> Iterator[tuple[str, str, str]]:
+    """Figure, unit and description of each headline."""
     best = result.best
     if result.capacity is not None:
-        yield f"{result.capacity:g}", "requests/s", "capacity: the most that is answered in time"
+        yield f"{result.capacity:g}", "requests/s", "capacity: the highest rate answered within the SLO"
     if best is None:
         return
     at = f"at {best.load.label}"
@@ -87,13 +87,13 @@ def _server(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "largest batch", f"{batching['ceiling']}"
 
 
-def _client(result: Result) -> Iterator[tuple[str, str]]:
+def _client(result: LoadResult) -> Iterator[tuple[str, str]]:
     yield from html.machine(result.machine)
     if result.client:
-        yield "own cost", f"{result.client.cpu_ms:.2f} ms of CPU a request"
-        yield "own limit", f"{result.client.largest_rate:,.0f} requests/s against a constant answer"
+        yield "own cost", f"{result.client.cpu_ms:.2f} ms of CPU per request"
+        yield "own limit", f"{result.client.largest_rate:,.0f} requests/s against a constant response"
     busiest = max((point.client_cpu for point in result.points), default=0.0)
-    yield "used here", f"{busiest:.0%} of a core"
+    yield "this run", f"{busiest:.0%} of a core"
 
 
 def _row(point: Point, best: bool) -> str:

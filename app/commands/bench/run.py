@@ -1,4 +1,4 @@
-"""A whole run in order: look at the server, learn the client's own cost, measure point by point."""
+"""A whole run in order: check the server, measure the client's own cost, measure each point."""
 
 import asyncio
 import contextlib
@@ -14,32 +14,32 @@ from app import machine
 from app.commands.bench import capacity, overhead, points
 from app.commands.bench.bodies import bodies
 from app.commands.bench.client import Client, Record, session
-from app.commands.bench.loads import PATIENCE_S, Closed, Load, Open
+from app.commands.bench.loads import TIMEOUT_S, Closed, Load, Open
 from app.commands.bench.overhead import Overhead
-from app.commands.bench.plan import Plan
+from app.commands.bench.plan import LoadPlan
 from app.commands.bench.points import Point, Window
 from app.commands.bench.target import Target
 from app.errors import LoadTestError
 
 Watch = Callable[[Load, float, Sequence[Record]], None]
-"""Told about four times a second: the load, the share of its point that is over, its records so far."""
+"""Called about four times a second with the load, the elapsed share of its point, and its records so far."""
 
 _TICK_S = 0.25
-_CLIENT_LIMIT = 0.8  # of the largest rate the client can drive; beyond, a search would find the client
-_WORDS = {
+_CLIENT_LIMIT = 0.8  # of the client's highest rate: above it, a search would find the limit of the client
+_FAILURES = {
     "connect": "cannot be reached",
-    "timeout": f"gave no answer within {PATIENCE_S:.0f} s",
-    "reset": "closed the connection without an answer",
-    "protocol": "does not answer in HTTP",
+    "timeout": f"did not respond within {TIMEOUT_S:.0f} s",
+    "reset": "closed the connection without a response",
+    "protocol": "does not speak HTTP",
 }
 
 
 @dataclass(slots=True)
-class Result:
-    """What a run found; ``server`` is the target's ``/v1/info``, ``capacity`` the largest rate that was held."""
+class LoadResult:
+    """The result of a run. ``server`` is the target's ``/v1/info``, ``capacity`` the highest sustained rate."""
 
     url: str
-    plan: Plan
+    plan: LoadPlan
     started: datetime
     machine: dict[str, Any] = field(default_factory=machine.description)
     server: dict[str, Any] | None = None
@@ -54,12 +54,12 @@ class Result:
 
     @property
     def ordered(self) -> list[Point]:
-        """The points by their load, closed loops first."""
+        """The points by load, closed loops first."""
         return sorted(self.points, key=lambda point: (isinstance(point.load, Open), point.load.size))
 
     @property
     def best(self) -> Point | None:
-        """The point of the largest goodput; after a search, that of the capacity."""
+        """The point with the highest goodput; after a search, the point at the capacity."""
         held = [p for p in self.points if isinstance(p.load, Open) and p.load.rate == self.capacity]
         return max(held or self.points, key=lambda point: point.goodput, default=None)
 
@@ -67,9 +67,9 @@ class Result:
         """The object that ``--json`` prints.
 
         ``url``, ``mode`` (closed, open or capacity), ``slo_ms``, ``started`` (ISO 8601); ``points`` as measured, see
-        ``Point``; ``capacity`` in requests a second or null; ``client``: ``cpu_ms`` a request and ``largest_rate``
-        against a constant answer, ``cpu_share`` of a core at its busiest point; ``machine`` of the client;
-        ``server``: its ``/v1/info`` or null; ``warnings``; ``interrupted`` by Ctrl-C.
+        ``Point``; ``capacity`` in requests per second or null; ``client``: ``cpu_ms`` per request and
+        ``largest_rate`` against a constant response, ``cpu_share`` of a core at its busiest point; ``machine`` of the
+        client; ``server``: its ``/v1/info`` or null; ``warnings``; ``interrupted`` by Ctrl-C.
         """
         client = {} if self.client is None else self.client.as_dict()
         return {
@@ -87,9 +87,9 @@ class Result:
         }
 
 
-def run(target: Target, plan: Plan, watch: Watch) -> Result:
-    """Measure. Raises LoadTestError; Ctrl-C ends it early, with what was measured so far."""
-    result = Result(target.url, plan, datetime.now(UTC))
+def run(target: Target, plan: LoadPlan, watch: Watch) -> LoadResult:
+    """Measure. Raises LoadTestError. Ctrl-C ends the run early, with the points measured so far."""
+    result = LoadResult(target.url, plan, datetime.now(UTC))
     _allow_many_connections()
     try:
         asyncio.run(_run(target, plan, watch, result))
@@ -98,57 +98,61 @@ def run(target: Target, plan: Plan, watch: Watch) -> Result:
     return result
 
 
-async def _run(target: Target, plan: Plan, watch: Watch, result: Result) -> None:
-    sent = bodies(plan.images, plan.multipart)
+async def _run(target: Target, plan: LoadPlan, watch: Watch, result: LoadResult) -> None:
+    request_bodies = bodies(plan.images, plan.multipart)
     async with session(plan.headers) as connections:
-        client = Client(connections, target.url, sent)
-        await _first_answer(client)
+        client = Client(connections, target.url, request_bodies)
+        await _check(client)
         result.server = await target.info(connections)
-        result.client = await overhead.measure(sent, plan.headers)
+        result.client = await overhead.measure(request_bodies, plan.headers)
         measurement = Measurement(target, client, plan, watch, result.points)
         if plan.mode == "capacity":
             await _search(measurement, result)
             return
-        loads: list[Load] = [*map(Closed, plan.clients), *(Open(rate, plan.slo_s) for rate in plan.rates)]
+        loads: list[Load] = [*map(Closed, plan.clients), *(_open(plan, rate) for rate in plan.rates)]
         for load in loads:
             await measurement.point(load)
 
 
-async def _first_answer(client: Client) -> None:
-    """Raise LoadTestError where nothing answers, or the request itself is refused."""
+def _open(plan: LoadPlan, rate: float) -> Open:
+    return Open(rate, plan.slo_s, plan.send_timeout)
+
+
+async def _check(client: Client) -> None:
+    """Raise LoadTestError if the server does not respond, or rejects the request itself."""
     now = asyncio.get_running_loop().time()
-    record = await client.send(now, now + PATIENCE_S)
+    record = await client.send(now, now + TIMEOUT_S)
     if record.error:
-        reason = f": {client.unreachable}" if record.error == "connect" else ""
-        raise LoadTestError(f"{client.url} {_WORDS[record.error]}{reason}")
+        reason = f": {client.connect_error}" if record.error == "connect" else ""
+        raise LoadTestError(f"{client.url} {_FAILURES[record.error]}{reason}")
     if 300 <= record.status < 500 and record.status not in points.REFUSALS:
         raise LoadTestError(f"{client.url} answered {record.status} {responses.get(record.status, '')}")
 
 
-async def _search(measurement: "Measurement", result: Result) -> None:
-    """Rate by rate to the largest that is held, from what a short closed loop gets."""
+async def _search(measurement: "Measurement", result: LoadResult) -> None:
+    """Search the highest sustained rate, starting from the throughput of a short closed loop."""
     assert result.client
-    plan, tried = measurement.plan, list[capacity.Tried]()
+    plan, trials = measurement.plan, list[capacity.Trial]()
     first = await measurement.point(Closed(plan.clients[0]), plan.seconds / 2)
     ceiling = result.client.largest_rate * _CLIENT_LIMIT
-    while first.throughput and (rate := capacity.next_rate(first.throughput, tried, ceiling)):
-        point = await measurement.point(Open(rate, plan.slo_s))
-        tried.append(capacity.Tried(rate, point.share_held >= capacity.HELD))
-        result.capacity = capacity.capacity(tried)
+    while first.throughput and (rate := capacity.next_rate(first.throughput, trials, ceiling)):
+        point = await measurement.point(_open(plan, rate))
+        trials.append(capacity.Trial(rate, point.good_share >= capacity.SUSTAINED))
+        result.capacity = capacity.capacity(trials)
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Measures points one after the other into ``found``."""
+    """Measures one point after the other and appends them to ``found``."""
 
     target: Target
     client: Client
-    plan: Plan
+    plan: LoadPlan
     watch: Watch
     found: list[Point]
 
     async def point(self, load: Load, seconds: float | None = None) -> Point:
-        """Warm up, measure, let end what is under way. Cancelled, it still adds what it has."""
+        """Warm up, measure, and wait for the requests in progress. If cancelled, it still appends a point."""
         loop, records = asyncio.get_running_loop(), self.client.records
         records.clear()
         start = loop.time() + self.plan.warmup
@@ -179,7 +183,7 @@ class Measurement:
 
 
 def _allow_many_connections() -> None:
-    """Each request under way is a file descriptor, and the usual soft limit is 1024."""
+    """Raise the limit on file descriptors: each request in progress needs one, and the usual limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS calls unlimited what it does not grant
+    with contextlib.suppress(ValueError, OSError):  # macOS reports "unlimited" but does not grant it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""A result in a terminal."""
+"""A result as a table on a terminal."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from rich.table import Column, Table
 
 from app.commands.bench.loads import Closed
 from app.commands.bench.points import Point
-from app.commands.bench.run import Result
+from app.commands.bench.run import LoadResult
 
 FIGURES = ("img/s", "goodput", "p50 ms", "p95 ms", "p99 ms", "batch")
 
 
-def show(result: Result, console: Console) -> None:
-    """The table of points, and below it in words what it does not say."""
+def print_result(result: LoadResult, console: Console) -> None:
+    """Print the table of points, then the notes."""
     if not result.points:
         console.print("nothing was measured")
         return
@@ -23,10 +23,12 @@ def show(result: Result, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def table(result: Result) -> Table:
-    """A row for each point."""
+def table(result: LoadResult) -> Table:
+    """One row per point."""
     right = (Column(name, justify="right", no_wrap=True) for name in FIGURES)
-    found = Table(Column("load", no_wrap=True), *right, "answers", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    found = Table(
+        Column("load", no_wrap=True), *right, "responses", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
     for point in result.ordered:
         found.add_row(point.load.label, *figures(point), outcomes(point))
     return found
@@ -47,23 +49,23 @@ def outcomes(point: Point) -> str:
     return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
 
-def notes(result: Result) -> Iterator[str]:
-    """Capacity, the meaning of goodput, the client's own cost."""
+def notes(result: LoadResult) -> Iterator[str]:
+    """The capacity, definitions, and the client's own cost."""
     if result.plan.mode == "capacity":
         yield f"capacity: {capacity(result)}"
-    yield f"goodput: 2xx answers within {result.plan.slo_ms:g} ms, a second; latencies are those of 2xx answers"
+    yield f"goodput: 2xx responses within {result.plan.slo_ms:g} ms, per second; latencies are of 2xx responses"
     if any(not isinstance(point.load, Closed) for point in result.points):
-        yield "open loop: latency counts from the scheduled arrival; who waits longer than that leaves (timeout)"
+        yield "open loop: latency counts from the scheduled arrival; clients give up after the SLO (timeout)"
     if result.client:
         busiest = max((point.client_cpu for point in result.points), default=0.0)
         yield (
-            f"client: {result.client.cpu_ms:.2f} ms of CPU a request, at most {result.client.largest_rate:.0f} "
-            f"requests/s against a constant answer; here it used {busiest:.0%} of a core"
+            f"client: {result.client.cpu_ms:.2f} ms of CPU per request, at most {result.client.largest_rate:.0f} "
+            f"requests/s against a constant response; this run used {busiest:.0%} of a core"
         )
 
 
-def capacity(result: Result) -> str:
+def capacity(result: LoadResult) -> str:
     """The capacity in words."""
     if result.capacity is None:
-        return "not found: no rate that was tried was held"
-    return f"{result.capacity:g} requests/s, the largest rate of which 97 % were answered within the SLO"
+        return "not found: no tried rate was sustained"
+    return f"{result.capacity:g} requests/s, the highest rate at which 97 % of responses were within the SLO"

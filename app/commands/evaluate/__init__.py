@@ -1,9 +1,10 @@
-"""``topk evaluate``: how good the answers are on labelled images.
+"""``topk evaluate``: accuracy on labelled images.
 
-read.py        which images there are, and which class each shows
-source.py      what answers, as a run sees it: local.py in this process, remote.py over HTTP
-run.py         every image is asked for; journal.py keeps what came, for a run that is interrupted
-metrics.py     answers and truth -> figures; levels.py those by WordNet level, intervals.py how sure a share is
+command.py     the command-line options
+read.py        the images and their true classes
+source.py      the model under evaluation, as a run uses it: local.py in this process, remote.py over HTTP
+run.py         classifies every image; journal.py keeps the outcomes, so that an interrupted run can resume
+metrics.py     predictions and truth -> figures; levels.py figures by WordNet level, intervals.py confidence intervals
 evaluation.py  all of it in order -> a result
-table.py, chart.py, gallery.py, report.py, progress.py   what is shown
+table.py, chart.py, gallery.py, report.py, progress.py   output
 """

@@ -5,21 +5,22 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from app.commands.evaluate.metrics import BINS, Bin, Metrics
+from app.commands.evaluate.metrics import BINS, AccuracyMetrics, Bin
 from app.commands.reports.drawing import COLOURS, PERCENT, figure, style, svg
 
 _INCHES = 4.2
 _HEADROOM = 0.06
-_APART = 2  # steps between names
+_LOW = 0.05  # a label below a lower accuracy would cover the axis
+_APART = 2  # least distance of labelled depths
 RELIABILITY = (
-    ("right", "accent"),
-    ("more than the score says", "bar"),
-    ("less than it says", "danger"),
+    ("accuracy", "accent"),
+    ("above the mean score", "bar"),
+    ("below the mean score", "danger"),
 )
 
 
-def reliability(metrics: Metrics) -> str:
-    """Accuracy by score, beside the mean score; below it how many images have such scores."""
+def reliability(metrics: AccuracyMetrics) -> str:
+    """Accuracy by score, with the mean score; below it, the share of images with such scores."""
     with style():
         drawn, [top, below] = figure(_INCHES, 3.9, (4, 1))
         there = [one for one in metrics.bins if one.n]
@@ -30,11 +31,11 @@ def reliability(metrics: Metrics) -> str:
         _bars(top, there, beyond, "bar", held)
         _bars(top, there, short, "danger", held, alpha=0.3)
         top.plot([0, 1], [0, 1], color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3))
-        top.set(xlim=(0, 1), ylim=(0, 1), ylabel="right, %")
+        top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy, %")
         top.yaxis.set_major_locator(MultipleLocator(0.25))
         top.tick_params(axis="x", length=0)
         _bars(below, there, [one.n / metrics.n for one in there], "edge")
-        below.set(ylabel="images, %", xlabel="score of the answer, %", ylim=(0, None))
+        below.set(ylabel="images, %", xlabel="score of the best class, %", ylim=(0, None))
         below.yaxis.set_major_locator(MaxNLocator(2))
         below.xaxis.set_major_locator(MultipleLocator(0.25))
         for axes in (top, below):
@@ -44,8 +45,8 @@ def reliability(metrics: Metrics) -> str:
         return svg(drawn, "Accuracy by score")
 
 
-def depths(metrics: Metrics) -> str:
-    """The share of answers that are right at each depth of WordNet."""
+def depths(metrics: AccuracyMetrics) -> str:
+    """The share of predictions that are right at each depth of WordNet."""
     with style():
         drawn, [axes] = figure(_INCHES, 3.9)
         x, y = range(len(metrics.depths)), metrics.depths
@@ -55,14 +56,14 @@ def depths(metrics: Metrics) -> str:
         axes.axhline(metrics.top1, color=COLOURS["ink"], linewidth=0.9, dashes=(4, 3))
         axes.annotate(
             f"top-1 {100 * metrics.top1:.1f} %", (0, metrics.top1), xycoords=("axes fraction", "data"),
-            xytext=(5, -12), textcoords="offset points", color=COLOURS["ink"],
+            xytext=(5, 4 if metrics.top1 < _LOW else -12), textcoords="offset points", color=COLOURS["ink"],
         )  # fmt: skip
         for depth, name in _landmarks(metrics):
             axes.annotate(name, (depth, y[depth]), xytext=(4, 4), textcoords="offset points", color=COLOURS["ink"])
         axes.set(
             xlim=(0, len(y) - 1),
             ylim=(low, 1 + (1 - low) * _HEADROOM),
-            ylabel="right, %",
+            ylabel="accuracy, %",
             xlabel="steps from WordNet's root",
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -71,8 +72,8 @@ def depths(metrics: Metrics) -> str:
         return svg(drawn, "Accuracy by depth in WordNet")
 
 
-def _landmarks(metrics: Metrics) -> list[tuple[int, str]]:
-    """For some depths what lies there: the shown node with the most images."""
+def _landmarks(metrics: AccuracyMetrics) -> list[tuple[int, str]]:
+    """A label for some depths: the selected node with the most images there."""
     found: dict[int, str] = {}
     for level in sorted((level for level in metrics.levels if level.indent is not None), key=lambda level: -level.n):
         if all(abs(level.depth - other) >= _APART for other in found):

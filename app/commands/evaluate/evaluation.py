@@ -1,4 +1,4 @@
-"""A whole evaluation in order: find the images, load what is to answer, ask, compare."""
+"""A whole evaluation in order: find the images, load the models, classify, compare."""
 
 import asyncio
 from collections.abc import Iterator
@@ -11,26 +11,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from app import __version__
-from app.commands.bench import plan
+from app.commands import training_images
+from app.commands.bench.plan import headers
 from app.commands.bench.target import Target
-from app.commands.evaluate import local, metrics, read
+from app.commands.evaluate import local, metrics
 from app.commands.evaluate.intervals import Interval, wilson
 from app.commands.evaluate.journal import Journal
-from app.commands.evaluate.metrics import Metrics
-from app.commands.evaluate.progress import Live
-from app.commands.evaluate.read import Samples
+from app.commands.evaluate.metrics import AccuracyMetrics
+from app.commands.evaluate.progress import EvaluationProgress
+from app.commands.evaluate.read import Samples, find, match
 from app.commands.evaluate.remote import Remote
 from app.commands.evaluate.run import Answers, Watch, run
 from app.commands.evaluate.source import Source
-from app.commands.filenames import shown
+from app.commands.filenames import printable
 from app.errors import EvaluationError
 from app.imagenet.labels import Label
 from app.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The command line: ``compare`` is the precision of the reference."""
+class EvaluationPlan:
+    """What to evaluate. ``compare`` is the precision of the reference."""
 
     images: Path
     url: str | None = None
@@ -39,7 +40,7 @@ class Asked:
 
 
 class Guess(NamedTuple):
-    """An answer of the model: a class and its score."""
+    """A class that the model predicts, and its score."""
 
     class_id: int
     label: str
@@ -48,10 +49,10 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The reference beside what was evaluated, on the ``n`` images that both could read.
+    """The evaluated model and the reference, on the ``n`` images that both could read.
 
-    ``top1`` and ``top5`` are (evaluated, reference); ``agreement`` is the share with the same first answer; ``differ``
-    are the positions of the others.
+    ``top1`` and ``top5`` are (evaluated, reference). ``agreement`` is the share of images with the same best class;
+    ``differ`` are the positions of the others.
     """
 
     facts: dict[str, Any]
@@ -66,7 +67,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was found; ``facts`` is what answered."""
+    """The result of an evaluation. ``facts`` describe the model."""
 
     source: Path
     started: datetime
@@ -74,54 +75,60 @@ class Evaluation:
     labels: tuple[Label, ...]
     samples: Samples
     answers: Answers
-    metrics: Metrics
+    metrics: AccuracyMetrics
     comparison: Comparison | None = None
+    trained_on: int = 0  # images that the model has seen in training
 
     @property
     def notes(self) -> list[str]:
-        """What a reader has to know beside the figures."""
-        warning = self.facts["warning"]
-        return [*([f"warning: {warning}"] if warning else []), *self.samples.notes]
+        """Warnings and remarks that a reader needs to understand the figures."""
+        found = [f"warning: {self.facts['warning']}"] if self.facts["warning"] else []
+        if self.trained_on:
+            found.append(
+                f"warning: the model was trained on {self.trained_on:,} of these {len(self.samples.files):,} images;"
+                " expect a lower accuracy on other images"
+            )
+        return [*found, *self.samples.notes]
 
     def name(self, i: int) -> str:
-        """An image's file as it is found from the source."""
+        """The file of an image, relative to the source."""
         root = self.source if self.source.is_dir() else self.source.parent
         file = self.samples.files[i]
-        return shown(file.relative_to(root) if file.is_relative_to(root) else file)
+        return printable(file.relative_to(root) if file.is_relative_to(root) else file)
 
     def truth(self, i: int) -> str:
         """The label of an image's true class."""
         return self.labels[int(self.samples.truth[i])].label
 
     def guess(self, i: int, answers: Answers | None = None, place: int = 0) -> Guess:
-        """An answer to an image, the first one by default."""
+        """A prediction for an image: the best class by default."""
         answers = answers or self.answers
         class_id = int(answers.class_ids[i, place])
         return Guess(class_id, self.labels[class_id].label, float(answers.scores[i, place]))
 
     def mistakes(self) -> list[int]:
-        """The images that are answered wrongly, the surest first."""
+        """The wrongly classified images, highest score first."""
         wrong = np.flatnonzero(self.answers.answered & (self.answers.class_ids[:, 0] != self.samples.truth))
         return sorted(wrong.tolist(), key=lambda i: -float(self.answers.scores[i, 0]))
 
     def as_dict(self) -> dict[str, Any]:
-        """The object that ``--json`` prints: the metrics, what answered, what did not count, how long it took."""
+        """The object that ``--json`` prints: metrics, model, unreadable images and duration."""
         return {
             **self.metrics.as_dict(),
             **self.facts,
             "source": str(self.source),
             "started": self.started.isoformat(timespec="seconds"),
-            "asked": self.answers.asked,
+            "asked": self.answers.classified,
             "seconds": round(self.answers.seconds, 3),
             "unreadable": [
-                {"file": shown(self.samples.files[i]), "code": why.code, "detail": why.detail}
+                {"file": printable(self.samples.files[i]), "code": why.code, "detail": why.detail}
                 for i, why in sorted(self.answers.unreadable.items())
             ],
             "notes": self.notes,
-            "compare": self._compared() if self.comparison else None,
+            "compare": self._comparison_dict() if self.comparison else None,
         }
 
-    def _compared(self) -> dict[str, Any]:
+    def _comparison_dict(self) -> dict[str, Any]:
         assert self.comparison
         found = self.comparison
         return {
@@ -133,7 +140,7 @@ class Evaluation:
             "top5": {"evaluated": found.top5[0], "reference": found.top5[1]},
             "differ": [
                 {
-                    "file": shown(self.samples.files[i]),
+                    "file": printable(self.samples.files[i]),
                     "truth": self.truth(i),
                     "evaluated": self.guess(i)._asdict(),
                     "reference": self.guess(i, found.answers)._asdict(),
@@ -144,27 +151,29 @@ class Evaluation:
 
 
 @contextmanager
-def evaluated(asked: Asked, settings: Settings, live: Live) -> Iterator[Evaluation]:
-    """The evaluation; what was answered is on disk until the block ends. Raises EvaluationError and ModelError."""
-    listing = read.listing(asked.images)
+def evaluated(plan: EvaluationPlan, settings: Settings, progress: EvaluationProgress) -> Iterator[Evaluation]:
+    """Evaluate. The journal is kept until the block ends. Raises EvaluationError and ModelError."""
+    target = Target(plan.url) if plan.url else None
+    files = find(plan.images)
     with ExitStack() as stack:
-        with live.loading():
-            source = _source(asked, settings, stack)
-            samples = read.understand(listing, source.labels)
-            reference = _reference(asked, settings, source, stack)
-        journals = [stack.enter_context(_journal(asked, one, settings)) for one in (source, reference) if one]
-        with live:
-            live.begin("evaluating", len(samples.files))
-            found = measured(source, samples, live, journals[0])
+        with progress.loading():
+            source = _source(plan, target, settings, stack)
+            samples = match(files, source.labels)
+            reference = _reference(plan, settings, source, stack)
+            trained_on = 0 if target else training_images.count(Path(settings.model), samples.files)
+        journals = [stack.enter_context(_journal(plan, one, settings)) for one in (source, reference) if one]
+        with progress:
+            progress.begin("evaluating", len(samples.files))
+            found = replace(measured(source, samples, progress, journals[0]), trained_on=trained_on)
             if reference:
-                live.begin(f"reference, {asked.compare}", len(samples.files))
-                theirs = run(reference, samples, live, journals[1])
+                progress.begin(f"reference, {plan.compare}", len(samples.files))
+                theirs = run(reference, samples, progress, journals[1])
                 found = replace(found, comparison=compare(found.answers, theirs, samples, reference.facts))
         yield found
 
 
 def measured(source: Source, samples: Samples, watch: Watch, journal: Journal | None = None) -> Evaluation:
-    """Ask for all samples that the journal does not tell, and compare. Raises EvaluationError."""
+    """Classify the samples that are not in the journal, and compute the metrics. Raises EvaluationError."""
     started = datetime.now(UTC)
     answers = run(source, samples, watch, journal)
     found = metrics.score(answers.outcomes(samples), source.labels)
@@ -172,10 +181,10 @@ def measured(source: Source, samples: Samples, watch: Watch, journal: Journal | 
 
 
 def compare(ours: Answers, theirs: Answers, samples: Samples, facts: dict[str, Any]) -> Comparison:
-    """Raises EvaluationError where there is no image that both could read."""
+    """Compare with the reference. Raises EvaluationError if no image could be read by both."""
     both = ours.answered & theirs.answered
     if not both.any():
-        raise EvaluationError("the reference could read none of these images")
+        raise EvaluationError("the reference could not read any of these images")
     same = ours.class_ids[:, 0] == theirs.class_ids[:, 0]
     first = [float((one.class_ids[both, 0] == samples.truth[both]).mean()) for one in (ours, theirs)]
     five = [float((one.class_ids[both] == samples.truth[both, None]).any(axis=1).mean()) for one in (ours, theirs)]
@@ -191,26 +200,26 @@ def compare(ours: Answers, theirs: Answers, samples: Samples, facts: dict[str, A
     )
 
 
-def _source(asked: Asked, settings: Settings, stack: ExitStack) -> Source:
-    if asked.url is None:
+def _source(plan: EvaluationPlan, target: Target | None, settings: Settings, stack: ExitStack) -> Source:
+    if target is None:
         return stack.enter_context(closing(local.load(settings)))
-    remote = Remote(Target(asked.url), plan.headers((), asked.api_key))
-    asyncio.run(remote.meet())
+    remote = Remote(target, headers((), plan.api_key))
+    asyncio.run(remote.connect())
     return remote
 
 
-def _reference(asked: Asked, settings: Settings, source: Source, stack: ExitStack) -> Source | None:
-    if asked.compare is None:
+def _reference(plan: EvaluationPlan, settings: Settings, source: Source, stack: ExitStack) -> Source | None:
+    if plan.compare is None:
         return None
-    loaded = local.load_reference(settings, asked.compare, source.facts["digest"])
+    loaded = local.load_reference(settings, plan.compare, source.facts["digest"])
     reference = stack.enter_context(closing(loaded))
     if reference.labels != source.labels:
-        raise EvaluationError("the reference has other labels than what it is to be compared with")
+        raise EvaluationError("the labels of the reference differ from those of the evaluated model")
     if reference.facts == source.facts:
-        raise EvaluationError("what is evaluated is the reference itself: there is nothing to compare")
+        raise EvaluationError("the evaluated model is the reference itself: there is nothing to compare")
     return reference
 
 
-def _journal(asked: Asked, source: Source, settings: Settings) -> Journal:
-    subject = {"topk": __version__, "source": str(asked.images.resolve()), **source.facts}
+def _journal(plan: EvaluationPlan, source: Source, settings: Settings) -> Journal:
+    subject = {"topk": __version__, "source": str(plan.images.resolve()), **source.facts}
     return Journal(settings.cache_dir.expanduser() / "evaluate", subject)

@@ -1,4 +1,4 @@
-"""Small pictures for a report, as the model sees them: the middle, cut square."""
+"""Thumbnails for a report, cropped as the model sees the images: the central square."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ _CROP = Preprocessing(SIDE * 256 // 224, SIDE, "bilinear", (0.5, 0.5, 0.5), (0.5
 
 
 def thumbnail(file: Path, max_pixels: int) -> str | None:
-    """A data URI of a few kilobytes; None where the file has become unreadable."""
+    """A data URI of a few kilobytes, or None if the file can no longer be read."""
     try:
         crop = images.decode(images.read_header(file.read_bytes(), max_pixels), _CROP, fast=True)
     except (BadImage, OSError):

@@ -1,4 +1,4 @@
-"""How sure a share is."""
+"""Confidence intervals of shares."""
 
 import math
 from statistics import NormalDist
@@ -9,7 +9,7 @@ Interval = tuple[float, float]
 
 
 def wilson(right: int, n: int) -> Interval:
-    """The score interval of a share at 95 % (Wilson 1927, JASA 22): sound for few images and near 0 and 1."""
+    """The 95 % score interval of a share (Wilson 1927, JASA 22): valid for small ``n`` and near 0 and 1."""
     z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
     share = right / n
     middle = (share + z2 / (2 * n)) / (1 + z2 / n)

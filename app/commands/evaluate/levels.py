@@ -1,4 +1,4 @@
-"""Accuracy by WordNet level: how often is the answer right as a dog, as an animal? Only numpy."""
+"""Accuracy by WordNet level: how often the prediction is at least a dog, at least an animal. Needs only numpy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from app.imagenet import taxonomy
 from app.imagenet.labels import Label
 from app.imagenet.taxonomy import Taxonomy
 
-SHOWN = 16
-_ALIKE = 0.6
-_AT_ONCE = 4096  # pairs of truth and answer, 2 KB each
+SELECTED = 16
+_SIMILAR = 0.6
+_CHUNK = 4096  # pairs of truth and prediction, 2 KB each
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -22,11 +22,11 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A node of WordNet with at least two classes of the truth at or below it.
+    """A node of WordNet that has at least two of the true classes at or below it.
 
-    The truth of ``n`` images lies below it. ``exact`` is the share of them that is answered with the very class,
-    ``accuracy`` the share whose answer lies below the node as well. ``indent`` counts the shown nodes above it; it is
-    None where the node is not shown (see ``_shown``).
+    The truth of ``n`` images is below the node. ``exact`` is the share of them whose prediction is the true class,
+    ``accuracy`` the share whose prediction is below the node too. ``indent`` counts the selected nodes above this one;
+    it is None if the node itself is not selected (see ``_selected``).
     """
 
     wnid: str
@@ -41,10 +41,10 @@ class Level:
 
 
 class Levels(NamedTuple):
-    """``nodes``, those that are shown first and as a tree.
+    """``nodes`` begins with the selected nodes, in tree order.
 
-    ``depths[d]`` is the share of images that are right at depth ``d``: the answer is the very class, or shares with it
-    a node ``d`` or more steps from the root. It falls from 1 to the top-1 accuracy.
+    ``depths[d]`` is the share of images that are right at depth ``d``: the prediction is the true class, or shares
+    with it a node ``d`` or more steps from the root. It falls from 1 to the top-1 accuracy.
     """
 
     nodes: tuple[Level, ...] = ()
@@ -52,7 +52,7 @@ class Levels(NamedTuple):
 
 
 class _Counted(NamedTuple):
-    """[nodes]: images below, those answered with the very class, those answered below the node, classes of truth."""
+    """Counts by node: images below, exact predictions, predictions below the node, and true classes."""
 
     images: Ints
     exact: Ints
@@ -61,15 +61,15 @@ class _Counted(NamedTuple):
 
 
 def levels(truth: Ints, answers: Ints, labels: Sequence[Label]) -> Levels:
-    """Of class ids [n]; empty where the labels are not all in WordNet."""
+    """The levels for class ids [n]. Empty unless all labels are in WordNet."""
     tree = taxonomy.of(labels)
     if tree is None:
         return Levels()
     pairs, times = np.unique(np.stack([truth, answers]), axis=1, return_counts=True)
     right = np.zeros(len(tree.nodes), np.int64)
     common = np.empty(len(times), np.int64)
-    for i in range(0, len(times), _AT_ONCE):
-        part = slice(i, i + _AT_ONCE)
+    for i in range(0, len(times), _CHUNK):
+        part = slice(i, i + _CHUNK)
         both = tree.above[:, pairs[0, part]] & tree.above[:, pairs[1, part]]
         right += both @ times[part]
         common[part] = np.where(both, tree.depths[:, None], 0).max(axis=0)
@@ -86,8 +86,8 @@ def levels(truth: Ints, answers: Ints, labels: Sequence[Label]) -> Levels:
 
 def _nodes(tree: Taxonomy, counted: _Counted, images: Ints) -> Iterator[Level]:
     several = np.flatnonzero(counted.classes >= 2).tolist()
-    shown = _as_tree(tree, _shown(tree, several, images), counted.images)
-    for i in (*shown, *(i for i in several if i not in shown)):
+    selected = _as_tree(tree, _selected(tree, several, images), counted.images)
+    for i in (*selected, *(i for i in several if i not in selected)):
         n, right = int(counted.images[i]), int(counted.right[i])
         yield Level(
             wnid=tree.nodes[i].wnid,
@@ -98,32 +98,32 @@ def _nodes(tree: Taxonomy, counted: _Counted, images: Ints) -> Iterator[Level]:
             exact=int(counted.exact[i]) / n,
             accuracy=right / n,
             interval=wilson(right, n),
-            indent=shown.get(i),
+            indent=selected.get(i),
         )
 
 
-def _shown(tree: Taxonomy, nodes: Sequence[int], images: Ints) -> list[int]:
-    """The nodes with the most images, of those that are much alike only the one with the shortest name.
+def _selected(tree: Taxonomy, nodes: Sequence[int], images: Ints) -> list[int]:
+    """The nodes with the most images. Of similar nodes, only the one with the shortest name.
 
-    Short names are the common ones (Zipf 1935): a dog rather than a canine or a carnivore. Alike are nodes that share
-    more than 60 % of the images that either has. None is shown that holds more than 60 % of the model's classes: any
-    answer is right there.
+    Short names are the common ones (Zipf 1935): dog rather than canine or carnivore. Two nodes are similar if they
+    share more than 60 % of the images that either has. Nodes with more than 60 % of the model's classes are omitted,
+    because almost any prediction is right there.
     """
     names = [len(node.label) for node in tree.nodes]
-    few = np.array([i for i in nodes if tree.above[i].mean() <= _ALIKE], dtype=np.int64)
+    few = np.array([i for i in nodes if tree.above[i].mean() <= _SIMILAR], dtype=np.int64)
     few = few[np.argsort([names[i] for i in few], kind="stable")]
     below = tree.above[few].astype(np.float64)
     shared = (below * images) @ below.T
-    alike = shared > _ALIKE * (shared.diagonal()[:, None] + shared.diagonal() - shared)
+    alike = shared > _SIMILAR * (shared.diagonal()[:, None] + shared.diagonal() - shared)
     kept: list[int] = []
     for i in range(len(few)):
         if not alike[i, kept].any():
             kept.append(i)
-    return sorted(few[kept].tolist(), key=lambda i: -int(images[tree.above[i]].sum()))[:SHOWN]
+    return sorted(few[kept].tolist(), key=lambda i: -int(images[tree.above[i]].sum()))[:SELECTED]
 
 
 def _as_tree(tree: Taxonomy, nodes: Sequence[int], images: Ints) -> dict[int, int]:
-    """The same nodes, each below the smallest one that holds it, with how many stand above it there."""
+    """The same nodes in tree order, each below the smallest node that contains it, with its indent."""
     over = {i: [j for j in nodes if j != i and not (tree.above[i] & ~tree.above[j]).any()] for i in nodes}
     parent = {i: min(over[i], key=lambda j: int(images[j]), default=None) for i in nodes}
     found: dict[int, int] = {}

@@ -1,25 +1,23 @@
-"""A model in this process, by the path that HTTP takes behind its door."""
+"""A model in this process, through the same code path as an HTTP request."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from app import engine, loading, models
 from app.classifier import Classifier
+from app.commands import inference
 from app.commands.evaluate.metrics import K
-from app.commands.evaluate.source import Answer, Ask, Unreadable, facts
+from app.commands.evaluate.source import Classify, TopClasses, Unreadable, facts
 from app.engine import Want
 from app.errors import BadImage, EvaluationError, Internal
 from app.settings import Settings
 
-_PATIENCE_S = 600.0
-
 
 class Local:
-    """A classifier, loaded: close it."""
+    """A loaded classifier. Close it after use."""
 
-    at_once = 64
+    at_once = inference.AT_ONCE
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
@@ -30,40 +28,38 @@ class Local:
         return facts(self.classifier.info())
 
     def close(self) -> None:
-        """Blocks until the images under way are through."""
+        """Wait for the images in progress, then close the classifier. Blocks."""
         self.classifier.close()
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Ask]:
-        yield self._ask
+    async def opened(self) -> AsyncIterator[Classify]:
+        yield self._classify
 
-    async def _ask(self, content: bytes) -> Answer:
+    async def _classify(self, content: bytes) -> TopClasses:
         want = Want(k=min(K, len(self.labels)))
         try:
-            result = await self.classifier.classify(content, want, time.monotonic() + _PATIENCE_S)
+            row = await inference.classify(self.classifier, content, want)
         except (BadImage, Internal) as error:
             raise Unreadable(error.code, error.detail) from error
-        return Answer(tuple(result.row.class_ids.tolist()), tuple(result.row.scores.tolist()))
+        return TopClasses(tuple(row.class_ids.tolist()), tuple(row.scores.tolist()))
 
 
 def load(settings: Settings) -> Local:
-    """Blocks. Raises ModelError."""
-    classifier = Classifier(settings)
-    loading.load(classifier)
-    return Local(classifier)
+    """Load the model that ``settings`` name. Blocks. Raises ModelError."""
+    return Local(inference.load(settings))
 
 
 def load_reference(settings: Settings, precision: str, digest: str) -> Local:
-    """What a plain torchvision loop answers in this precision: torch, and every pixel decoded.
+    """Load the reference: torch in this precision, every pixel decoded, as in a plain torchvision loop.
 
-    ``digest`` is that of the weights it is compared with. Blocks. Raises ModelError; EvaluationError for other weights.
+    ``digest`` is that of the weights under evaluation. Blocks. Raises ModelError; EvaluationError for other weights.
     """
     settings = settings.model_copy(update={"engine": "torch", "precision": precision, "fast_decode": False})
     model = models.resolve(settings)
     if f"sha256:{model.digest}" != digest:
         raise EvaluationError(
-            f"the reference is to have the weights {digest}, but --model and --weights name others here: {model.name}"
-            f" with sha256:{model.digest}"
+            f"the reference must have the weights {digest}, but --model and --weights name {model.name} with"
+            f" sha256:{model.digest}; name the evaluated model"
         )
     classifier = Classifier(settings)
     loading.load_model(classifier, model, engine.create(model, "torch", settings.device, precision))

@@ -1,6 +1,6 @@
-"""Answers and their truth -> figures: accuracy, confusions, calibration, and accuracy by WordNet level. Only numpy.
+"""Predictions and truth -> figures: accuracy, confusions, calibration, accuracy by WordNet level. Needs only numpy.
 
-What is kept of an image is its five best classes: 50 000 images take 4 MB, their whole rows would take 200.
+Only the five best classes of each image are kept: 50 000 images take 4 MB, their whole rows would take 200 MB.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What came of ``n`` images: ``truth`` [n], and their best classes ``answers`` and ``scores`` [n, k], best first.
+    """The ``truth`` [n] of n images, and their best classes ``answers`` and ``scores`` [n, k], highest score first.
 
-    ``k`` is 5, or the number of classes where that is less.
+    ``k`` is 5, or the number of classes if the model has fewer.
     """
 
     truth: Ints
@@ -34,18 +34,18 @@ class Outcomes:
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
-        """[n] whether the first answer is the truth."""
+        """[n] whether the best class is the truth."""
         return np.asarray(self.answers[:, 0] == self.truth)
 
     @property
     def right5(self) -> npt.NDArray[np.bool_]:
-        """[n] whether the truth is among the answers."""
+        """[n] whether the truth is among the best classes."""
         return np.asarray((self.answers == self.truth[:, None]).any(axis=1))
 
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """A class of the truth: its images, the share answered with it, with it among the five, and how often it came."""
+    """A true class: its ``n`` images, their top-1 and top-5 accuracy, and how often the class was predicted."""
 
     class_id: int
     label: str
@@ -58,7 +58,7 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """``n`` images of ``truth`` were answered with ``answer``: that ``share`` of the images of ``truth``."""
+    """A confusion: ``n`` images of ``truth`` were classified as ``answer``, a ``share`` of the images of ``truth``."""
 
     truth: str
     answer: str
@@ -68,7 +68,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """The images whose first score lies in (low, high]; mean score and accuracy are 0 where there are none."""
+    """The images whose best score is in (low, high]. Mean score and accuracy are 0 if there are none."""
 
     low: float
     high: float
@@ -78,12 +78,12 @@ class Bin:
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
-    """All fractions are 0 to 1; intervals are Wilson's at 95 %. ``classes`` is how many the truth holds.
+class AccuracyMetrics:
+    """All fractions are between 0 and 1; intervals are Wilson's at 95 %. ``classes`` counts the true classes.
 
-    ``top5`` is over the ``k`` best classes, 5 or all there are. ``confidence`` is the mean of the first scores, ``ece``
-    the expected calibration error: how far they are from the accuracy, bin by bin, in the mean over the images. For
-    ``levels`` and ``depths`` see ``levels.Levels``.
+    ``top5`` is over the ``k`` best classes. ``confidence`` is the mean of the best scores. ``ece`` is the expected
+    calibration error: the distance between score and accuracy in each bin, averaged over the images. For ``levels``
+    and ``depths`` see ``levels.Levels``.
     """
 
     n: int
@@ -102,16 +102,16 @@ class Metrics:
     depths: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The figures as JSON."""
         return asdict(self)
 
 
-def score(outcomes: Outcomes, labels: Sequence[Label]) -> Metrics:
-    """The figures of at least one image."""
+def score(outcomes: Outcomes, labels: Sequence[Label]) -> AccuracyMetrics:
+    """The figures for at least one image."""
     n, right, right5 = len(outcomes.truth), outcomes.right, outcomes.right5
     bins = calibration(outcomes.scores[:, 0], right)
     nodes, depths = levels(outcomes.truth, outcomes.answers[:, 0], labels)
-    return Metrics(
+    return AccuracyMetrics(
         n=n,
         classes=len(np.unique(outcomes.truth)),
         k=outcomes.answers.shape[1],
@@ -130,7 +130,7 @@ def score(outcomes: Outcomes, labels: Sequence[Label]) -> Metrics:
 
 
 def calibration(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[Bin, ...]:
-    """Fifteen bins of equal width, as Guo et al. 2017 (arXiv:1706.04599) have for the expected calibration error."""
+    """Fifteen bins of equal width, as for the expected calibration error of Guo et al. 2017 (arXiv:1706.04599)."""
     places = np.clip(np.ceil(scores.astype(np.float64) * BINS).astype(int) - 1, 0, BINS - 1)
     counts, rights, sums = (np.bincount(places, weights, BINS) for weights in (None, right, scores))
     of = np.maximum(counts, 1)
@@ -141,7 +141,7 @@ def calibration(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[Bin, ...]
 
 
 def _per_class(outcomes: Outcomes, labels: Sequence[Label]) -> tuple[ClassRow, ...]:
-    """The classes of the truth, worst first; of equals the one with more images."""
+    """The true classes, lowest accuracy first; of equals, the one with more images first."""
     size = len(labels)
     counts, rights, rights5 = (
         np.bincount(outcomes.truth, weights, size) for weights in (None, outcomes.right, outcomes.right5)
@@ -163,7 +163,7 @@ def _per_class(outcomes: Outcomes, labels: Sequence[Label]) -> tuple[ClassRow, .
 
 
 def _confused(outcomes: Outcomes, labels: Sequence[Label]) -> tuple[Pair, ...]:
-    """Wrong answers by how often they came."""
+    """Confusions, most frequent first."""
     wrong = np.stack([outcomes.truth, outcomes.answers[:, 0]], axis=1)[~outcomes.right]
     pairs, counts = np.unique(wrong, axis=0, return_counts=True)
     of = np.bincount(outcomes.truth, minlength=len(labels))

@@ -1,4 +1,4 @@
-"""Live progress on a terminal: how many images are done, at which rate, and when all will be."""
+"""A live progress bar on a terminal: images done, rate and remaining time."""
 
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -17,8 +17,8 @@ from rich.progress import (
 from rich.text import Text
 
 
-class Live:
-    """A bar for each run, moved by calling it; gone when the block ends."""
+class EvaluationProgress:
+    """One bar per run. Call it with the number of finished images. The bars disappear when the block ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -44,23 +44,23 @@ class Live:
 
     @property
     def interrupted(self) -> str:
-        """What to say where all ends before it is through."""
+        """The message for an interrupted run."""
         if self._task is None:
             return "interrupted"
         done = f"{self._name}: {self._done:,} of {self._total:,} images are done"
-        return f"interrupted; {done}, and the same command goes on from there"
+        return f"interrupted; {done}; run the same command again to resume"
 
     def loading(self) -> AbstractContextManager[Any]:
-        """Shown while the model is loaded."""
+        """A spinner to show while the model is loaded."""
         return self._console.status("loading the model")
 
     def begin(self, name: str, total: int) -> None:
-        """From here on another bar is moved."""
+        """Start the bar of another run."""
         self._name, self._task = name, None
         self._done, self._total = 0, total
 
     def __call__(self, done: int) -> None:
-        """So many images are done; what the first call tells was done before, and says nothing of the rate."""
+        """Move the bar. The first call gives the images of an earlier run, which do not count in the rate."""
         if self._task is None:
             self._task = self._progress.add_task(self._name, total=self._total, completed=done, before=done)
         self._done = done
@@ -68,7 +68,7 @@ class Live:
 
 
 class _Rate(ProgressColumn):
-    """Images a second of this run, and how long the rest will take."""
+    """Images per second of this run, and the remaining time."""
 
     def render(self, task: Task) -> Text:
         new = task.completed - task.fields["before"]

@@ -1,10 +1,9 @@
-"""Which images there are and which class each shows: a folder of folders, or a CSV."""
+"""The images and their true classes: from a folder of class folders, or from a CSV file."""
 
 import csv
 import difflib
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,19 +11,21 @@ from typing import NamedTuple
 import numpy as np
 
 from app.commands.evaluate.metrics import Ints
+from app.commands.filenames import skipped_files
 from app.errors import EvaluationError
 from app.imagenet.labels import Label
+from app.images.files import find_images, visible
 
-_SHOWN = 10
-_NEAR = 3
-_TELLING = 3  # letters
+_MOST_NAMES = 10  # in one message
+_SUGGESTIONS = 3
+_LEAST_LETTERS = 3  # of a name that is searched for in labels
 _LONG = 60
 _HEADER = ("file", "label")
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """The files, in order, and what each is called in ``source``; ``notes`` say what was left out."""
+class LabelledFiles:
+    """The files in order, and the class name of each as written in ``source``; ``notes`` say what was left out."""
 
     source: Path
     files: tuple[Path, ...]
@@ -34,7 +35,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Image files and their class ids ``truth`` [n]; ``notes`` say what was left out or had two meanings."""
+    """Image files and their class ids ``truth`` [n]; ``notes`` say what was left out or was ambiguous."""
 
     source: Path
     files: tuple[Path, ...]
@@ -43,34 +44,34 @@ class Samples:
 
 
 class Classes(NamedTuple):
-    """Class ids by name, and what had two meanings."""
+    """Class ids by name, and notes on ambiguous names."""
 
     ids: dict[str, int]
     notes: tuple[str, ...]
 
 
 def read(path: Path, labels: Sequence[Label]) -> Samples:
-    """``understand`` what is found at ``path``. Raises EvaluationError."""
-    return understand(listing(path), labels)
+    """``find`` the images at ``path`` and ``match`` their class names to ``labels``. Raises EvaluationError."""
+    return match(find(path), labels)
 
 
-def listing(path: Path) -> Listing:
-    """A folder of folders (the layout of torchvision's ImageFolder), or a CSV with the header ``file,label``.
+def find(path: Path) -> LabelledFiles:
+    """The images of a folder of class folders (torchvision's ImageFolder layout), or of a CSV with a header file,label.
 
-    Files in a CSV are relative to it. Hidden files are left out. Raises EvaluationError.
+    Paths in a CSV are relative to it. Hidden files are ignored. Raises EvaluationError.
     """
     if path.is_dir():
         return _folders(path)
     if path.is_file():
         return _table(path)
-    raise EvaluationError(f"there is neither a folder nor a CSV {path}")
+    raise EvaluationError(f"no such folder or CSV file: {path}")
 
 
-def understand(found: Listing, labels: Sequence[Label]) -> Samples:
-    """Names become class ids, or EvaluationError lists those that no class has.
+def match(found: LabelledFiles, labels: Sequence[Label]) -> Samples:
+    """Convert class names to class ids. Raises EvaluationError with the names that match no class.
 
-    A name is a label (also in other case, or with underscores for spaces) or a wnid. Where none is either, all are
-    class indices.
+    A name is a label (in any case, with spaces or underscores) or a wnid. If no name is either, all names are class
+    indices.
     """
     classes = _classes(set(found.names), labels)
     if unknown := sorted(set(found.names) - classes.ids.keys()):
@@ -79,35 +80,34 @@ def understand(found: Listing, labels: Sequence[Label]) -> Samples:
     return Samples(found.source, found.files, truth, (*found.notes, *classes.notes))
 
 
-def _folders(root: Path) -> Listing:
+def _folders(root: Path) -> LabelledFiles:
     files: list[Path] = []
     names: list[str] = []
+    skipped = 0
     try:
-        children = sorted(child for child in root.iterdir() if not child.name.startswith("."))
+        children = visible(root)
+        folders = [child for child in children if child.is_dir()]
+        for folder in folders:
+            images = find_images(folder)
+            files += images.paths
+            names += [folder.name] * len(images.paths)
+            skipped += images.others
     except OSError as error:
-        raise EvaluationError(f"{root} cannot be read: {error.strerror}") from error
-    folders = [child for child in children if child.is_dir()]
-    for folder in folders:
-        found = sorted(_files(folder))
-        files += found
-        names += [folder.name] * len(found)
+        raise EvaluationError(f"{error.filename or root} cannot be read: {error.strerror}") from error
     if not files:
         raise EvaluationError(
-            f"{root} holds no folders with images: each class needs one, named by its wnid, label or index;"
-            " or give a CSV with the header file,label"
+            f"{root} has no folders with images; create one folder per class, named by wnid, label or index, or give a"
+            " CSV file with the header file,label"
         )
-    beside = len(children) > len(folders)
-    notes = ("files beside the class folders have no class and are left out",) if beside else ()
-    return Listing(root, tuple(files), tuple(names), notes)
+    notes = []
+    if len(children) > len(folders):
+        notes.append("files next to the class folders have no class and are ignored")
+    if skipped:
+        notes.append(skipped_files(skipped))
+    return LabelledFiles(root, tuple(files), tuple(names), tuple(notes))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def _table(path: Path) -> Listing:
+def _table(path: Path) -> LabelledFiles:
     files: list[Path] = []
     names: list[str] = []
     try:
@@ -115,21 +115,21 @@ def _table(path: Path) -> Listing:
             rows = csv.DictReader(file, skipinitialspace=True)
             if not set(_HEADER) <= set(rows.fieldnames or ()):
                 found = ",".join(rows.fieldnames or ())[:_LONG]
-                raise EvaluationError(f"{path} needs the header file,label in its first line, which is: {found!r}")
+                raise EvaluationError(f"{path}: the first line must be the header file,label, got {found!r}")
             for row in rows:
                 if not (row["file"] and (row["label"] or "").strip()) or "\0" in row["file"]:
-                    raise EvaluationError(f"{path}, line {rows.line_num}: a file and a label, please")
+                    raise EvaluationError(f"{path}, line {rows.line_num}: needs a file and a label")
                 files.append(path.parent / row["file"])
                 names.append(row["label"].strip())
     except (UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path} is no CSV in UTF-8, and is to be saved as one: {error}") from error
+        raise EvaluationError(f"{path} is not a CSV file in UTF-8 ({error}); save it as one") from error
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
     if not files:
         raise EvaluationError(f"{path} lists no files")
     again = sum(times > 1 for times in Counter(files).values())
-    notes = (f"listed more than once, and counted as often: {again:,} of the files",) if again else ()
-    return Listing(path, tuple(files), tuple(names), notes)
+    notes = (f"{again:,} file{'s' * (again != 1)} listed more than once, counted each time",) if again else ()
+    return LabelledFiles(path, tuple(files), tuple(names), notes)
 
 
 def _classes(names: Iterable[str], labels: Sequence[Label]) -> Classes:
@@ -141,7 +141,8 @@ def _classes(names: Iterable[str], labels: Sequence[Label]) -> Classes:
     if not ids:
         return Classes({name: int(name) for name in found if _is_index(name, len(labels))}, ())
     indices = sorted(name for name, i in ids.items() if _is_index(name, len(labels)) and int(name) != i)
-    return Classes(ids, (f"{', '.join(indices[:_SHOWN])}: taken as labels, not as class indices",) if indices else ())
+    note = f"{', '.join(indices[:_MOST_NAMES])}: read as labels, not as class indices"
+    return Classes(ids, (note,) if indices else ())
 
 
 def _is_index(name: str, classes: int) -> bool:
@@ -153,7 +154,7 @@ def _fold(name: str) -> str:
 
 
 def _folded(labels: Sequence[Label]) -> dict[str, int]:
-    """Labels in lower case where that means one class: a Cardigan is a dog, a cardigan is none."""
+    """Labels in lower case, without those that then name two classes: a Cardigan is a dog, a cardigan is a garment."""
     found: dict[str, int] = {}
     twice: set[str] = set()
     for i, label in enumerate(labels):
@@ -167,15 +168,15 @@ def _unknown(names: Sequence[str], labels: Sequence[Label], source: Path) -> str
     known = {label.wnid: label.wnid for label in labels if label.wnid}
     known |= {_fold(label.label): label.label for label in labels}
     lines = []
-    for name in names[:_SHOWN]:
+    for name in names[:_MOST_NAMES]:
         near = [known[key] for key in _near(_fold(name), known)]
-        lines.append(f"  {name}" + (f" (near: {', '.join(near)})" if near else ""))
-    more = [f"  and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    what = "one name" if len(names) == 1 else f"{len(names)} names"
-    return "\n".join([f"{source} has {what} that no class of the model has:", *lines, *more])
+        lines.append(f"  {name}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+    more = [f"  and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
+    what = "one name that matches" if len(names) == 1 else f"{len(names)} names that match"
+    return "\n".join([f"{source} has {what} no class of the model:", *lines, *more])
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:
-    """Names that hold this one, else such as it may be a slip of."""
-    holding = [one for one in known if len(name) >= _TELLING and name in one]
-    return (sorted(holding, key=len) or difflib.get_close_matches(name, known, _NEAR))[:_NEAR]
+    """Names that contain this one, or else names of a similar spelling."""
+    holding = [one for one in known if len(name) >= _LEAST_LETTERS and name in one]
+    return (sorted(holding, key=len) or difflib.get_close_matches(name, known, _SUGGESTIONS))[:_SUGGESTIONS]

@@ -1,4 +1,4 @@
-"""A running topk, over HTTP. It is asked again where it refuses, as late as it says."""
+"""A running topk, over HTTP. A refused request is retried after the time in ``Retry-After``."""
 
 import asyncio
 import io
@@ -16,30 +16,30 @@ from app import __version__
 from app.commands.bench import client
 from app.commands.bench.target import Target
 from app.commands.evaluate.metrics import K
-from app.commands.evaluate.source import Answer, Ask, Unreadable, facts
+from app.commands.evaluate.source import Classify, TopClasses, Unreadable, facts
 from app.errors import EvaluationError
 from app.imagenet.labels import Label
 
-_LATER = (408, 429, 502, 503, 504)
-_NO_PICTURE = (400, 413, 415, 422, 500)
+_RETRIED = (408, 429, 502, 503, 504)
+_UNREADABLE = (400, 413, 415, 422, 500)
 _PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
 _EXCHANGE_S = 60.0
-_LARGE = 2**20  # from here on aiohttp wants a file: it writes bytes in one go
+_LARGE = 2**20  # aiohttp writes bytes in one go, so larger bodies are passed as files
 
 
-class Patience(NamedTuple):
-    """Seconds after which a run is given up: with nothing but refusals, and with no answer of any kind."""
+class RetryLimits(NamedTuple):
+    """Seconds until a run fails: while every request is refused, and while no response arrives at all."""
 
     refused: float = 120.0
-    gone: float = 10.0
+    silent: float = 10.0
 
 
 class Reply(NamedTuple):
-    """``pause``: seconds after which the service wants to be asked again, if it says so."""
+    """A response. ``retry_after`` is in seconds, None if the service does not state it."""
 
     status: int
     body: dict[str, Any]
-    pause: float | None
+    retry_after: float | None
 
     def __str__(self) -> str:
         detail = f": {self.body['detail']}" if "detail" in self.body else ""
@@ -47,21 +47,23 @@ class Reply(NamedTuple):
 
 
 class Remote:
-    """A service, once ``meet`` has met it. ``facts`` also has its ``url``."""
+    """A running service. Call ``connect`` first. ``facts`` include its ``url``."""
 
     at_once = 32
 
-    def __init__(self, target: Target, headers: dict[str, str], patience: Patience | None = None) -> None:
+    def __init__(self, target: Target, headers: dict[str, str], limits: RetryLimits | None = None) -> None:
         self.target = target
         self.labels: tuple[Label, ...] = ()
         self.facts: dict[str, Any] = {}
         self._headers = {"User-Agent": f"topk-evaluate/{__version__}", **headers}
-        self._patience = patience or Patience()
-        self._heard = self._served = -math.inf  # when it last answered anything, and anything but a refusal
+        self._limits = limits or RetryLimits()
+        self._responded = (
+            self._accepted
+        ) = -math.inf  # times of the last response, and of the last that was not a refusal
 
-    async def meet(self) -> None:
-        """Ask what it is and which classes it has. Raises EvaluationError."""
-        self._served = asyncio.get_running_loop().time()
+    async def connect(self) -> None:
+        """Get the description of the service, and its classes from one prediction. Raises EvaluationError."""
+        self._accepted = asyncio.get_running_loop().time()
         async with client.session(self._headers) as session:
             reply = await self._reply(session, "GET", f"{self.target.base}/v1/info")
             if reply.status not in (200, 404):
@@ -69,55 +71,59 @@ class Remote:
             info = reply.body
             try:
                 self.facts = facts(info) | {"url": self.target.base}
-                classes, patience = info["classes"], info["limits"]["request_timeout_ms"]
+                classes, timeout_ms = info["classes"], info["limits"]["request_timeout_ms"]
             except (KeyError, TypeError):
-                raise EvaluationError(f"{self.target.base} is no topk: it has no /v1/info") from None
-            self._headers["X-Request-Timeout-Ms"] = str(patience)
+                raise EvaluationError(f"{self.target.base} is not a topk service: it has no /v1/info") from None
+            self._headers["X-Request-Timeout-Ms"] = str(timeout_ms)
             try:
                 found = await self._predictions(session, _grey(), classes)
             except Unreadable as error:
-                raise EvaluationError(f"{self.target.base} cannot classify a grey square: {error.detail}") from error
+                raise EvaluationError(f"{self.target.base} cannot classify a test image: {error.detail}") from error
         found.sort(key=lambda prediction: int(prediction["class_id"]))
         self.labels = tuple(Label(prediction["label"], prediction["wnid"]) for prediction in found)
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Ask]:
+    async def opened(self) -> AsyncIterator[Classify]:
         async with client.session(self._headers) as session:
-            self._heard = self._served = asyncio.get_running_loop().time()
+            self._responded = self._accepted = asyncio.get_running_loop().time()
 
-            async def ask(content: bytes) -> Answer:
+            async def classify(content: bytes) -> TopClasses:
                 found = await self._predictions(session, content, min(K, len(self.labels)))
-                return Answer(tuple(p["class_id"] for p in found), tuple(p["score"] for p in found))
+                return TopClasses(tuple(p["class_id"] for p in found), tuple(p["score"] for p in found))
 
-            yield ask
+            yield classify
 
     async def _predictions(self, session: aiohttp.ClientSession, content: bytes, k: int) -> list[dict[str, Any]]:
         reply = await self._reply(session, "POST", f"{self.target.url}?top_k={k}", content)
-        if reply.status in _NO_PICTURE:
+        if reply.status in _UNREADABLE:
             raise Unreadable(str(reply.body.get("code", reply.status)), str(reply.body.get("detail", reply)))
         if reply.status != 200 or len(reply.body.get("predictions", ())) != k:
             raise EvaluationError(f"{self.target.url} {reply}")
         if any(reply.body[name] != self.facts[name] for name in ("model", "weights")):
-            raise EvaluationError(f"{self.target.base} has changed its model to {reply.body['model']} meanwhile")
+            raise EvaluationError(
+                f"{self.target.base} now serves another model, {reply.body['model']}; start the evaluation again"
+            )
         predictions: list[dict[str, Any]] = reply.body["predictions"]
         return predictions
 
     async def _reply(self, session: aiohttp.ClientSession, method: str, url: str, content: bytes = b"") -> Reply:
-        """The first reply that is not to come again later. Raises EvaluationError where there is none for too long."""
+        """Send a request and retry it while it is refused. Raises EvaluationError at the retry limits."""
         time = asyncio.get_running_loop().time
         while True:
             try:
                 reply = await _exchange(session, method, url, content)
-                self._heard = time()
-                if reply.status not in _LATER:
-                    self._served = self._heard
+                self._responded = time()
+                if reply.status not in _RETRIED:
+                    self._accepted = self._responded
                     return reply
-                said, pause, waited, most = str(reply), reply.pause, time() - self._served, self._patience.refused
+                failure, pause = str(reply), reply.retry_after
+                waited, limit = time() - self._accepted, self._limits.refused
             except (aiohttp.ClientError, TimeoutError, OSError):
-                said, pause, waited, most = "gives no answer", None, time() - self._heard, self._patience.gone
+                failure, pause = "does not respond", None
+                waited, limit = time() - self._responded, self._limits.silent
             pause = min(pause or _PAUSE_S, _LONGEST_PAUSE_S)
-            if waited + pause > most:
-                raise EvaluationError(f"{url} {said}")
+            if waited + pause > limit:
+                raise EvaluationError(f"{url} {failure}")
             await asyncio.sleep(pause)
 
 
@@ -134,17 +140,20 @@ async def _exchange(session: aiohttp.ClientSession, method: str, url: str, conte
         except orjson.JSONDecodeError:
             body = None
         body = body if isinstance(body, dict) else {}
-        return Reply(answer.status, body, _pause(body.get("retry_after_ms"), answer.headers.get("Retry-After", "")))
+        return Reply(
+            answer.status, body, _retry_after(body.get("retry_after_ms"), answer.headers.get("Retry-After", ""))
+        )
 
 
-def _pause(milliseconds: Any, seconds: str) -> float | None:
+def _retry_after(milliseconds: Any, seconds: str) -> float | None:
+    """Seconds, from ``retry_after_ms`` in the body or else from the header ``Retry-After``."""
     if isinstance(milliseconds, int):
         return milliseconds / 1000
     return float(seconds[:6]) if seconds.isascii() and seconds.isdigit() else None
 
 
 def _grey() -> bytes:
-    """An image that any service can read: from its answer come the classes."""
+    """A test image. The prediction for it lists all classes."""
     file = io.BytesIO()
     Image.new("RGB", (64, 64), (128, 128, 128)).save(file, "PNG")
     return file.getvalue()

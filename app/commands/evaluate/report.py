@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else."""
+"""An evaluation as one self-contained HTML page."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from app import machine
 from app.commands.evaluate import gallery, table
 from app.commands.evaluate.evaluation import Evaluation
-from app.commands.evaluate.metrics import Metrics
+from app.commands.evaluate.metrics import AccuracyMetrics
 from app.commands.evaluate.table import count, interval, percent
-from app.commands.filenames import shown
+from app.commands.filenames import printable
 from app.commands.reports import page as html
 
 _PAGE = Path(__file__).with_name("report.html")
 _PICTURES = 24
 _ROWS = 12
-_MATRIX = 20  # classes; more are no matrix that can be read
+_MATRIX = 20  # classes; a larger matrix is unreadable
 
 
 def write(evaluation: Evaluation, path: Path, max_pixels: int) -> None:
@@ -23,17 +23,17 @@ def write(evaluation: Evaluation, path: Path, max_pixels: int) -> None:
 
 
 def page(evaluation: Evaluation, max_pixels: int, command: str = "topk evaluate", before: str = "") -> str:
-    """The page as HTML, with its plots and pictures inline; pictures of more than ``max_pixels`` are left out.
+    """The page as HTML, with inline plots and thumbnails. Images of more than ``max_pixels`` get no thumbnail.
 
-    ``before`` is HTML that comes before what was found.
+    ``before`` is HTML to insert before the results.
     """
     metrics, facts = evaluation.metrics, evaluation.facts
     return html.fill(
         _PAGE,
-        title=html.text(f"{facts['model']} on {shown(Path(evaluation.source.resolve().name))}"),
+        title=html.text(f"{facts['model']} on {printable(Path(evaluation.source.resolve().name))}"),
         command=command,
         when=f"{evaluation.started:%d %B %Y, %H:%M} UTC",
-        how=html.text(", ".join(table.answering(facts))),
+        how=html.text(", ".join(table.model_description(facts))),
         remarks="".join(_remark(note) for note in evaluation.notes),
         headline=html.headline(_headline(evaluation)),
         before=before,
@@ -56,19 +56,19 @@ def _remark(note: str) -> str:
 
 
 def _headline(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
-    """Figure, unit, what it is."""
+    """Figure, unit and description of each headline."""
     metrics, found = evaluation.metrics, evaluation.comparison
     yield f"{100 * metrics.top1:.1f}", "%", f"top-1 accuracy ({interval(metrics.top1_interval)})"
     yield f"{100 * metrics.top5:.1f}", "%", f"top-{metrics.k} accuracy ({interval(metrics.top5_interval)})"
     if found:
-        yield f"{100 * found.agreement:.1f}", "%", f"agree with the {found.facts['precision']} reference"
-    yield f"{100 * metrics.ece:.1f}", "%", f"calibration error; scores average {percent(metrics.confidence)}"
+        yield f"{100 * found.agreement:.1f}", "%", f"agreement with the {found.facts['precision']} reference"
+    yield f"{100 * metrics.ece:.1f}", "%", f"calibration error; mean score {percent(metrics.confidence)}"
     failed = len(evaluation.answers.unreadable)
-    aside = f"; {failed:,} more could not be read" if failed else ""
+    aside = f"; {failed:,} could not be read" if failed else ""
     yield f"{metrics.n:,}", "", f"image{'s' * (metrics.n != 1)} of {count(metrics.classes, 'class', 'classes')}{aside}"
 
 
-def _levels(metrics: Metrics) -> str:
+def _levels(metrics: AccuracyMetrics) -> str:
     rows = [
         (
             f'<div style="padding-left: {level.indent}em">{html.text(level.label)}</div>',
@@ -82,25 +82,24 @@ def _levels(metrics: Metrics) -> str:
     ]
     if not rows:
         return ""
-    legend = html.legend((("the very class", "accent"), ("another of the same kind", "bar")))
+    legend = html.legend((("the true class", "accent"), ("another class at this level", "bar")))
     return _section(
-        "Right as what?",
-        f'<ul class="legend">{legend}</ul>{_table(("", "images", "", "top-1", "right as one"), rows, "levels")}',
-        "by WordNet level",
+        "Accuracy by WordNet level",
+        f'<ul class="legend">{legend}</ul>{_table(("", "images", "", "top-1", "right at level"), rows, "levels")}',
     )
 
 
-def _plots(metrics: Metrics) -> str:
-    """Calibration, and how exactly right the answers are; where there are few classes, what each is taken for."""
-    from app.commands.evaluate import chart  # matplotlib: only here, since it takes half a second
+def _plots(metrics: AccuracyMetrics) -> str:
+    """Calibration and accuracy by depth; with few classes, also the confusion matrix."""
+    from app.commands.evaluate import chart  # here, because importing matplotlib takes half a second
 
     legend = f'<ul class="legend">{html.legend(chart.RELIABILITY)}</ul>'
-    plots = [("Can the scores be believed?", "calibration", legend + chart.reliability(metrics))]
+    plots = [("Calibration", "accuracy by score", legend + chart.reliability(metrics))]
     if metrics.depths:
-        words = "<p class=about>Right: the answer is the class, or shares a node of this depth with it.</p>"
-        plots.append(("How exactly right?", "by depth in WordNet", words + chart.depths(metrics)))
+        about = "<p class=about>A prediction is right at a depth if it shares a node of that depth with the truth.</p>"
+        plots.append(("Accuracy by depth", "in WordNet", about + chart.depths(metrics)))
     if matrix := _matrix(metrics):
-        plots.append(("What is taken for what", "rows are the truth; per cent of the row", matrix))
+        plots.append(("Confusion matrix", "rows are the truth; per cent of the row", matrix))
     return '<div class="plots">' + "".join(_section(title, body, aside) for title, aside, body in plots) + "</div>"
 
 
@@ -108,7 +107,7 @@ def _comparison(evaluation: Evaluation) -> str:
     found = evaluation.comparison
     if not found:
         return ""
-    answering = ", ".join(table.answering(found.facts))
+    reference = ", ".join(table.model_description(found.facts))
     rows = [
         (html.text(name), percent(mine), percent(other), f"{100 * (mine - other):+.1f}")
         for name, (mine, other) in (("top-1", found.top1), (f"top-{evaluation.metrics.k}", found.top5))
@@ -126,12 +125,12 @@ def _comparison(evaluation: Evaluation) -> str:
     more = len(found.differ) - len(differ)
     body = (
         f"<p class=about>{percent(found.agreement)} ({interval(found.interval)}) of {count(found.n, 'image')} have the"
-        f" same first answer from {html.text(answering)}.</p>"
+        f" same best class from {html.text(reference)}.</p>"
         + _table(("", "evaluated", "reference", "points"), rows)
-        + (_table(("is", "evaluated", "reference", ""), differ, "words") if differ else "")
+        + (_table(("truth", "evaluated", "reference", ""), differ, "words") if differ else "")
         + (f"<p class=about>And {more:,} more; --json lists them all.</p>" if more else "")
     )
-    return _section("Beside the reference", body)
+    return _section("Comparison with the reference", body)
 
 
 def _gallery(evaluation: Evaluation, max_pixels: int) -> str:
@@ -139,26 +138,26 @@ def _gallery(evaluation: Evaluation, max_pixels: int) -> str:
     pictures = [_picture(evaluation, i, max_pixels) for i in mistakes[:_PICTURES]]
     if not pictures:
         return ""
-    aside = f"{len(pictures)} of {count(len(mistakes), 'mistake')}, the surest first"
-    return _section("Sure, and wrong", f'<div class="gallery">{"".join(pictures)}</div>', aside)
+    aside = f"{len(pictures)} of {count(len(mistakes), 'mistake')}, highest score first"
+    return _section("Confident mistakes", f'<div class="gallery">{"".join(pictures)}</div>', aside)
 
 
 def _picture(evaluation: Evaluation, i: int, max_pixels: int) -> str:
     guess, truth = evaluation.guess(i), evaluation.truth(i)
     place = (evaluation.answers.class_ids[i] == evaluation.samples.truth[i]).nonzero()[0].tolist()
-    says = f"{percent(evaluation.guess(i, place=place[0]).score, 0)}" if place else ""
+    score = f"{percent(evaluation.guess(i, place=place[0]).score, 0)}" if place else ""
     source = gallery.thumbnail(evaluation.samples.files[i], max_pixels)
     name = html.text(evaluation.name(i))
     image = f'<img src="{source}" alt="{html.text(truth)}" width="88" height="88">' if source else "<div></div>"
     return (
         f'<figure title="{name}">{image}<figcaption>'
         f"<b>{html.text(guess.label)}</b> <small>{percent(guess.score, 0)}</small>"
-        f"<span>is {html.text(truth)} <small>{says}</small></span></figcaption></figure>"
+        f"<span>is {html.text(truth)} <small>{score}</small></span></figcaption></figure>"
     )
 
 
-def _matrix(metrics: Metrics) -> str:
-    """Where there are few classes: what each is answered with."""
+def _matrix(metrics: AccuracyMetrics) -> str:
+    """The confusion matrix, if there are few classes."""
     labels = sorted({row.label for row in metrics.per_class} | {pair.answer for pair in metrics.confused})
     if not 2 <= len(labels) <= _MATRIX:
         return ""
@@ -184,31 +183,33 @@ def _cell(share: float, right: bool) -> str:
     return f'<td{loud} style="{style}">{f"{100 * share:.0f}" if share else ""}</td>'
 
 
-def _confused(metrics: Metrics) -> str:
+def _confused(metrics: AccuracyMetrics) -> str:
     rows = [
         (html.text(pair.truth), html.text(pair.answer), f"{pair.n:,}", percent(pair.share, 0))
         for pair in metrics.confused[:_ROWS]
     ]
-    body = _table(("is", "answered", "images", "of class"), rows, "confused") if rows else "<p class=about>None.</p>"
+    body = (
+        _table(("truth", "predicted", "images", "of class"), rows, "confused") if rows else "<p class=about>None.</p>"
+    )
     return f"<div><h2>Most confused</h2>{body}</div>"
 
 
-def _worst(metrics: Metrics) -> str:
+def _worst(metrics: AccuracyMetrics) -> str:
     rows = [row for row in metrics.per_class[:_ROWS] if row.accuracy < 1]
     cells = [(html.text(row.label), f"{row.n:,}", percent(row.accuracy, 0), percent(row.top5, 0)) for row in rows]
     head = ("class", "images", "top-1", f"top-{metrics.k}")
-    body = _table(head, cells) if rows else "<p class=about>Every class is always right.</p>"
+    body = _table(head, cells) if rows else "<p class=about>Every image is right.</p>"
     return f"<div><h2>Worst classes</h2>{body}</div>"
 
 
-def _classes(metrics: Metrics) -> str:
+def _classes(metrics: AccuracyMetrics) -> str:
     if len(metrics.per_class) <= _ROWS:
         return ""
     cells = (
         (html.text(row.label), f"{row.n:,}", f"{row.answered:,}", percent(row.accuracy, 0), percent(row.top5, 0))
         for row in metrics.per_class
     )
-    body = _table(("class", "images", "answered", "top-1", f"top-{metrics.k}"), cells)
+    body = _table(("class", "images", "predicted", "top-1", f"top-{metrics.k}"), cells)
     return f"<details><summary>All {len(metrics.per_class):,} classes, worst first</summary>{body}</details>"
 
 
@@ -219,8 +220,8 @@ def _unreadable(evaluation: Evaluation) -> str:
     rows = (
         (html.text(evaluation.name(i)), html.text(failed[i].detail), html.text(failed[i].code)) for i in sorted(failed)
     )
-    summary = f"{count(len(failed), 'file')} could not be read and did not count"
-    return f"<details open><summary>{summary}</summary>{_table(('file', 'why', 'code'), rows, 'words')}</details>"
+    summary = f"{count(len(failed), 'file')} could not be read and are not counted"
+    return f"<details open><summary>{summary}</summary>{_table(('file', 'reason', 'code'), rows, 'words')}</details>"
 
 
 def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
@@ -229,24 +230,24 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         if name in facts:
             yield name, str(facts[name])
     crop = facts["preprocessing"]
-    yield "crop", f"{crop['crop']} of {crop['resize']}, {crop['interpolation']}"
+    yield "crop", f"{crop['crop']} of {crop['resize']} pixels, {crop['interpolation']}"
     yield "decoding", "large JPEGs at a reduced scale" if facts["fast_decode"] else "every pixel"
     yield "digest", str(facts["digest"]).removeprefix("sha256:")[:16]
 
 
 def _run(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     answers = evaluation.answers
-    yield "images", shown(evaluation.source)
-    if answers.asked:
-        rate = answers.asked / answers.seconds
-        yield "this run", f"{count(answers.asked, 'image')} in {answers.seconds:.1f} s, {rate:.1f} img/s"
-    if before := len(evaluation.samples.files) - answers.asked:
-        yield "before it", count(before, "image")
+    yield "images", printable(evaluation.source)
+    if answers.classified:
+        rate = answers.classified / answers.seconds
+        yield "this run", f"{count(answers.classified, 'image')} in {answers.seconds:.1f} s, {rate:.1f} img/s"
+    if before := len(evaluation.samples.files) - answers.classified:
+        yield "earlier runs", count(before, "image")
     if "url" not in evaluation.facts:
         yield from html.machine(machine.description())
 
 
-def _definitions(metrics: Metrics) -> Iterator[str]:
+def _definitions(metrics: AccuracyMetrics) -> Iterator[str]:
     yield f"Top-{metrics.k}: the truth is among the {metrics.k} best classes. Intervals are Wilson's, at 95 %."
     yield (
         "Calibration error: the distance between mean score and accuracy in 15 bins of equal width, averaged over the"
@@ -254,8 +255,8 @@ def _definitions(metrics: Metrics) -> Iterator[str]:
     )
     if metrics.levels:
         yield (
-            "Right as one: of the images that show a dog, the share that is answered with any dog. Shown are the nodes"
-            " of WordNet with the most images; of those that hold nearly the same, the one with the shortest name."
+            "Right at level: of the images that show any dog, the share that is classified as any dog. The table has"
+            " the WordNet nodes with the most images; of nearly equal nodes, the one with the shortest name."
         )
 
 
@@ -269,7 +270,7 @@ def _bar(long: float, short: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """Of cells that are HTML."""
+    """A table of cells that are HTML."""
     titles = "".join(f"<th>{html.text(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     classes = f' class="{kind}"' if kind else ""

@@ -1,46 +1,46 @@
-"""Every image is asked for, many at once, and what comes is kept."""
+"""Classifies every image, many at a time, and collects the outcomes."""
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from app.commands.evaluate.journal import Journal, Outcome, Stamp
+from app.commands.evaluate.journal import ImageOutcome, Journal, Stamp
 from app.commands.evaluate.metrics import Floats, Ints, K, Outcomes
 from app.commands.evaluate.read import Samples
-from app.commands.evaluate.source import Answer, Ask, Source, Unreadable
-from app.commands.tasks import all_of
-from app.errors import EvaluationError
+from app.commands.evaluate.source import Classify, Source, TopClasses, Unreadable
+from app.commands.files import for_each, read_file, reason
+from app.errors import EmptyBody, EvaluationError
 
 Watch = Callable[[int], None]
-"""Told how many images are done, those of an earlier run included."""
+"""Called with the number of finished images, including those of an earlier run."""
 
 
 @dataclass(slots=True)
 class Answers:
-    """What a source said of all samples: ``class_ids`` and ``scores`` [samples, k], best first.
+    """The predictions for all samples: ``class_ids`` and ``scores`` [samples, k], highest score first.
 
-    ``class_ids`` are -1 where there is no answer; ``unreadable`` says by position why. This run has ``asked`` for so
-    many of them, which took so many ``seconds``.
+    ``class_ids`` are -1 without a prediction; ``unreadable`` has the reasons by position. ``classified`` counts the
+    images of this run, which took ``seconds``.
     """
 
     class_ids: Ints
     scores: Floats
     unreadable: dict[int, Unreadable] = field(default_factory=dict)
-    asked: int = 0
+    classified: int = 0
     seconds: float = 0.0
 
     @property
     def answered(self) -> npt.NDArray[np.bool_]:
-        """[samples] whether there is an answer."""
+        """[samples] whether there is a prediction."""
         return np.asarray(self.class_ids[:, 0] >= 0)
 
     def outcomes(self, samples: Samples) -> Outcomes:
-        """The answers beside their truth. Raises EvaluationError where there are none."""
+        """The predictions and their truth. Raises EvaluationError if there are none."""
         there = self.answered
         if not there.any():
             first = self.unreadable[0]
@@ -49,16 +49,26 @@ class Answers:
             )
         return Outcomes(samples.truth[there], self.class_ids[there], self.scores[there])
 
+    def keep(self, position: int, outcome: ImageOutcome) -> None:
+        """Add the outcome of one sample."""
+        if isinstance(outcome, TopClasses):
+            self.class_ids[position], self.scores[position] = outcome
+        else:
+            self.unreadable[position] = outcome
+
 
 def run(source: Source, samples: Samples, watch: Watch, journal: Journal | None = None) -> Answers:
-    """Ask for what the journal does not tell. Raises EvaluationError; interrupted, the journal has what there was."""
+    """Classify the samples that are not in the journal. Raises EvaluationError.
+
+    If interrupted, the journal has the outcomes so far.
+    """
     n, k = len(samples.files), min(K, len(source.labels))
     answers = Answers(np.full((n, k), -1, np.int64), np.zeros((n, k), np.float32))
     todo = [i for i, file in enumerate(samples.files) if not _known(answers, i, file, journal)]
     watch(n - len(todo))
     begun = time.perf_counter()
     asyncio.run(_Run(source, samples, watch, journal, answers, n - len(todo)).all(todo))
-    answers.asked, answers.seconds = len(todo), time.perf_counter() - begun
+    answers.classified, answers.seconds = len(todo), time.perf_counter() - begun
     return answers
 
 
@@ -68,15 +78,8 @@ def _known(answers: Answers, i: int, file: Path, journal: Journal | None) -> boo
     except OSError:
         return False
     if outcome:
-        _keep(answers, i, outcome)
+        answers.keep(i, outcome)
     return outcome is not None
-
-
-def _keep(answers: Answers, i: int, outcome: Outcome) -> None:
-    if isinstance(outcome, Answer):
-        answers.class_ids[i], answers.scores[i] = outcome
-    else:
-        answers.unreadable[i] = outcome
 
 
 @dataclass(slots=True)
@@ -89,38 +92,29 @@ class _Run:
     done: int
 
     async def all(self, todo: list[int]) -> None:
-        waiting = iter(todo)
-        async with self.source.opened() as ask:
-            await all_of(self._work(ask, waiting) for _ in range(min(self.source.at_once, len(todo))))
+        async with self.source.opened() as classify:
+            await for_each(len(todo), self.source.at_once, lambda i: self._one(classify, todo[i]))
 
-    async def _work(self, ask: Ask, waiting: Iterator[int]) -> None:
-        for i in waiting:
-            file = self.samples.files[i]
-            try:
-                stamp, content = await asyncio.to_thread(_read, file)
-            except OSError as error:
-                _keep(self.answers, i, Unreadable("unreadable_file", error.strerror or str(error)))
-            else:
-                outcome = await _outcome(ask, content)
-                if self.journal is not None:
-                    self.journal.add(file, stamp, outcome)
-                _keep(self.answers, i, outcome)
-            self.done += 1
-            self.watch(self.done)
+    async def _one(self, classify: Classify, i: int) -> None:
+        file = self.samples.files[i]
+        try:
+            stamp = Stamp.of(file)  # first: a file that changes meanwhile is read again by the next run
+            outcome = await _outcome(classify, file)
+        except OSError as error:
+            self.answers.keep(i, Unreadable("unreadable_file", reason(error)))
+        else:
+            if self.journal is not None:
+                self.journal.add(file, stamp, outcome)
+            self.answers.keep(i, outcome)
+        self.done += 1
+        self.watch(self.done)
 
 
-async def _outcome(ask: Ask, content: bytes) -> Outcome:
-    if not content:
-        return Unreadable("empty_body", "the file is empty")
+async def _outcome(classify: Classify, file: Path) -> ImageOutcome:
+    """Raises OSError if the file cannot be read."""
     try:
-        return await ask(content)
+        return await classify(await read_file(file))
+    except EmptyBody as error:
+        return Unreadable(error.code, error.detail)
     except Unreadable as error:
         return error
-
-
-def _read(file: Path) -> tuple[Stamp, bytes]:
-    """The stamp first: a file that changes meanwhile is read again another time. Raises OSError."""
-    stamp = Stamp.of(file)
-    if not file.is_file():  # a pipe may never end
-        raise OSError("it is no file")
-    return stamp, file.read_bytes()

@@ -1,4 +1,4 @@
-"""What is evaluated, as a run sees it: bytes of an image in, its best classes out."""
+"""The model under evaluation, as a run uses it: the bytes of an image in, its best classes out."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -9,15 +9,15 @@ from app.imagenet.labels import Label
 _FACTS = ("model", "weights", "digest", "engine", "device", "precision", "preprocessing", "warning")
 
 
-class Answer(NamedTuple):
-    """An image's best classes, best first, at most five."""
+class TopClasses(NamedTuple):
+    """The best classes of an image, at most five, highest score first."""
 
     class_ids: tuple[int, ...]
     scores: tuple[float, ...]
 
 
 class Unreadable(Exception):
-    """This image has no answer, for the reason that the API would give."""
+    """This image has no prediction. ``code`` and ``detail`` are those of the API's error."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -25,12 +25,12 @@ class Unreadable(Exception):
         self.detail = detail
 
 
-Ask = Callable[[bytes], Awaitable[Answer]]
-"""Raises Unreadable; EvaluationError where going on is of no use."""
+Classify = Callable[[bytes], Awaitable[TopClasses]]
+"""Raises Unreadable; EvaluationError if the run cannot continue."""
 
 
 class Source(Protocol):
-    """A model behind some path, whose ``facts`` answers depend on."""
+    """A model, in this process or behind a URL. ``facts`` are everything its predictions depend on."""
 
     labels: tuple[Label, ...]
     at_once: int
@@ -38,9 +38,9 @@ class Source(Protocol):
     @property
     def facts(self) -> dict[str, Any]: ...
 
-    def opened(self) -> AbstractAsyncContextManager[Ask]: ...
+    def opened(self) -> AbstractAsyncContextManager[Classify]: ...
 
 
 def facts(info: dict[str, Any]) -> dict[str, Any]:
-    """What answers depend on, of ``/v1/info``. Raises KeyError and TypeError where that is something else."""
+    """The members of ``/v1/info`` that predictions depend on. Raises KeyError and TypeError for other documents."""
     return {name: info[name] for name in _FACTS} | {"fast_decode": info["decode"]["fast"]}

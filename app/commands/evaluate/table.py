@@ -1,4 +1,4 @@
-"""Figures in a terminal."""
+"""An evaluation as tables on a terminal."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,20 +9,20 @@ from rich.table import Column, Table
 
 from app.commands.evaluate.evaluation import Comparison, Evaluation
 from app.commands.evaluate.intervals import Interval
-from app.commands.evaluate.metrics import Metrics
+from app.commands.evaluate.metrics import AccuracyMetrics
 
 _ROWS = 10
 _LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1), "pad_edge": False}
 
 
-def tell(evaluation: Evaluation, console: Console) -> None:
-    """What answered, and how well; an evaluation's notes are left to who asks."""
-    _print(console, ", ".join(answering(evaluation.facts)))
-    show(evaluation, console)
+def print_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Print the model and the figures, without the notes."""
+    _print(console, ", ".join(model_description(evaluation.facts)))
+    print_figures(evaluation, console)
 
 
-def show(evaluation: Evaluation, console: Console) -> None:
-    """Accuracy first, then what explains it."""
+def print_figures(evaluation: Evaluation, console: Console) -> None:
+    """Print the accuracy first, then what explains it."""
     metrics = evaluation.metrics
     console.print(accuracy(metrics, evaluation.comparison))
     _print(console, *notes(metrics), *comparison(evaluation), *unreadable(evaluation))
@@ -36,8 +36,8 @@ def _print(console: Console, *lines: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def answering(facts: dict[str, Any]) -> Iterator[str]:
-    """What answered, as facts tell."""
+def model_description(facts: dict[str, Any]) -> Iterator[str]:
+    """The model, its engine and its URL, in words."""
     yield f"{facts['model']} ({facts['weights']})"
     yield f"{facts['engine']} in {facts['precision']} on {facts['device']}"
     if not facts["fast_decode"]:
@@ -47,10 +47,10 @@ def answering(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def unreadable(evaluation: Evaluation) -> Iterator[str]:
-    """What did not count, and why."""
+    """The files that could not be read, with reasons."""
     failed = evaluation.answers.unreadable
     if failed:
-        yield f"{count(len(failed), 'file')} could not be read and did not count:"
+        yield f"{count(len(failed), 'file')} could not be read and are not counted:"
     for i in sorted(failed)[:_ROWS]:
         yield f"  {evaluation.name(i)}: {failed[i].detail} ({failed[i].code})"
     if len(failed) > _ROWS:
@@ -58,26 +58,26 @@ def unreadable(evaluation: Evaluation) -> Iterator[str]:
 
 
 def comparison(evaluation: Evaluation) -> Iterator[str]:
-    """Where the reference answers otherwise."""
+    """The agreement with the reference, and the images that differ."""
     found = evaluation.comparison
     if not found:
         return
     yield (
         f"agreement: {percent(found.agreement)} ({interval(found.interval)}) of {count(found.n, 'image')};"
-        f" the reference is {', '.join([*answering(found.facts)][1:])}"
+        f" the reference is {', '.join([*model_description(found.facts)][1:])}"
     )
     for i in found.differ[:_ROWS]:
         ours, theirs = evaluation.guess(i), evaluation.guess(i, found.answers)
         yield (
-            f"  {evaluation.name(i)}: {ours.label} ({ours.score:.2f}), the reference says"
-            f" {theirs.label} ({theirs.score:.2f}); it is {evaluation.truth(i)}"
+            f"  {evaluation.name(i)}: {ours.label} ({ours.score:.2f}), reference"
+            f" {theirs.label} ({theirs.score:.2f}), truth {evaluation.truth(i)}"
         )
     if len(found.differ) > _ROWS:
         yield f"  and {len(found.differ) - _ROWS:,} more; --json lists them all"
 
 
-def accuracy(metrics: Metrics, comparison: Comparison | None = None) -> Table:
-    """Top-1 and top-5, and the reference's."""
+def accuracy(metrics: AccuracyMetrics, comparison: Comparison | None = None) -> Table:
+    """Top-1 and top-5 accuracy, and those of the reference."""
     table = _table("", "accuracy", "95 % interval", *(("reference",) if comparison else ()))
     for name, share, bounds, pair in (
         ("top-1", metrics.top1, metrics.top1_interval, comparison and comparison.top1),
@@ -87,8 +87,8 @@ def accuracy(metrics: Metrics, comparison: Comparison | None = None) -> Table:
     return table
 
 
-def notes(metrics: Metrics) -> Iterator[str]:
-    """How many images, and how far scores can be taken for probabilities."""
+def notes(metrics: AccuracyMetrics) -> Iterator[str]:
+    """The number of images, and the calibration of the scores."""
     yield f"{count(metrics.n, 'image')} of {count(metrics.classes, 'class', 'classes')}"
     yield (
         f"calibration: mean score {percent(metrics.confidence)}, top-1 {percent(metrics.top1)}; expected calibration"
@@ -96,9 +96,9 @@ def notes(metrics: Metrics) -> Iterator[str]:
     )
 
 
-def levels(metrics: Metrics) -> Table:
-    """How often the answer is right as a dog, as an animal."""
-    table = _table("By WordNet level", "images", "top-1", "right as one")
+def levels(metrics: AccuracyMetrics) -> Table:
+    """Accuracy by WordNet level: how often the prediction is at least a dog, at least an animal."""
+    table = _table("By WordNet level", "images", "top-1", "right at level")
     for level in metrics.levels:
         if level.indent is not None:
             name = f"{'  ' * level.indent}{level.label}"
@@ -106,8 +106,8 @@ def levels(metrics: Metrics) -> Table:
     return table
 
 
-def worst(metrics: Metrics) -> Table:
-    """The classes that are answered worst; none that is always right."""
+def worst(metrics: AccuracyMetrics) -> Table:
+    """The classes with the lowest accuracy below 100 %."""
     table = _table("Worst classes", "images", "top-1", f"top-{metrics.k}")
     for row in metrics.per_class[:_ROWS]:
         if row.accuracy < 1:
@@ -115,11 +115,11 @@ def worst(metrics: Metrics) -> Table:
     return table
 
 
-def confused(metrics: Metrics) -> Table:
-    """What was taken for what most often."""
+def confused(metrics: AccuracyMetrics) -> Table:
+    """The most frequent confusions."""
     table = Table(
         Column("Most confused", overflow="fold"),
-        Column("answered", overflow="fold"),
+        Column("predicted", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in ("images", "of its class")),
         **_LOOK,
     )
@@ -134,12 +134,12 @@ def _table(first: str, *others: str) -> Table:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A fraction as it is read."""
+    """A fraction as per cent."""
     return f"{100 * share:.{digits}f} %"
 
 
 def interval(bounds: Interval) -> str:
-    """Two fractions as they are read."""
+    """An interval as per cent."""
     return f"{100 * bounds[0]:.1f} to {percent(bounds[1])}"
 
 

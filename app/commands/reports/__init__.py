@@ -1,1 +1,1 @@
-"""The look that all HTML reports share."""
+"""The style that all HTML reports share."""

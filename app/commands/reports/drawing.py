@@ -1,4 +1,4 @@
-"""Drawings of a report as SVG. Text stays text, colours are the page's variables: one drawing for light and dark."""
+"""Charts as SVG. Text stays text, and colours are CSS variables of the page, for light and dark mode."""
 
 import io
 import itertools
@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
-# What is drawn is replaced by the page's own variable of that name.
+# Placeholder colours, replaced by the CSS variables of these names.
 _VARIABLES = ("ink", "quiet", "line", "edge", "faint", "accent", "middle", "bar", "danger", "surface")
 COLOURS = {variable: f"#0102{number:02x}" for number, variable in enumerate(_VARIABLES, 3)}
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "topk",  # the same ids in every run
+    "svg.hashsalt": "topk",  # for the same ids in every run
     "font.size": 9,
     "text.color": COLOURS["quiet"],
     "axes.labelcolor": COLOURS["quiet"],
@@ -40,20 +40,20 @@ _STYLE: Any = {
 
 
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}")
-"""An axis of fractions, as per cent."""
+"""Formats an axis of fractions as per cent."""
 
 
 def style() -> Any:
-    """The context in which figures are made and drawn."""
+    """The context in which to create and draw figures."""
     return mpl.rc_context(_STYLE)
 
 
 def figure(
     width: float, height: float, heights: Sequence[float] = (1,), apart: float = 0.02
 ) -> tuple[Figure, list[Axes]]:
-    """A transparent figure of inches, with axes one below the other in these proportions; they share x.
+    """A transparent figure, sized in inches, with axes in a column with these height ratios. They share the x axis.
 
-    ``apart`` is the share of the height between them.
+    ``apart`` is the space between them, as a share of the height.
     """
     drawn = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(hspace=apart))
     drawn.patch.set_alpha(0)
@@ -64,7 +64,7 @@ def figure(
 
 
 def svg(drawn: Figure, name: str) -> str:
-    """The figure as an element of a page, with the page's colours and type."""
+    """The figure as an SVG element that uses the page's colours and fonts."""
     file = io.StringIO()
     drawn.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     found = file.getvalue()
@@ -74,6 +74,6 @@ def svg(drawn: Figure, name: str) -> str:
     found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
     ids = itertools.count()
     prefix = re.sub(r"\W", "", name)
-    for old in re.findall(r'id="([^"]+)"', found):  # several drawings stand in one page
+    for old in re.findall(r'id="([^"]+)"', found):  # ids must be unique among the charts of a page
         found = re.sub(rf'(id="|#){re.escape(old)}(?=["\)])', rf"\g<1>{prefix}{next(ids)}", found)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{name}"', found, count=1)

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: its look, its parts, and writing it."""
+"""A report as one self-contained HTML page: its style, its parts, and writing it."""
 
 import html
 import importlib.util
@@ -13,21 +13,21 @@ _STYLE = Path(__file__).with_name("page.css")
 
 
 def check(path: Path | None) -> None:
-    """Raise ReportError before the work where the report could not be written after it."""
+    """Raise ReportError if the report cannot be written. To be called before the work."""
     if path and importlib.util.find_spec("matplotlib") is None:
-        raise ReportError("a report needs matplotlib, which is not installed here")
+        raise ReportError("a report needs matplotlib, which is not installed; run: pip install matplotlib")
     if path and not path.parent.is_dir():
-        raise ReportError(f"there is no folder {path.parent} for the report")
+        raise ReportError(f"no such folder for the report: {path.parent}")
 
 
 def fill(template: Path, **parts: str) -> str:
-    """The page that ``template`` makes of HTML parts, in the look that all reports share."""
+    """Fill ``template`` with HTML parts and the shared style."""
     style = _STYLE.read_text(encoding="utf-8")
     return Template(template.read_text(encoding="utf-8")).substitute(parts, style=style)
 
 
 def write(page: str, path: Path) -> None:
-    """Raises ReportError."""
+    """Write a page. Raises ReportError."""
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
@@ -35,12 +35,12 @@ def write(page: str, path: Path) -> None:
 
 
 def text(text: str) -> str:
-    """Text as HTML, each number beside its per cent."""
+    """Text as HTML, without line breaks before per cent signs."""
     return html.escape(text).replace(" %", "&nbsp;%")
 
 
 def headline(figures: Iterable[tuple[str, str, str]]) -> str:
-    """Large figures: value, unit, what it is."""
+    """Large figures: value, unit and description."""
     return "".join(
         f"<div><p class=value>{text(value)} <span>{text(unit)}</span></p><p>{text(what)}</p></div>"
         for value, unit, what in figures
@@ -48,12 +48,12 @@ def headline(figures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def legend(items: Iterable[tuple[str, str]]) -> str:
-    """Names with the variables of their colours."""
+    """Names with their colour variables."""
     return "".join(f'<li style="--swatch: var(--{colour})">{text(name)}</li>' for name, colour in items)
 
 
 def pairs(items: Iterable[tuple[str, str]]) -> str:
-    """A list of names and values; nothing where there are none."""
+    """A list of names and values, or nothing if it is empty."""
     rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in items)
     return f"<dl>{rows}</dl>" if rows else ""
 
@@ -64,7 +64,7 @@ def items(texts: Iterable[str]) -> str:
 
 
 def machine(description: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What ``machine.description`` says, as pairs."""
+    """``machine.description`` as pairs."""
     memory = description["memory_bytes"] / 2**30
     yield "processor", f"{description['processor']}, {description['cores']} cores, {memory:.0f} GiB"
     yield "system", f"{description['system']}, Python {description['python']}"

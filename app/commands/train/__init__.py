@@ -1,16 +1,16 @@
-"""``topk train``: a folder with a folder of images for each class -> a model folder of these classes.
+"""``topk train``: a folder of class folders -> a model folder with these classes.
 
-plan.py       what is asked for
-listing.py    the folder, as it lies there
-examples.py   its images: the same bytes once, the unreadable ones left out, enough for each class
+command.py    the command-line options
+plan.py       what to train
+listing.py    the class folders and their files
+examples.py   the images: without duplicates and unreadable files, enough for each class
 holdout.py    which of them are held out
-served.py     images through the served path, many at once
-features.py   a row of the frozen backbone's features for each image; store.py keeps them
+features.py   the features of each image from the frozen backbone; feature_store.py keeps them
 head.py       the linear head: features -> logits
-crops.py      images as the whole network's training sees them
-finetune.py   the whole network, from the linear head on
+crops.py      images as fine-tuning sees them
+finetune.py   trains the whole network, starting from the linear head
 learn.py      images -> a trained network
 result.py     network and labels -> a model folder, measured as it is served
 run.py        all of it in order
-progress.py, chart.py, report.py   what is shown
+progress.py, chart.py, report.py   output
 """

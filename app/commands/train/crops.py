@@ -1,7 +1,7 @@
-"""Images as the training of the whole network sees them; on a loader's worker, or on the thread that trains.
+"""Images as fine-tuning sees them. Runs in the data loader's workers, or on the training thread.
 
-Decoding is the served path's own. Which random crop an image gives follows from the seed, the epoch and its position
-alone, however many workers there are.
+Images are decoded as they are for a request. The random crop of an image depends only on the seed, the epoch and its
+position, not on the number of workers.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,17 @@ from app import images
 from app.commands.train.examples import Example
 from app.images import Preprocessing
 
-_SCALE = (0.25, 1.0)  # of the area: the 0.08 that ImageNet is trained with shows too little of what few images show
+_SCALE = (
+    0.25,
+    1.0,
+)  # of the area; the 0.08 used to train ImageNet shows too little of each image in a small training set
 
 Item = tuple[Tensor, int]
 """A normalised float32 image [3, crop, crop] and its class."""
 
 
 class Crops(Dataset[Item]):
-    """The served crop of each example; with ``seed`` a random one, mirrored or not, and another each ``epoch``."""
+    """The crop of each example that is served; with ``seed``, a random crop, possibly mirrored, for each ``epoch``."""
 
     def __init__(
         self,

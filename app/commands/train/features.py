@@ -1,4 +1,4 @@
-"""A row of the frozen backbone's features for each image: from the store, else through the served path."""
+"""The features of each image from the frozen backbone: stored ones, or computed on the same path as a request."""
 
 import hashlib
 import importlib.metadata
@@ -10,36 +10,39 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from app import engine, loading
+from app import engine
 from app.classifier import Classifier
-from app.commands.train.examples import Advance, Example, Examples
-from app.commands.train.progress import Bars
-from app.commands.train.served import Rows
-from app.commands.train.store import Store
-from app.engine import Row, Want
-from app.errors import Internal
+from app.commands import inference
+from app.commands.files import reason
+from app.commands.inference import Outcome
+from app.commands.train.examples import Advance, Example, TrainingSet
+from app.commands.train.feature_store import FeatureStore
+from app.commands.train.progress import TrainingProgress
+from app.engine import Want
+from app.errors import BadImage, EmptyBody, Internal, TopkError
 from app.models.model import Model
 from app.settings import Settings
 
 Floats = npt.NDArray[np.float32]
 
-_FORMAT = 1  # of what is stored
+_FORMAT = 2  # of the store
 
 
-def features(examples: Sequence[Examples], model: Model, settings: Settings, bars: Bars) -> dict[bytes, Floats]:
-    """Features by digest, of all that can be read; ``examples`` go on without the rest.
+def features(
+    examples: Sequence[TrainingSet], model: Model, settings: Settings, progress: TrainingProgress
+) -> dict[bytes, Floats]:
+    """Features by digest. Images that cannot be read are removed from ``examples``.
 
-    ``settings`` name ``model``. The model is loaded only where features are missing. Raises ModelError.
+    ``settings`` name ``model``. The model is loaded only if features are missing. Raises ModelError.
     """
     wanted = {example.digest: example for part in examples for example in part.found}
-    with Store(settings.cache_dir, key(model, settings)) as store:
+    with FeatureStore(settings.cache_dir, key(model, settings)) as store:
         found = store.get(wanted)
         missing = [example for digest, example in wanted.items() if digest not in found]
         if missing:
-            with bars.busy("loading the model"):
-                classifier = Classifier(settings)
-                loading.load(classifier)
-            with bars.bar("features", len(missing)) as advance:
+            with progress.busy("loading the model"):
+                classifier = inference.load(settings)
+            with progress.bar("features", len(missing)) as advance:
                 unreadable = _compute(classifier, missing, store, found, advance)
             bad = {example.digest: unreadable[example.path] for example in missing if example.path in unreadable}
             for part in examples:
@@ -48,7 +51,7 @@ def features(examples: Sequence[Examples], model: Model, settings: Settings, bar
 
 
 def key(model: Model, settings: Settings) -> str:
-    """What features depend on beside the image, as a file's name."""
+    """Everything that features depend on, except the image, as a file name."""
     name = engine.choose(settings.engine, settings.device)
     precision = engine.create(model, name, settings.device, settings.precision).precision
     libraries = ("pillow", "openvino" if name == "openvino" else "torch")
@@ -66,30 +69,34 @@ def key(model: Model, settings: Settings) -> str:
     return f"{''.join(c if c.isalnum() else '-' for c in model.architecture)}-{digest[:16]}"
 
 
-class _Stored(Rows):
-    """Each row goes to the store as it comes: an interrupted run has it all the same."""
-
-    def __init__(self, classifier: Classifier, missing: Sequence[Example], store: Store, advance: Advance) -> None:
-        super().__init__(classifier, [example.path for example in missing], Want(features=True), advance)
-        self.features: dict[bytes, Floats] = {}
-        self._missing = missing
-        self._store = store
-
-    def took(self, position: int, row: Row) -> None:
-        if row.features is None:
-            raise Internal("no features came from the device")
-        digest = self._missing[position].digest
-        self.features[digest] = row.features.copy()
-        self._store.add(digest, row.features)
-
-
 def _compute(
-    classifier: Classifier, missing: Sequence[Example], store: Store, found: dict[bytes, Floats], advance: Advance
+    classifier: Classifier,
+    missing: Sequence[Example],
+    store: FeatureStore,
+    found: dict[bytes, Floats],
+    advance: Advance,
 ) -> dict[Path, str]:
+    """Add the missing features to ``store`` and ``found``. Returns the reasons of unreadable files."""
+    unreadable: dict[Path, str] = {}
+
+    def done(position: int, outcome: Outcome) -> None:
+        example = missing[position]
+        match outcome:
+            case OSError():
+                unreadable[example.path] = reason(outcome)
+            case BadImage() | EmptyBody():
+                unreadable[example.path] = outcome.detail
+            case TopkError():
+                raise outcome
+            case _:
+                if outcome.features is None:
+                    raise Internal("the engine returned no features")
+                found[example.digest] = outcome.features.copy()
+                store.add(example.digest, outcome.features)
+        advance()
+
     try:
-        rows = _Stored(classifier, missing, store, advance)
-        rows.ask()
+        inference.classify_files(classifier, [example.path for example in missing], Want(features=True), done)
     finally:
         classifier.close()
-    found |= rows.features
-    return rows.unreadable
+    return unreadable

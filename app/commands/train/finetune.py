@@ -1,8 +1,8 @@
-"""The whole network, from the linear head on: random crops, SGD, mixed precision, the best epoch kept.
+"""Fine-tuning: the whole network, starting from the linear head. Random crops, SGD, mixed precision, best epoch kept.
 
-To begin with a fitted head, and to tune gently from there, keeps the features from being distorted for a head that is
-still random: LP-FT (Kumar et al. 2022, arXiv:2202.10054). SGD, as there: where the head has fitted the images already,
-its steps are small, while Adam's have their full size whatever the gradient; measured, these undo the head.
+A fitted head and small steps keep the features from being distorted by a random head: LP-FT (Kumar et al. 2022,
+arXiv:2202.10054). SGD, as in that paper: its steps are small once the head fits the images. Adam's steps have full
+size for any gradient; in measurements, they undid the head.
 """
 
 import math
@@ -19,21 +19,21 @@ from torch.utils.data import DataLoader
 from app import machine
 from app.commands.train.crops import Crops, Item
 from app.commands.train.examples import Example
-from app.commands.train.progress import Bars
+from app.commands.train.progress import TrainingProgress
 from app.engine.torch import device_of, native_precision
 from app.errors import BadImage, TrainingError
 from app.images import Preprocessing
 from app.settings import Settings
 
 _MOMENTUM = 0.9
-_WORKERS = 8  # decode beside a GPU; on a CPU they would fight the network for its cores
+_WORKERS = 8  # they decode while a GPU trains; on a CPU they would compete with the network for its cores
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``epochs`` at the most; it stops after ``patience`` of them without a better one.
+    """At most ``epochs`` epochs. Training stops after ``patience`` epochs without improvement.
 
-    The learning rate rises for the share ``warm_up`` of all steps, then falls along a cosine to zero.
+    The learning rate rises during the share ``warm_up`` of all steps, then falls along a cosine to zero.
     """
 
     epochs: int = 20
@@ -48,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of the held-out images: the share that is right, and the mean log loss, which tells equals apart."""
+    """Accuracy and mean log loss on the held-out images. The loss decides between equal accuracies."""
 
     top1: float
     loss: float
@@ -59,7 +59,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """``scores`` by epoch, the first one of the linear head alone; the weights kept are those of ``best``."""
+    """``scores`` by epoch, the first for the linear head alone. The weights of epoch ``best`` are kept."""
 
     scores: tuple[Score, ...]
     best: int
@@ -72,20 +72,22 @@ def fine_tune(
     held_out: list[Example],
     recipe: Recipe,
     settings: Settings,
-    bars: Bars,
+    progress: TrainingProgress,
 ) -> Tuning:
-    """Train ``network``, whose head is fitted, in place; repeatable on one machine.
+    """Train ``network``, which has a fitted head, in place. Repeatable on the same machine.
 
     Raises TrainingError and ModelError.
     """
     device = device_of(settings.device)
     crops = partial(Crops, preprocessing=preprocessing, max_pixels=settings.max_pixels, fast=settings.fast_decode)
-    loop = _Loop(network, device, recipe, crops(learned, seed=recipe.seed), crops(held_out), bars)
+    loop = _Loop(network, device, recipe, crops(learned, seed=recipe.seed), crops(held_out), progress)
     try:
         with _repeatable(recipe.seed, device):
             return loop.run()
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f"{device} has no memory for batches of {recipe.batch_size}: lower --batch-size") from error
+        raise TrainingError(
+            f"{device} has not enough memory for batches of {recipe.batch_size}; lower --batch-size"
+        ) from error
     except (BadImage, OSError) as error:
         raise TrainingError(f"an image can no longer be read: {error}") from error
     finally:
@@ -94,7 +96,13 @@ def fine_tune(
 
 class _Loop:
     def __init__(
-        self, network: nn.Module, device: torch.device, recipe: Recipe, learned: Crops, held_out: Crops, bars: Bars
+        self,
+        network: nn.Module,
+        device: torch.device,
+        recipe: Recipe,
+        learned: Crops,
+        held_out: Crops,
+        progress: TrainingProgress,
     ) -> None:
         self._network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
@@ -112,7 +120,7 @@ class _Loop:
             self._optimizer, partial(rate, steps=steps, warm_up=max(1, round(recipe.warm_up * steps)))
         )
         self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        self._bars = bars
+        self._progress = progress
 
     def run(self) -> Tuning:
         scores = [self._score()]
@@ -130,8 +138,8 @@ class _Loop:
     def _epoch(self, epoch: int, best: Score) -> None:
         _train(self._network)
         self._learned.epoch = epoch
-        words = f"epoch {epoch} of {self._recipe.epochs}, best so far {best.top1:.1%}"
-        with self._bars.bar(words, len(self._batches)) as advance:
+        description = f"epoch {epoch} of {self._recipe.epochs}, best so far {best.top1:.1%}"
+        with self._progress.bar(description, len(self._batches)) as advance:
             for images, classes in self._batches:
                 self._optimizer.zero_grad(set_to_none=True)
                 loss = self._loss(self._logits(images), classes.to(self._device))
@@ -153,7 +161,7 @@ class _Loop:
         return Score(right / n, loss / n)
 
     def _logits(self, images: Tensor) -> Tensor:
-        """Float32, computed in bfloat16 where the device computes it natively."""
+        """Float32 logits, computed in bfloat16 if the device supports it natively."""
         images = images.to(self._device, non_blocking=True, memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
             logits: Tensor = self._network(images)
@@ -164,14 +172,14 @@ class _Loop:
 
 
 def rate(step: int, steps: int, warm_up: int) -> float:
-    """Share of the learning rate: a straight line up to 1 at ``warm_up``, then half a cosine down to 0 at ``steps``."""
+    """The learning rate factor rises linearly to 1 at ``warm_up``, then falls along a cosine to 0 at ``steps``."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 def _train(network: nn.Module) -> None:
-    """Training mode, but for batch norm: statistics of few images would change all features under the fitted head."""
+    """Training mode, except for batch norm: statistics of few images would change the features of the fitted head."""
     network.train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -179,7 +187,7 @@ def _train(network: nn.Module) -> None:
 
 
 def _groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and norms do not decay."""
+    """Parameter groups: biases and norms have no weight decay."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
@@ -194,7 +202,7 @@ def _loader(crops: Crops, device: torch.device, **how: Any) -> DataLoader[Item]:
 
 @contextmanager
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout and the like draw from the seed, and cuDNN takes no algorithm that sums in another order each time."""
+    """Seed all random numbers, and restrict cuDNN to deterministic algorithms."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Which images are held out: the same share of each class, the same ones for the same seed."""
+"""Which images are held out: the same share of each class, and the same images for the same seed."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,9 @@ Ints = npt.NDArray[np.int64]
 
 
 def split(class_ids: Ints, share: float, seed: int) -> tuple[Ints, Ints]:
-    """Positions of the images to learn from and of those held out, both ascending.
+    """The positions of the images to train on, and of those held out, both ascending.
 
-    Of each class one at the least is held out, and ``FOLDS`` at the least are not.
+    Of each class, at least one image is held out and at least ``FOLDS`` are not.
     """
     random = np.random.default_rng(seed)
     held_out = []

@@ -1,70 +1,74 @@
-"""A folder of folders as it lies there: its classes, and the files of each. No file is opened."""
+"""The class folders of a training set and their files. Class names are checked; images are not decoded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.commands.filenames import shown
+from app.commands.filenames import printable
 from app.errors import TrainingError
+from app.images.files import ImageFiles, only_images, visible
 
-_NAMED = 10  # of what is listed in a message
+_MOST_NAMES = 10  # in one message
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """``files`` of each class, in the order of its names; ``strays`` lie beside the class folders."""
+class ClassFolders:
+    """The image ``files`` of each class, in the order of the class names.
+
+    ``strays`` counts files next to the class folders, ``others`` files in them that are not images.
+    """
 
     folder: Path
     files: dict[str, tuple[Path, ...]]
     strays: int
+    others: int
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.files)
 
 
-def read(folder: Path) -> Listing:
-    """List what is there, but for hidden files and folders. Raises TrainingError where these are no classes."""
+def read(folder: Path) -> ClassFolders:
+    """List the class folders. Hidden files and folders are ignored. Raises TrainingError for another layout."""
     try:
-        children = _children(folder)
+        children = visible(folder)
         classes = [child for child in children if child.is_dir()]
         strays = len(children) - len(classes)
         if not classes:
-            lying = f"; the {strays} files in it have no class" if strays else ""
-            raise TrainingError(f"{shown(folder)} holds no folders: it needs one for each class{lying}")
+            unused = f"; its {strays} files have no class" if strays else ""
+            raise TrainingError(f"{printable(folder)} has no class folders: create one for each class{unused}")
         for child in classes:
             _check_name(child)
-        return Listing(folder, {child.name: _files(child) for child in classes}, strays)
+        found = {child.name: _images(child) for child in classes}
+        files = {name: images.paths for name, images in found.items()}
+        return ClassFolders(folder, files, strays, sum(images.others for images in found.values()))
     except OSError as error:
-        raise TrainingError(f"{shown(Path(error.filename))} cannot be read: {error.strerror}") from error
+        raise TrainingError(f"{printable(Path(error.filename))} cannot be read: {error.strerror}") from error
 
 
-def named(names: Iterable[str], separator: str = ", ") -> str:
-    """The first of them, and how many more there are."""
+def shorten(names: Iterable[str], separator: str = ", ") -> str:
+    """The first names, and the number of the others."""
     names = list(names)
-    more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
-    return separator.join(names[:_NAMED] + more)
-
-
-def _children(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    more = [f"and {len(names) - _MOST_NAMES:,} more"] if len(names) > _MOST_NAMES else []
+    return separator.join(names[:_MOST_NAMES] + more)
 
 
 def _check_name(folder: Path) -> None:
     name = folder.name
-    if name != shown(Path(name)) or name != name.strip():
-        raise TrainingError(f"the folder {shown(folder)!r} cannot be a class: its name is no label that can be printed")
+    if name != printable(Path(name)) or name != name.strip():
+        raise TrainingError(
+            f"the name of the folder {printable(folder)!r} cannot be a label: rename it, without control characters"
+            " and without spaces at the ends"
+        )
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
-    children = _children(folder)
+def _images(folder: Path) -> ImageFiles:
+    children = visible(folder)
     nested = [child for child in children if child.is_dir()]
     if nested:
-        instead = (
-            "" if len(nested) < len(children) else f"; if these are the classes, train from {shown(folder)} itself"
-        )
+        instead = "" if len(nested) < len(children) else f"; if these are the classes, train from {printable(folder)}"
         raise TrainingError(
-            f"{shown(folder)} is the folder of a class and holds folders itself"
-            f" ({named(shown(Path(child.name)) for child in nested)}){instead}"
+            f"the class folder {printable(folder)} contains folders"
+            f" ({shorten(printable(Path(child.name)) for child in nested)}){instead}"
         )
-    return tuple(children)
+    return only_images(children)

@@ -1,4 +1,4 @@
-"""What is asked for, checked before anything is read."""
+"""What to train, validated before any file is read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ from app.models.folder import check_target
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Train from ``folder`` into ``out``. The images of ``val``, else a share ``holdout`` of each class, are held out.
+class TrainingPlan:
+    """Train from ``folder`` into ``out``. Holds out the images of ``val``, or else a share of each class.
 
-    With ``fine_tune`` the whole network is trained, ``epochs`` at the most.
+    With ``fine_tune`` the whole network is trained, for at most ``epochs`` epochs.
     """
 
     folder: Path
@@ -24,17 +24,19 @@ class Plan:
     batch_size: int = 32
 
     def check(self) -> None:
-        """Raise TrainingError or ModelError where that cannot be done."""
+        """Raise TrainingError or ModelError if the plan cannot work."""
         for folder in filter(None, (self.folder, self.val)):
             if not folder.is_dir():
-                raise TrainingError(f"there is no folder {folder}")
+                raise TrainingError(f"no such folder: {folder}")
         if not 0 < self.holdout < 1:
-            raise TrainingError("--holdout is a share of the images, above 0 and below 1")
+            raise TrainingError(f"--holdout must be more than 0 and less than 1, got {self.holdout:g}")
         if self.val and (_within(self.val, self.folder) or _within(self.folder, self.val)):
-            raise TrainingError(f"--val {self.val} and {self.folder} lie one in the other: its images are to be others")
+            raise TrainingError(f"--val {self.val} and {self.folder} overlap: --val needs a folder of other images")
         for folder in filter(None, (self.folder, self.val)):
             if _within(self.out, folder):
-                raise TrainingError(f"--out {self.out} lies in {folder}, where it would be taken for a class")
+                raise TrainingError(
+                    f"--out {self.out} is inside {folder}, where it would become a class; choose another folder"
+                )
         check_target(self.out)
 
 

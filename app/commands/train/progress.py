@@ -1,4 +1,4 @@
-"""What a terminal shows meanwhile; nothing elsewhere."""
+"""Progress on a terminal. Prints nothing elsewhere."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,26 +12,26 @@ from app.commands.evaluate.run import Watch
 from app.commands.train.examples import Advance
 
 
-class Bars:
-    """A bar for what can be counted, a word for what cannot; gone when the block ends."""
+class TrainingProgress:
+    """A bar for countable work, a spinner for other work. Both disappear when their block ends."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def busy(self, what: str) -> AbstractContextManager[Any]:
-        """``update`` of what it gives changes the words."""
-        return self._console.status(what)
+    def busy(self, description: str) -> AbstractContextManager[Any]:
+        """A spinner. The ``update`` method of what the block gets changes the description."""
+        return self._console.status(description)
 
     @contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Advance]:
-        """What it gives is called for each one that is done."""
+    def bar(self, description: str, total: int) -> Iterator[Advance]:
+        """A bar. Call what the block gets once for each finished item."""
         done = itertools.count(1)
-        with self.count(what, total) as watch:
+        with self.count(description, total) as watch:
             yield lambda: watch(next(done))
 
     @contextmanager
-    def count(self, what: str, total: int) -> Iterator[Watch]:
-        """What it gives is told how many are done."""
+    def count(self, description: str, total: int) -> Iterator[Watch]:
+        """A bar. Call what the block gets with the number of finished items."""
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(28),
@@ -41,6 +41,6 @@ class Bars:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(description, total=total)
         with progress:
             yield lambda done: progress.update(task, completed=done)

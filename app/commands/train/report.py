@@ -1,11 +1,11 @@
-"""A training as one HTML page: how it was made, then the evaluation of what was held out."""
+"""A training run as one HTML page: how the model was made, then the evaluation of the held-out images."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from app.commands.evaluate import report
 from app.commands.evaluate.table import count
-from app.commands.filenames import shown
+from app.commands.filenames import printable
 from app.commands.reports import page as html
 from app.commands.train.run import Trained
 
@@ -16,25 +16,25 @@ def write(trained: Trained, path: Path, max_pixels: int) -> None:
 
 
 def page(trained: Trained, max_pixels: int) -> str:
-    """The page as HTML; pictures of more than ``max_pixels`` are left out."""
+    """The page as HTML. Images of more than ``max_pixels`` get no thumbnail."""
     return report.page(trained.evaluation, max_pixels, "topk train", _made(trained))
 
 
 def _made(trained: Trained) -> str:
-    from app.commands.train import chart  # matplotlib: only here, since it takes half a second
+    from app.commands.train import chart  # here, because importing matplotlib takes half a second
 
     learned = trained.learned
     made = (
-        f"<section class=pair><div><h2>How it was made</h2>{html.pairs(_facts(trained))}</div>"
-        "<div><h2>How strongly weights are held to zero</h2>"
-        "<p>Log loss on images that the head has not seen (cross-validation). The C with the least was chosen.</p>"
+        f"<section class=pair><div><h2>Training</h2>{html.pairs(_facts(trained))}</div>"
+        "<div><h2>Regularisation</h2>"
+        "<p>Cross-validated log loss. The C with the lowest loss was chosen.</p>"
         f"{chart.regularisation(learned.head)}</div></section>"
     )
     if not learned.tuning:
         return made
     return (
-        f"{made}<section><h2>Epoch by epoch <small>on what is held out</small></h2>"
-        "<p class=about>The best epoch was kept, which makes what is measured here a little too good.</p>"
+        f"{made}<section><h2>Epochs <small>held-out images</small></h2>"
+        "<p class=about>The best epoch on these images was kept, so the figures are slightly optimistic.</p>"
         f"{chart.epochs(learned.tuning)}</section>"
     )
 
@@ -42,12 +42,12 @@ def _made(trained: Trained) -> str:
 def _facts(trained: Trained) -> Iterator[tuple[str, str]]:
     learned, plan = trained.learned, trained.plan
     parent, tuning = learned.parent, learned.tuning
-    yield "from", f"{parent.name} ({parent.weights})"
+    yield "parent", f"{parent.name} ({parent.weights})"
     yield "digest", parent.digest[:16]
-    yield "learned from", f"{count(len(learned.sides.learned), 'image')} of {len(learned.classes)} classes"
+    yield "trained on", f"{count(len(learned.sides.learned), 'image')} of {len(learned.classes)} classes"
     yield (
         "held out",
-        f"{count(len(learned.sides.held_out), 'image')} in {shown(plan.val)}"
+        f"{count(len(learned.sides.held_out), 'image')} in {printable(plan.val)}"
         if plan.val
         else (f"{count(len(learned.sides.held_out), 'image')}, {100 * plan.holdout:g} % of each class"),
     )

@@ -1,8 +1,8 @@
-"""A trained network and its labels -> a model folder, measured as it is served, and moved into place whole."""
+"""A trained network and its labels -> a model folder, which is evaluated as it is served, then moved into place."""
 
 import copy
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +10,11 @@ from pathlib import Path
 import safetensors.torch
 from torch import nn
 
+from app.commands import training_images
 from app.commands.evaluate import local
 from app.commands.evaluate.evaluation import Evaluation, measured
 from app.commands.evaluate.read import Samples
-from app.commands.train.progress import Bars
+from app.commands.train.progress import TrainingProgress
 from app.errors import ModelError
 from app.imagenet.labels import Label
 from app.models import download, folder
@@ -21,12 +22,12 @@ from app.models.model import Model, Training
 from app.settings import Settings
 
 WEIGHTS = "trained"
-"""What a trained model's weights are called in answers."""
+"""The ``weights`` of a trained model in API responses."""
 
 
 @contextmanager
-def beside(out: Path) -> Iterator[Path]:
-    """A place for the folder until it is whole; moved to ``out`` at the end, gone where there is none.
+def temporary(out: Path) -> Iterator[Path]:
+    """A temporary folder next to ``out``. At the end of the block it is moved to ``out``, or deleted after an error.
 
     Raises ModelError.
     """
@@ -40,8 +41,8 @@ def beside(out: Path) -> Iterator[Path]:
         raise ModelError(f"{out} cannot be written: {error.strerror or error}") from error
 
 
-def write(network: nn.Module, parent: Model, classes: Sequence[str], place: Path) -> None:
-    """Write a model folder. Raises ModelError."""
+def write(network: nn.Module, parent: Model, classes: Sequence[str], digests: Iterable[bytes], place: Path) -> None:
+    """Write a model folder. ``digests`` are those of the training images. Raises ModelError and OSError."""
     network = network.cpu().float().eval()
     digest = _digest(network, place.parent)
     labels = tuple(Label(name) for name in classes)
@@ -50,25 +51,26 @@ def write(network: nn.Module, parent: Model, classes: Sequence[str], place: Path
         weights=WEIGHTS,
         digest=digest,
         labels=labels,
-        build=lambda: copy.deepcopy(network),  # converting takes it apart
+        build=lambda: copy.deepcopy(network),  # because the conversion modifies it
         precision="auto",
         openvino=None,
         training=Training(parent.digest, {}),
     )
     folder.write(model, place)
+    training_images.write(place, digests)
 
 
-def as_served(place: Path, held_out: Samples, settings: Settings, bars: Bars) -> Evaluation:
-    """What the folder answers for these images, by the path that serves it. Raises ModelError and EvaluationError."""
+def as_served(place: Path, held_out: Samples, settings: Settings, progress: TrainingProgress) -> Evaluation:
+    """Evaluate the folder on the held-out images, as it is served. Raises ModelError and EvaluationError."""
     settings = settings.model_copy(update={"model": str(place), "weights": None, "model_name": None})
-    with bars.busy("loading the trained model"):
+    with progress.busy("loading the trained model"):
         source = local.load(settings)
-    with closing(source), bars.count("held-out images", len(held_out.files)) as watch:
+    with closing(source), progress.count("held-out images", len(held_out.files)) as watch:
         return measured(source, held_out, watch)
 
 
-def _digest(network: nn.Module, beside: Path) -> str:
-    path = beside / "weights.safetensors"
+def _digest(network: nn.Module, folder: Path) -> str:
+    path = folder / "weights.safetensors"
     safetensors.torch.save_model(network, str(path))
     try:
         return download.sha256(path)

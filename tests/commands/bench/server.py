@@ -19,9 +19,9 @@ class Request:
 class Known:
     """Answers POSTs with ``statuses`` in turn: a status, or what is to happen instead of an answer.
 
-    ``refuse`` is a 503 before the body is read, ``reset`` cuts the connection, ``hang`` never answers, ``noise`` is no
-    HTTP. GETs get ``pages``. ``requests`` and ``connections`` are what came; ``left`` is set when a client leaves
-    a request that hangs.
+    ``refuse`` is a 503 before the body is read, ``reset`` cuts the connection, ``hang`` never answers, ``noise`` is not
+    HTTP, ``patient`` is 503 for a request that states a timeout, else 200. GETs get ``pages``. ``requests`` and
+    ``connections`` are what came; ``left`` is set when a client leaves a request that hangs.
     """
 
     def __init__(self, *statuses: int | str, pages: dict[str, str | Callable[[], str]] | None = None) -> None:
@@ -82,6 +82,8 @@ class Known:
             _answer(writer, 200 if page else 404, page() if callable(page) else page or "")
             return True
         what = self.statuses[len(self.requests) % len(self.statuses)]
+        if what == "patient":
+            what = 503 if "x-request-timeout-ms" in headers else 200
         request = Request(line, headers, b"")
         self.requests.append(request)
         if what == "refuse":

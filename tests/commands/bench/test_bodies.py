@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.commands.bench.bodies import bodies, form, made, read
+from app.commands.bench.bodies import bodies, form, generated, read
 from app.errors import LoadTestError
 from tests.conftest import CAT
 
 
-def test_made_images_are_varied_and_always_the_same() -> None:
-    first, second = list(made(6)), list(made(6))
+def test_generated_images_are_varied_and_always_the_same() -> None:
+    first, second = list(generated(6)), list(generated(6))
     assert first == second
     assert len({body.content for body in first}) == 6
     for body in first:
@@ -35,7 +35,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_form_holds_the_image_as_its_field_file() -> None:
-    [body] = made(1)
+    [body] = generated(1)
     sent = form(body)
     message = email.message_from_bytes(f"Content-Type: {sent.content_type}\r\n\r\n".encode() + sent.content)
     [part] = message.get_payload()

@@ -1,4 +1,4 @@
-"""``topk bench`` as a process: against a server whose answers are known, and against topk itself."""
+"""``topk bench`` against a server whose responses are known, and against topk itself."""
 
 import json
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.commands.bench.server import Known
+from tests.commands.runner import topk
 from tests.conftest import CAT, REPOSITORY, Server
 
 COMMAND = [sys.executable, "-m", "app", "bench"]
@@ -18,7 +19,7 @@ SHORT = ("--warmup", "0.1", "--seconds", "0.6")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    return topk("bench", *arguments)
 
 
 def found(*arguments: str) -> dict[str, Any]:
@@ -52,6 +53,20 @@ def test_an_open_loop_offers_its_rate_and_leaves_at_the_slo() -> None:
     assert 0 < point["good"] < point["requests"]
 
 
+@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), ((), {None})])
+def test_clients_that_leave_at_a_given_slo_say_so(options: tuple[str, ...], timeouts: set[str | None]) -> None:
+    with Known() as server:
+        found(server.url, "--rate", "40", *SHORT, *options)
+        requests = server.requests[1:]  # the first one checks the server
+    assert {request.headers.get("x-request-timeout-ms") for request in requests} == timeouts
+
+
+def test_clients_of_a_closed_loop_state_no_timeout() -> None:
+    with Known() as server:
+        found(server.url, "--clients", "2", *SHORT, "--slo-ms", "5000")
+    assert not any("x-request-timeout-ms" in request.headers for request in server.requests)
+
+
 def test_refusals_are_counted_with_their_latency() -> None:
     with Known(200, "refuse") as server:
         [point] = found(server.url, "--clients", "2", *SHORT)["points"]
@@ -73,11 +88,12 @@ def test_the_mean_batch_is_that_of_the_point() -> None:
 
 
 def test_a_capacity_is_searched_rate_by_rate() -> None:
-    with Known(200, *[503] * 200) as server:
-        result = found(server.url, "--find-capacity", "--clients", "2", "--seconds", "0.2", "--warmup", "0")
+    with Known("patient") as server:
+        options = ("--clients", "2", "--seconds", "0.2", "--warmup", "0", "--slo-ms", "1000")
+        result = found(server.url, "--find-capacity", *options)
     assert result["points"][0]["clients"] == 2
     assert {"rate"} <= result["points"][1].keys()
-    assert result["capacity"] is None  # all but the first are refused, at any rate
+    assert result["capacity"] is None  # all open-loop requests are refused, at any rate
 
 
 def test_nothing_listening_is_one_plain_line() -> None:
@@ -108,7 +124,7 @@ def test_answers_that_refuse_what_is_sent_are_warned_of() -> None:
         (404, "answered 404 Not Found"),
         (401, "answered 401"),
         ("reset", "closed the connection"),
-        ("noise", "does not answer in HTTP"),
+        ("noise", "does not speak HTTP"),
     ],
 )
 def test_a_server_that_takes_no_images_is_one_plain_line(answer: int | str, words: str) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ class Recorder:
         self.sent: list[tuple[float, float]] = []
         self.error = error
 
-    async def send(self, due: float, give_up: float) -> Record:
+    async def send(self, due: float, give_up: float, headers: Mapping[str, str] | None = None) -> Record:
         self.sent.append((due, give_up))
         return Record(due, due, due, 0 if self.error else 200, self.error)
 
@@ -54,7 +55,7 @@ def test_an_open_loop_keeps_its_schedule_whatever_the_answers() -> None:
 
 
 def test_a_client_that_gets_no_connection_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loads, "_AFTER_ERROR_S", 3600.0)
+    monkeypatch.setattr(loads, "_PAUSE_AFTER_ERROR_S", 3600.0)
     client = Recorder("connect")
 
     async def drive() -> None:

@@ -20,13 +20,13 @@ def test_the_options_say_which_load(arguments: tuple[str, str, bool], expected: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("4", "10", False), "--rate goes with neither"),
-        ((None, "10", True), "--rate goes with neither"),
-        (("1,2", None, True), "one number of --clients"),
-        (("1.5", None, False), "whole numbers"),
-        (("0", None, False), "above 0"),
-        ((None, "inf", False), "above 0"),
-        ((None, "10,", False), "above 0"),
+        (("4", "10", False), "--rate cannot be combined"),
+        ((None, "10", True), "--rate cannot be combined"),
+        (("1,2", None, True), "takes a single number of --clients, got 1,2"),
+        (("1.5", None, False), "must be whole numbers, got 1.5"),
+        (("0", None, False), "must be a number above 0"),
+        ((None, "inf", False), "must be a number above 0"),
+        ((None, "10,", False), "must be a number above 0"),
     ],
 )
 def test_what_makes_no_load_is_refused_in_plain_words(arguments: tuple[str, str, bool], words: str) -> None:

@@ -48,7 +48,7 @@ def test_goodput_is_what_is_2xx_and_within_the_slo() -> None:
         record(12.0, 0.5, 0, "timeout"),
     )
     assert (found.requests, found.good, found.late, found.refused) == (50, 40, 5, 3)
-    assert (found.throughput, found.goodput, found.share_held) == (4.5, 4.0, 0.8)
+    assert (found.throughput, found.goodput, found.good_share) == (4.5, 4.0, 0.8)
     assert found.statuses == {200: 45, 500: 1, 503: 3}
     assert found.errors == {"timeout": 1}
     assert (found.p50_ms, found.p99_ms, found.refused_p99_ms) == (250, 750, 125)

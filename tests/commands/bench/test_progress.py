@@ -4,7 +4,7 @@ from rich.console import Console
 
 from app.commands.bench.client import Record
 from app.commands.bench.loads import Closed
-from app.commands.bench.progress import Live, recent
+from app.commands.bench.progress import LoadProgress, recent
 
 
 def records(*outcomes: tuple[float, int]) -> list[Record]:
@@ -17,15 +17,15 @@ def test_progress_tells_what_was_answered_in_the_last_two_seconds() -> None:
 
 
 def test_progress_without_an_answer_says_so() -> None:
-    assert recent([]) == "no answer yet"
+    assert recent([]) == "no response yet"
     assert recent(records((1.0, 500))) == "0 img/s  4/s refused or failed"
 
 
 def shown(terminal: bool) -> str:
     file = io.StringIO()
-    with Live(Console(file=file, force_terminal=terminal, width=100)) as live:
-        live(Closed(4), 0.0, [])
-        live(Closed(4), 1.0, records((1.0, 200)))
+    with LoadProgress(Console(file=file, force_terminal=terminal, width=100)) as progress:
+        progress(Closed(4), 0.0, [])
+        progress(Closed(4), 1.0, records((1.0, 200)))
     return file.getvalue()
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from app.commands.bench import report, table
+from app.commands.bench import chart, report, table
 from app.commands.bench.client import Record
 from app.commands.bench.loads import Closed, Load, Open
 from app.commands.bench.overhead import Overhead
-from app.commands.bench.plan import Plan
+from app.commands.bench.plan import LoadPlan
 from app.commands.bench.points import Point, Window, point
-from app.commands.bench.run import Result
+from app.commands.bench.run import LoadResult
 from app.commands.bench.target import Batches
 from app.commands.reports import page
 from app.errors import ReportError
@@ -25,11 +25,11 @@ def made(load: Load, answers: int, refusals: int = 0, timeouts: int = 0) -> Poin
     return point(load, records, WINDOW, 1.0)
 
 
-def result(*points: Point, mode: str = "closed", capacity: float | None = None) -> Result:
-    plan = Plan(mode)  # type: ignore[arg-type]
+def result(*points: Point, mode: str = "closed", capacity: float | None = None) -> LoadResult:
+    plan = LoadPlan(mode)  # type: ignore[arg-type]
     server = {"model": "<resnet50>", "device": "cpu", "batching": {"ceiling": 32}}
     when = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
-    found = Result("http://host:8000/v1/predict", plan, when, server=server, client=Overhead(0.07, 9000.0))
+    found = LoadResult("http://host:8000/v1/predict", plan, when, server=server, client=Overhead(0.07, 9000.0))
     found.points += points
     found.capacity = capacity
     return found
@@ -41,10 +41,10 @@ SEARCH = result(
 )
 
 
-def printed(found: Result) -> str:
+def printed(found: LoadResult) -> str:
     console = Console(width=140, color_system=None)
     with console.capture() as capture:
-        table.show(found, console)
+        table.print_result(found, console)
     return capture.get()
 
 
@@ -60,8 +60,8 @@ def test_what_the_table_does_not_say_is_said_below() -> None:
     said = printed(SEARCH)
     assert "capacity: 70 requests/s" in said
     assert "counts from the scheduled arrival" in said
-    assert "0.07 ms of CPU a request, at most 9000 requests/s" in said
-    assert "it used 5% of a core" in said
+    assert "0.07 ms of CPU per request, at most 9000 requests/s" in said
+    assert "used 5% of a core" in said
 
 
 def test_a_search_that_found_nothing_says_so() -> None:
@@ -70,7 +70,7 @@ def test_a_search_that_found_nothing_says_so() -> None:
 
 
 @pytest.mark.parametrize("found", [CLOSED, SEARCH])
-def test_the_page_needs_nothing_else(found: Result) -> None:
+def test_the_page_needs_nothing_else(found: LoadResult) -> None:
     page = report.page(found)
     assert page.count("<svg") == 2
     assert not re.findall(r"(?:src|href)=\"(?!#)|@import|url\((?!#)|<script|<link", page)
@@ -94,13 +94,23 @@ def test_the_page_leads_with_the_capacity_or_the_best_goodput() -> None:
     assert re.search(r"<tr class=best><td>70/s", report.page(SEARCH))
 
 
+@pytest.mark.parametrize("found", [CLOSED, SEARCH])
+def test_the_throughput_axis_starts_at_zero(found: LoadResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, float]] = []
+    monkeypatch.setattr(chart, "svg", lambda drawn, name: limits.append(drawn.axes[0].get_xlim()) or "")
+    chart.latency(found)
+    [(low, high)] = limits
+    assert low == 0
+    assert high > max(point.throughput for point in chart.drawn(found))
+
+
 def test_the_legend_names_only_what_happened() -> None:
     assert "refused (503, 429)</li>" in report.page(SEARCH)
     assert "failed</li>" not in report.page(SEARCH)
 
 
 @pytest.mark.parametrize("found", [result(), result(made(Closed(16), 0, refusals=9)), result(made(Closed(1), 5))])
-def test_too_little_for_curves_is_a_page_without_them(found: Result) -> None:
+def test_too_little_for_curves_is_a_page_without_them(found: LoadResult) -> None:
     assert "<svg" not in report.page(found)
 
 
@@ -109,7 +119,7 @@ def test_points_without_an_answer_are_no_reason_to_fail() -> None:
 
 
 def test_a_report_that_cannot_be_written_is_said_before_and_after(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="no folder"):
+    with pytest.raises(ReportError, match="no such folder"):
         page.check(tmp_path / "none" / "report.html")
     with pytest.raises(ReportError, match="cannot be written"):
         report.write(CLOSED, tmp_path)

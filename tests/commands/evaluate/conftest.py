@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from app.commands.evaluate.evaluation import Asked, Evaluation, evaluated
-from app.commands.evaluate.progress import Live
+from app.commands.evaluate.evaluation import Evaluation, EvaluationPlan, evaluated
+from app.commands.evaluate.progress import EvaluationProgress
 from app.settings import Settings
 from tests.conftest import CAT
 
@@ -35,5 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def evaluation(pictures: Path) -> Iterator[Evaluation]:
     """In-process, beside the reference."""
-    with evaluated(Asked(pictures, compare="float32"), SETTINGS, Live(Console(stderr=True))) as found:
+    with evaluated(
+        EvaluationPlan(pictures, compare="float32"), SETTINGS, EvaluationProgress(Console(stderr=True))
+    ) as found:
         yield found

@@ -1,4 +1,4 @@
-"""``topk evaluate`` as a process: over HTTP, interrupted and taken up again."""
+"""``topk evaluate``: over HTTP, and, as a process, interrupted and resumed."""
 
 import json
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.commands.evaluate.service import Problem, Service
+from tests.commands.runner import topk
 from tests.conftest import REPOSITORY, Server, environment
 
 COMMAND = [sys.executable, "-m", "app", "evaluate"]
@@ -18,8 +19,7 @@ AT_ONCE = 32  # that many are under way over HTTP
 
 
 def evaluate(*arguments: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = environment() | ({"TOPK_CACHE_DIR": str(cache)} if cache else {})
-    return subprocess.run([*COMMAND, *arguments], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
+    return topk("evaluate", *arguments, *(("--cache-dir", cache) if cache else ()))
 
 
 @pytest.fixture
@@ -70,11 +70,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(sent: signal.Signals, many:
         assert out == ""
         if sent == signal.SIGINT:
             assert process.returncode == 130
-            said = "interrupted; evaluating: 4 of 36 images are done, and the same command goes on from there"
-            assert " ".join(err.split()) == said
-        [journal] = (cache / "evaluate").iterdir()
-        with journal.open("ab") as file:
-            file.write(b'["torn')
+            printed = "interrupted; evaluating: 4 of 36 images are done; run the same command again to resume"
+            assert " ".join(err.split()) == printed
+        assert ".sqlite" in {path.suffix for path in (cache / "evaluate").iterdir()}
         held.released.set()
         asked = len(service.images)
         ran = evaluate(str(many), "--url", service.url, "--json", cache=cache)
@@ -117,9 +115,9 @@ def test_topk_itself_is_evaluated_over_http(embedded_server: Server, pictures: P
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("/none/at/all",), "neither a folder nor a CSV"),
-        (("docs", "--report", "/none/report.html"), "no folder /none"),
-        (("tests", "--url", "ftp://host"), "no http or https URL"),
+        (("/none/at/all",), "no such folder or CSV file: /none/at/all"),
+        (("docs", "--report", "/none/report.html"), "no such folder for the report: /none"),
+        (("tests", "--url", "ftp://host"), "not an http or https URL"),
     ],
 )
 def test_what_cannot_be_done_is_one_plain_line(arguments: tuple[str, ...], words: str) -> None:

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from app.commands.evaluate import table
-from app.commands.evaluate.evaluation import Asked, Evaluation, evaluated
-from app.commands.evaluate.progress import Live
+from app.commands.evaluate.evaluation import Evaluation, EvaluationPlan, evaluated
+from app.commands.evaluate.progress import EvaluationProgress
 from app.errors import EvaluationError
 from tests.commands.evaluate.conftest import SETTINGS
 
@@ -15,7 +15,7 @@ from tests.commands.evaluate.conftest import SETTINGS
 def printed(evaluation: Evaluation) -> str:
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        table.tell(evaluation, console)
+        table.print_evaluation(evaluation, console)
     return capture.get()
 
 
@@ -65,7 +65,7 @@ def test_the_table_tells_it_all(evaluation: Evaluation) -> None:
         "2 files could not be read",
         "torn.jpg: the image is truncated or corrupt (undecodable_image)",
         "Most confused",
-        "right as one",
+        "right at level",
     ):
         assert words in said
 
@@ -81,7 +81,7 @@ def test_mistakes_come_the_surest_first(evaluation: Evaluation) -> None:
 def test_the_reference_has_nothing_to_be_compared_with_but_itself(pictures: Path) -> None:
     settings = SETTINGS.model_copy(update={"engine": "torch", "precision": "float32", "fast_decode": False})
     with pytest.raises(EvaluationError, match="the reference itself"):  # noqa: SIM117
-        with evaluated(Asked(pictures, compare="float32"), settings, Live(Console(stderr=True))):
+        with evaluated(EvaluationPlan(pictures, compare="float32"), settings, EvaluationProgress(Console(stderr=True))):
             pass
 
 
@@ -89,5 +89,5 @@ def test_where_nothing_can_be_read_the_first_reason_is_said(tmp_path: Path) -> N
     (tmp_path / "tabby").mkdir()
     (tmp_path / "tabby" / "note.jpg").write_text("no picture")
     with pytest.raises(EvaluationError, match=r"none of 1 images.*note\.jpg.*unsupported_media_type"):  # noqa: SIM117
-        with evaluated(Asked(tmp_path), SETTINGS, Live(Console(stderr=True))):
+        with evaluated(EvaluationPlan(tmp_path), SETTINGS, EvaluationProgress(Console(stderr=True))):
             pass

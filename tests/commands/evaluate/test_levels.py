@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from app.commands.evaluate.levels import SHOWN, Levels, levels
+from app.commands.evaluate.levels import SELECTED, Levels, levels
 from app.imagenet import taxonomy
 from app.imagenet.labels import Label, imagenet1k
 
@@ -90,7 +90,7 @@ def test_the_shown_nodes_are_a_tree_of_the_common_names() -> None:
     every = np.arange(1000)
     result = levels(every, every, LABELS)
     shown = [level for level in result.nodes if level.indent is not None]
-    assert shown == list(result.nodes[:SHOWN])
+    assert shown == list(result.nodes[:SELECTED])
     names = [level.label for level in shown]
     assert {"artifact", "animal", "mammal", "dog", "bird", "vehicle"} <= set(names)
     assert not {"entity", "canine", "carnivore", "vertebrate"} & set(names)

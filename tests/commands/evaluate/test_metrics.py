@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.commands.evaluate.intervals import wilson
-from app.commands.evaluate.metrics import Metrics, Outcomes, calibration, score
+from app.commands.evaluate.metrics import AccuracyMetrics, Outcomes, calibration, score
 from app.imagenet.labels import Label
 
 LABELS = tuple(Label(name) for name in "abcdefg")
@@ -32,14 +32,14 @@ def slow_ece(scores: np.ndarray, right: np.ndarray) -> float:
     return total
 
 
-def measure(probabilities: np.ndarray, truth: np.ndarray, labels: tuple[Label, ...]) -> Metrics:
+def measure(probabilities: np.ndarray, truth: np.ndarray, labels: tuple[Label, ...]) -> AccuracyMetrics:
     """The figures of whole rows [n, classes]."""
     answers = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
     return score(Outcomes(truth, answers, np.take_along_axis(probabilities, answers, axis=1)), labels)
 
 
 @pytest.fixture(scope="module")
-def metrics() -> Metrics:
+def metrics() -> AccuracyMetrics:
     return measure(*made(), LABELS)
 
 
@@ -57,7 +57,7 @@ def test_the_interval_is_wilsons(right: int, n: int, low: float, high: float) ->
     assert wilson(right, n) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_accuracy_is_counted(metrics: Metrics) -> None:
+def test_accuracy_is_counted(metrics: AccuracyMetrics) -> None:
     rows, truth = made()
     ranks = [sorted(range(7), key=lambda c: -row[c]) for row in rows]
     assert metrics.top1 == np.mean([rank[0] == t for rank, t in zip(ranks, truth, strict=True)])
@@ -66,7 +66,7 @@ def test_accuracy_is_counted(metrics: Metrics) -> None:
     assert metrics.top1_interval == wilson(round(metrics.top1 * 400), 400)
 
 
-def test_classes_come_worst_first_with_their_own_counts(metrics: Metrics) -> None:
+def test_classes_come_worst_first_with_their_own_counts(metrics: AccuracyMetrics) -> None:
     rows, truth = made()
     answers = rows.argmax(axis=1)
     assert sum(row.n for row in metrics.per_class) == 400
@@ -78,7 +78,7 @@ def test_classes_come_worst_first_with_their_own_counts(metrics: Metrics) -> Non
     assert [row.accuracy for row in metrics.per_class] == sorted(row.accuracy for row in metrics.per_class)
 
 
-def test_confused_pairs_are_counted_most_often_first(metrics: Metrics) -> None:
+def test_confused_pairs_are_counted_most_often_first(metrics: AccuracyMetrics) -> None:
     rows, truth = made()
     wrong = Counter((t, a) for t, a in zip(truth.tolist(), rows.argmax(axis=1).tolist(), strict=True) if t != a)
     found = {(pair.truth, pair.answer): pair.n for pair in metrics.confused}
@@ -88,7 +88,7 @@ def test_confused_pairs_are_counted_most_often_first(metrics: Metrics) -> None:
     assert first.share == first.n / (truth == "abcdefg".index(first.truth)).sum()
 
 
-def test_the_calibration_error_is_that_of_fifteen_bins(metrics: Metrics) -> None:
+def test_the_calibration_error_is_that_of_fifteen_bins(metrics: AccuracyMetrics) -> None:
     rows, truth = made()
     scores, right = rows.max(axis=1), rows.argmax(axis=1) == truth
     assert metrics.ece == pytest.approx(slow_ece(scores, right), abs=1e-7)
@@ -119,7 +119,7 @@ def test_the_first_of_equal_scores_is_the_answer() -> None:
     assert (found.top1, found.top5) == (1 / 3, 2 / 3)
 
 
-def test_as_json_it_has_n_and_fractions(metrics: Metrics) -> None:
+def test_as_json_it_has_n_and_fractions(metrics: AccuracyMetrics) -> None:
     found = metrics.as_dict()
     assert (found["n"], found["top1"], found["top5"]) == (400, metrics.top1, metrics.top5)
     assert found["per_class"][0]["label"] == metrics.per_class[0].label

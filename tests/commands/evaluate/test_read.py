@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.evaluate.read import listing, read
+from app.commands.evaluate.read import find, read
 from app.errors import EvaluationError
 from app.imagenet.labels import Label, imagenet1k
 
@@ -40,7 +40,7 @@ def test_a_number_that_is_a_label_is_that_label_and_it_is_said(tmp_path: Path) -
     labels = (Label("7"), Label("1"), Label("0"))
     found = read(folders(tmp_path, "0", "1", "7"), labels)
     assert found.truth.tolist() == [2, 1, 0]
-    assert found.notes == ("0: taken as labels, not as class indices",)
+    assert found.notes == ("0: read as labels, not as class indices",)
 
 
 def test_labels_that_differ_only_in_case_keep_their_meaning(tmp_path: Path) -> None:
@@ -55,11 +55,11 @@ def test_names_of_no_class_are_listed_with_what_is_near(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError) as raised:
         read(root, LABELS)
     lines = raised.value.detail.splitlines()
-    assert "3 names that no class of the model has" in lines[0]
+    assert "3 names that match no class of the model" in lines[0]
     assert lines[1:] == [
         "  5",
-        "  fox terrier (near: wire-haired fox terrier)",
-        "  n02113625 (near: n02113624, n02132136, n02117135)",
+        "  fox terrier (did you mean wire-haired fox terrier?)",
+        "  n02113625 (did you mean n02113624, n02132136, n02117135?)",
     ]
 
 
@@ -72,6 +72,7 @@ def test_of_many_unknown_names_ten_are_listed(tmp_path: Path) -> None:
 def test_files_below_and_beside_the_folders(tmp_path: Path) -> None:
     root = folders(tmp_path, "goldfish", "tench/deeper", ".cache", files=("b.jpg", "a.jpg", ".DS_Store"))
     (root / "notes.txt").write_text("x")
+    (root / "goldfish" / "notes.txt").write_text("x")
     found = read(root, LABELS)
     assert [file.relative_to(root).as_posix() for file in found.files] == [
         "goldfish/a.jpg",
@@ -80,7 +81,10 @@ def test_files_below_and_beside_the_folders(tmp_path: Path) -> None:
         "tench/deeper/b.jpg",
     ]
     assert [LABELS[i].label for i in found.truth] == ["goldfish", "goldfish", "tench", "tench"]
-    assert found.notes == ("files beside the class folders have no class and are left out",)
+    assert found.notes == (
+        "files next to the class folders have no class and are ignored",
+        "skipped 1 file that is not an image",
+    )
 
 
 def test_a_table_names_files_relative_to_itself(tmp_path: Path) -> None:
@@ -94,16 +98,16 @@ def test_a_table_names_files_relative_to_itself(tmp_path: Path) -> None:
 def test_files_that_are_listed_again_are_told_of(tmp_path: Path) -> None:
     table = tmp_path / "list.csv"
     table.write_text("file, label\na.jpg, goldfish\nb.jpg, tench\na.jpg, tench\n")
-    found = listing(table)
+    found = find(table)
     assert found.names == ("goldfish", "tench", "tench")
-    assert found.notes == ("listed more than once, and counted as often: 1 of the files",)
+    assert found.notes == ("1 file listed more than once, counted each time",)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"name,label\na,b\n", "header file,label"),
-        (b"file;label\na;b\n", "which is: 'file;label'"),
+        (b"file;label\na;b\n", "got 'file;label'"),
         (b"file,label\na.jpg,goldfish\nb.jpg,  \n", "line 3"),
         (b"file,label\na\0.jpg,goldfish\n", "line 2"),
         (b"", "header file,label"),
@@ -116,12 +120,12 @@ def test_a_table_that_is_none_is_said_in_a_sentence(tmp_path: Path, content: byt
     table = tmp_path / "list.csv"
     table.write_bytes(content)
     with pytest.raises(EvaluationError, match=words):
-        listing(table)
+        find(table)
 
 
 def test_nothing_there_is_said_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="neither a folder nor a CSV"):
-        listing(tmp_path / "none")
+    with pytest.raises(EvaluationError, match="no such folder or CSV file"):
+        find(tmp_path / "none")
     (tmp_path / "goldfish").mkdir()
     with pytest.raises(EvaluationError, match="no folders with images"):
-        listing(tmp_path)
+        find(tmp_path)

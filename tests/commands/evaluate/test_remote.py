@@ -6,20 +6,20 @@ from typing import Any
 import pytest
 
 from app.commands.bench.target import Target
-from app.commands.evaluate.remote import Patience, Remote
-from app.commands.evaluate.source import Answer, Unreadable
+from app.commands.evaluate.remote import Remote, RetryLimits
+from app.commands.evaluate.source import TopClasses, Unreadable
 from app.errors import EvaluationError
 from tests.commands.evaluate.service import LABELS, Problem, Service
 
-NO_PATIENCE = Patience(0, 0)
+NO_RETRY = RetryLimits(0, 0)
 
 
-def ask(service: Service, *images: bytes, patience: Patience | None = None, **headers: str) -> list[Any]:
+def ask(service: Service, *images: bytes, limits: RetryLimits | None = None, **headers: str) -> list[Any]:
     """Meet it, then ask for each image in turn: answers, and what was raised."""
 
     async def all_of_them() -> list[Any]:
-        remote = Remote(Target(service.url), headers, patience)
-        await remote.meet()
+        remote = Remote(Target(service.url), headers, limits)
+        await remote.connect()
         assert tuple(label.label for label in remote.labels) == LABELS
         async with remote.opened() as one:
             return [(await asyncio.gather(one(image), return_exceptions=True))[0] for image in images]
@@ -30,7 +30,7 @@ def ask(service: Service, *images: bytes, patience: Patience | None = None, **he
 def test_five_classes_of_each_image_are_asked_for() -> None:
     with Service() as service:
         [answer] = ask(service, b"\x02", **{"Authorization": "Bearer k"})
-    assert answer == Answer((2, 0, 1, 3, 4), (0.75, 0.05, 0.05, 0.05, 0.05))
+    assert answer == TopClasses((2, 0, 1, 3, 4), (0.75, 0.05, 0.05, 0.05, 0.05))
     [headers] = service.headers
     assert headers["Authorization"] == "Bearer k"
     assert headers["X-Request-Timeout-Ms"] == "4321"
@@ -49,7 +49,7 @@ def test_a_refusal_is_obeyed_and_asked_again(status: int) -> None:
 def test_refusals_for_ever_end_the_run() -> None:
     refused: Problem = (503, {"detail": "too much", "retry_after_ms": 5}, {})
     with Service(problem=lambda content: refused if content == b"\x01" else None) as service:
-        [error] = ask(service, b"\x01", patience=Patience(0.05, 10))
+        [error] = ask(service, b"\x01", limits=RetryLimits(0.05, 10))
     assert isinstance(error, EvaluationError)
     assert "503 Service Unavailable: too much" in error.detail
     assert len(service.images) > 1
@@ -62,7 +62,7 @@ def test_what_is_wrong_with_a_picture_is_its_own_outcome(status: int) -> None:
         first, second = ask(service, b"\x01", b"\x02")
     assert isinstance(first, Unreadable)
     assert (first.code, first.detail) == ("some_code", "some words")
-    assert isinstance(second, Answer)
+    assert isinstance(second, TopClasses)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
@@ -81,24 +81,24 @@ def test_another_model_behind_the_same_url_ends_the_run() -> None:
     with Service(problem=change) as service:
         [error] = ask(service, b"\x01")
     assert isinstance(error, EvaluationError)
-    assert "changed its model to other" in error.detail
+    assert "now serves another model, other" in error.detail
 
 
 def test_a_service_that_is_gone_ends_the_run() -> None:
     async def lose_it() -> None:
         with Service() as service:
-            remote = Remote(Target(service.url), {}, NO_PATIENCE)
-            await remote.meet()
+            remote = Remote(Target(service.url), {}, NO_RETRY)
+            await remote.connect()
         async with remote.opened() as one:
             await one(b"\x01")
 
-    with pytest.raises(EvaluationError, match="gives no answer"):
+    with pytest.raises(EvaluationError, match="does not respond"):
         asyncio.run(lose_it())
 
 
 @pytest.mark.parametrize("info", [{"model": "x"}, {}])
 def test_what_is_no_topk_is_said_in_a_sentence(info: dict[str, Any]) -> None:
-    with Service(info=info) as service, pytest.raises(EvaluationError, match="no topk"):
+    with Service(info=info) as service, pytest.raises(EvaluationError, match="not a topk service"):
         ask(service)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from app.commands.evaluate import report
 from app.commands.evaluate.evaluation import Evaluation
-from app.commands.evaluate.metrics import Metrics, Outcomes, score
+from app.commands.evaluate.metrics import AccuracyMetrics, Outcomes, score
 from app.commands.evaluate.run import Answers
 from app.errors import ReportError
 from app.imagenet.labels import Label
@@ -82,9 +82,9 @@ def test_it_tells_what_the_figures_are(page: str, evaluation: Evaluation) -> Non
     text = " ".join(" ".join(Balanced(page).texts).split())
     for words in (
         "top-1 accuracy",
-        "Sure, and wrong 4 of 4 mistakes",
-        "agree with the float32 reference",
-        "Right as what?",
+        "Confident mistakes 4 of 4 mistakes",
+        "agreement with the float32 reference",
+        "Accuracy by WordNet level",
         "2 files could not be read",
         "undecodable_image",
         f"{100 * evaluation.metrics.top1:.1f} %",
@@ -92,7 +92,7 @@ def test_it_tells_what_the_figures_are(page: str, evaluation: Evaluation) -> Non
         assert words in text
 
 
-def few(right: bool) -> tuple[tuple[Label, ...], Metrics, Answers]:
+def few(right: bool) -> tuple[tuple[Label, ...], AccuracyMetrics, Answers]:
     """Three classes that WordNet does not have."""
     labels = (Label("<cat>"), Label("dog"), Label("hen"))
     truth = np.array([0, 0, 1, 1, 2, 2, 2])
@@ -110,11 +110,11 @@ def test_classes_of_your_own_get_a_matrix_and_no_levels(evaluation: Evaluation, 
     found = replace(evaluation, labels=labels, metrics=metrics, answers=answers, samples=samples, comparison=None)
     made = report.page(found, PIXELS)
     assert Balanced(made).open == []
-    assert "What is taken for what" in made
+    assert "Confusion matrix" in made
     assert "&lt;cat&gt;" in made
-    assert "Right as what?" not in made
-    assert ("Sure, and wrong" in made) == (not right)
-    assert ("Every class is always right." in made) == right
+    assert "Accuracy by WordNet level" not in made
+    assert ("Confident mistakes" in made) == (not right)
+    assert ("Every image is right." in made) == right
     assert made.count("<svg") == 1
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from app.commands.evaluate.read import Samples
 from app.commands.evaluate.run import run
-from app.commands.evaluate.source import Answer, Ask
+from app.commands.evaluate.source import Classify, TopClasses
 from app.imagenet.labels import Label
 
 
@@ -25,9 +25,9 @@ class Always:
         return {}
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Ask]:
-        async def ask(content: bytes) -> Answer:
-            return Answer((0, 1), (1.0, 0.0))
+    async def opened(self) -> AsyncIterator[Classify]:
+        async def ask(content: bytes) -> TopClasses:
+            return TopClasses((0, 1), (1.0, 0.0))
 
         yield ask
 
@@ -40,7 +40,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     found = run(Always(), Samples(tmp_path, files, np.zeros(4, np.int64)), lambda _: None)
     assert found.answered.tolist() == [True, False, False, False]
     assert {i: why.detail for i, why in found.unreadable.items()} == {
-        1: "it is no file",
-        2: "it is no file",
+        1: "not a regular file",
+        2: "not a regular file",
         3: "No such file or directory",
     }

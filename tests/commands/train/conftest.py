@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from app.commands.train.plan import Plan
-from app.commands.train.progress import Bars
+from app.commands.train.plan import TrainingPlan
+from app.commands.train.progress import TrainingProgress
 from app.commands.train.run import Trained, run
 from app.settings import Settings
 from tests.conftest import PHOTOGRAPHS
@@ -32,7 +32,8 @@ SCATTERED = {
     ),
 }
 
-BARS = Bars(Console(file=io.StringIO()))
+CONSOLE = Console(file=io.StringIO())
+PROGRESS = TrainingProgress(CONSOLE)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -93,4 +94,4 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
     """What came of training on the shapes, and the model folder. Not to be changed: copy it."""
     out = tmp_path_factory.mktemp("trained") / "my-shapes"
-    return run(Plan(shapes, out), settings(), BARS), out
+    return run(TrainingPlan(shapes, out), settings(), PROGRESS), out

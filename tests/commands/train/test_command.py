@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from app.commands.train.run import Trained
-from tests.commands.test_cli import topk
+from tests.commands.runner import topk
 from tests.commands.train.conftest import make
 from tests.conftest import REPOSITORY, environment
 
@@ -20,7 +20,7 @@ def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     make(tmp_path / "few", count=5)
     ran = topk("train", str(tmp_path / "few"), "--out", str(tmp_path / "out"), *MODEL)
     assert ran.returncode == 1
-    said = " ".join(ran.stderr.decode().split())
+    said = " ".join(ran.stderr.split())
     assert said.startswith("topk: each class needs 6 images")
     assert said.endswith("disc has 5, square has 5")
     assert not (tmp_path / "out").exists()
@@ -32,7 +32,7 @@ def test_predict_prints_all_of_few_classes(trained: tuple[Trained, Path], shapes
     assert [p["label"] for p in json.loads(ran.stdout)["predictions"]] == ["disc", "square"]
     refused = topk("predict", picture, "--model", model, "--top-k", "5")
     assert refused.returncode == 1
-    assert b"--top-k 5 is more than the model's 2 classes" in refused.stderr
+    assert "--top-k 5 is more than the model's 2 classes" in refused.stderr
 
 
 def test_ctrl_c_ends_it_with_nothing_written(tmp_path: Path) -> None:

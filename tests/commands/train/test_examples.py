@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from app.commands.train import examples, listing
-from app.commands.train.examples import Examples
+from app.commands.train.examples import TrainingSet
 from app.errors import TrainingError
 from tests.commands.train.test_listing import put
 
 
-def read(folder: Path) -> Examples:
+def read(folder: Path) -> TrainingSet:
     listed = listing.read(folder)
     return examples.read(listed, listed.classes, lambda: None)
 
@@ -34,7 +34,7 @@ def test_the_same_bytes_count_once(tmp_path: Path) -> None:
     (tmp_path / "cat" / "copy.jpg").write_bytes((tmp_path / "cat" / "1.jpg").read_bytes())
     found = read(tmp_path)
     assert [example.path.name for example in found.found] == ["1.jpg", "1.jpg"]
-    assert found.warnings == ["counted once: 1 file with the bytes of another one of the class"]
+    assert found.warnings == ["ignored 1 duplicate of images in the same class"]
 
 
 def test_the_same_bytes_in_two_classes_count_in_neither(tmp_path: Path) -> None:
@@ -52,14 +52,14 @@ def test_what_is_no_file_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     found = read(tmp_path)
     assert len(found.found) == 2
-    assert found.unreadable == {tmp_path / "cat" / "gone.jpg": "there is no such file"}
-    assert "left out, not to be read: 1 file: " in str(examples.unreadable(found))
+    assert found.unreadable == {tmp_path / "cat" / "gone.jpg": "no such file"}
+    assert "ignored 1 unreadable file: " in str(examples.unreadable(found))
 
 
 @pytest.mark.parametrize(
     ("names", "held_out", "words"),
     [
-        (numbered("cat", 9), True, "there is one class, cat"),
+        (numbered("cat", 9), True, "there is only one class, cat"),
         ([*numbered("cat", 5), *numbered("dog", 5)], True, "each class needs 6 images .*; cat has 5, dog has 5$"),
         ([*numbered("cat", 9), *numbered("dog", 4)], False, "each class needs 5 images .*; dog has 4$"),
     ],
@@ -90,7 +90,7 @@ def test_why_a_class_has_none_left_is_said(tmp_path: Path) -> None:
         put(tmp_path, *numbered(name, 6))
         for path in (tmp_path / name).iterdir():
             path.write_bytes(b"the same")
-    with pytest.raises(TrainingError, match="cat has none, dog has none; left out, the same bytes in several classes"):
+    with pytest.raises(TrainingError, match="cat has none, dog has none; ignored images that are in several classes"):
         examples.check(read(tmp_path), True)
 
 
@@ -100,5 +100,5 @@ def test_enough_is_enough(tmp_path: Path) -> None:
 
 def test_classes_that_are_not_trained_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "cat/1.jpg", "cow/1.jpg")
-    with pytest.raises(TrainingError, match="has classes that are not trained: cow"):
+    with pytest.raises(TrainingError, match="has classes that the training folder does not have: cow"):
         examples.read(listing.read(tmp_path), ("cat", "dog"), lambda: None)

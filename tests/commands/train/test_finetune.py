@@ -18,7 +18,7 @@ from app.commands.train.examples import Example
 from app.commands.train.finetune import Recipe, Score, fine_tune, rate
 from app.images import Preprocessing
 from app.models.split import set_classes
-from tests.commands.train.conftest import BARS, settings
+from tests.commands.train.conftest import PROGRESS, settings
 from tests.conftest import CAT
 from tests.models.seeded import seeded
 
@@ -47,7 +47,7 @@ def network() -> nn.Module:
 
 
 def tuned(module: nn.Module, sides: tuple[list[Example], list[Example]], recipe: Recipe) -> finetune.Tuning:
-    return fine_tune(module, SMALL, *sides, recipe, settings(device="cpu"), BARS)
+    return fine_tune(module, SMALL, *sides, recipe, settings(device="cpu"), PROGRESS)
 
 
 def test_it_learns_and_keeps_the_best_epoch(sides: tuple[list[Example], list[Example]]) -> None:
@@ -101,7 +101,7 @@ def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
 @pytest.mark.gpu
 def test_it_learns_on_a_gpu(sides: tuple[list[Example], list[Example]]) -> None:
     module = network()
-    found = fine_tune(module, SMALL, *sides, QUICK, settings(device="cuda"), BARS)
+    found = fine_tune(module, SMALL, *sides, QUICK, settings(device="cuda"), PROGRESS)
     assert found.best > 0
     assert next(module.parameters()).device.type == "cpu"
 

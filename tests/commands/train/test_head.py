@@ -63,7 +63,7 @@ def test_strengths_are_judged_by_solved_problems() -> None:
 def test_of_many_images_some_folds_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
     loss = head._loss
-    monkeypatch.setattr(head, "_ENOUGH", 70)
+    monkeypatch.setattr(head, "_VALIDATION_IMAGES", 70)
     monkeypatch.setattr(head, "_loss", lambda *given: judged.append(len(given[-1])) or loss(*given))
     found = fit(*blobs(200, 16, 4), 0, lambda _: None)
     assert judged == [40, 40] * len(found.losses)
@@ -83,14 +83,14 @@ def test_the_same_seed_gives_the_same_head() -> None:
 
 
 def test_of_very_many_images_enough_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "_MOST", 50)
+    monkeypatch.setattr(head, "_MAX_IMAGES", 50)
     features, class_ids = blobs(200, 16, 4)
-    some = head._some(features.astype(np.float64), class_ids, 0)
+    some = head._subset(features.astype(np.float64), class_ids, 0)
     assert np.bincount(some[1]).tolist() == [12] * 4
     assert fit(features, class_ids, 0, lambda _: None).weight.shape == (4, 16)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(TrainingError, match=r"needs scikit-learn: pip install 'topk\[train\]'"):
+    with pytest.raises(TrainingError, match=r"needs scikit-learn; run: pip install '\.\[train\]'"):
         head.require()

@@ -28,6 +28,11 @@ def test_what_is_hidden_is_not_seen(tmp_path: Path) -> None:
     assert listed.strays == 0
 
 
+def test_files_that_are_not_images_are_counted(tmp_path: Path) -> None:
+    listed = listing.read(put(tmp_path, "cat/1.jpg", "cat/notes.txt", "dog/Thumbs.db"))
+    assert ({name: len(files) for name, files in listed.files.items()}, listed.others) == ({"cat": 1, "dog": 0}, 2)
+
+
 def test_files_beside_the_classes_are_counted(tmp_path: Path) -> None:
     assert listing.read(put(tmp_path, "cat/1.jpg", "README", "2.jpg")).strays == 2
 
@@ -41,13 +46,13 @@ def test_a_class_may_be_a_link_to_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "holds no folders: it needs one for each class"),
-        (["1.jpg", "2.jpg"], "holds no folders: it needs one for each class; the 2 files in it have no class"),
-        (["train/cat/1.jpg", "train/dog/2.jpg"], r"holds folders itself \(cat, dog\); .*train from .*train itself"),
-        (["cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg"], r"cat is the folder of a class .* \(more\)$"),
-        (["bad\x1bname/1.jpg"], "cannot be a class: its name is no label"),
-        ([" cat/1.jpg"], "cannot be a class: its name is no label"),
-        ([os.fsdecode(b"\xff\xfe") + "/1.jpg"], "cannot be a class: its name is no label"),
+        ([], "has no class folders: create one for each class"),
+        (["1.jpg", "2.jpg"], "has no class folders: create one for each class; its 2 files have no class"),
+        (["train/cat/1.jpg", "train/dog/2.jpg"], r"contains folders \(cat, dog\); .*train from .*train$"),
+        (["cat/1.jpg", "cat/more/2.jpg", "dog/1.jpg"], r"the class folder .*cat contains folders \(more\)$"),
+        (["bad\x1bname/1.jpg"], "cannot be a label"),
+        ([" cat/1.jpg"], "cannot be a label"),
+        ([os.fsdecode(b"\xff\xfe") + "/1.jpg"], "cannot be a label"),
     ],
     ids=["empty", "flat", "split", "nested", "control", "space", "no UTF-8"],
 )
@@ -60,5 +65,5 @@ def test_other_folders_are_refused(tmp_path: Path, names: list[str], words: str)
 
 
 def test_long_lists_are_cut() -> None:
-    assert listing.named("ab") == "a, b"
-    assert listing.named(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 2 more"
+    assert listing.shorten("ab") == "a, b"
+    assert listing.shorten(map(str, range(12))) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 2 more"

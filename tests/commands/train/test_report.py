@@ -10,7 +10,7 @@ from app.commands.train import chart, report
 from app.commands.train.finetune import Score, Tuning
 from app.commands.train.run import Trained
 from tests.commands.evaluate.test_report import PIXELS, Balanced
-from tests.commands.test_cli import topk
+from tests.commands.runner import topk
 
 TUNING = Tuning((Score(0.5, 0.7), Score(0.75, 0.4), Score(0.75, 0.5)), best=1)
 
@@ -32,7 +32,7 @@ def test_it_tells_how_the_model_was_made(trained: tuple[Trained, Path]) -> None:
         "seed 0",
     ):
         assert told in text
-    assert "Epoch by epoch" not in text
+    assert "Epochs" not in text
     assert page.count("<svg") == 2  # the choice of C, and the calibration
 
 
@@ -48,7 +48,7 @@ def test_epochs_are_drawn(trained: tuple[Trained, Path], best: int, kept: str) -
     tuned = replace(found, learned=replace(found.learned, tuning=replace(TUNING, best=best)))
     page = report.page(tuned, PIXELS)
     assert kept in words(page)
-    assert "Epoch by epoch" in page
+    assert "Epochs" in page
     assert page.count("<svg") == 3
     assert tuned.as_dict()["training"]["fine_tuning"]["best"] == best
 
@@ -66,4 +66,4 @@ def test_the_command_writes_it_and_prints_one_object(shapes: Path, tmp_path: Pat
     head = told["training"]["head"]
     assert head["log_loss"][f"{head['c']:g}"] == min(head["log_loss"].values())
     assert (told["training"]["learned"], told["n"], told["training"]["fine_tuning"]) == (12, 4, None)
-    assert "How it was made" in place.read_text()
+    assert "Regularisation" in place.read_text()

@@ -11,18 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app import loading, models
-from app.classifier import Classifier
+from app import models
+from app.commands import inference, training_images
+from app.commands.evaluate.evaluation import EvaluationPlan, evaluated
+from app.commands.evaluate.progress import EvaluationProgress
 from app.commands.train import result
 from app.commands.train.learn import learn
-from app.commands.train.plan import Plan
+from app.commands.train.plan import TrainingPlan
 from app.commands.train.run import Trained, run
-from app.commands.train.served import Rows
 from app.engine import Row, Want
 from app.errors import ModelError, TrainingError
 from app.models import embedded, folder
 from app.models.openvino import ov
-from tests.commands.train.conftest import BARS, description, make, settings
+from tests.commands.train.conftest import CONSOLE, PROGRESS, description, make, settings
 from tests.conftest import Server
 
 Found = tuple[Trained, Path]
@@ -49,12 +50,25 @@ def test_the_folder_tells_what_it_is_and_came_from(trained: Found) -> None:
     }
 
 
+def test_evaluating_training_images_is_warned_about(trained: Found, shapes: Path, tmp_path: Path) -> None:
+    found, out = trained
+    with evaluated(EvaluationPlan(shapes), settings(out), EvaluationProgress(CONSOLE)) as evaluation:
+        [warning] = evaluation.notes
+    assert warning.startswith("warning: the model was trained on 12 of these 16 images;")
+    assert training_images.count(out, found.evaluation.samples.files) == 0
+    new = make(tmp_path / "new", count=9)
+    for path in new.rglob("[0-7].png"):
+        path.unlink()
+    with evaluated(EvaluationPlan(new), settings(out), EvaluationProgress(CONSOLE)) as evaluation:
+        assert evaluation.notes == []
+
+
 def test_nothing_else_is_left_beside_it(trained: Found) -> None:
     assert [path.name for path in trained[1].parent.iterdir()] == ["my-shapes"]
 
 
 def test_the_same_seed_gives_the_same_weights(trained: Found, shapes: Path, tmp_path: Path) -> None:
-    again = learn(Plan(shapes, tmp_path / "out"), settings(), BARS).network.state_dict()
+    again = learn(TrainingPlan(shapes, tmp_path / "out"), settings(), PROGRESS).network.state_dict()
     written = load_file(trained[1] / "model.safetensors")
     assert again.keys() == written.keys()
     assert all(torch.equal(tensor, written[name]) for name, tensor in again.items())
@@ -92,19 +106,20 @@ def test_either_engine_answers_with_all_of_few_classes(trained: Found, shapes: P
 
 def rows_of(model: Path, paths: list[Path], **options: object) -> list[Row]:
 
-    classifier = Classifier(settings(model, **options))
-    loading.load(classifier)
+    classifier = inference.load(settings(model, **options))
+    found: dict[int, inference.Outcome] = {}
     try:
-        rows = Rows(classifier, paths, Want(k=5, probabilities=True), lambda: None)
-        rows.ask()
+        inference.classify_files(classifier, paths, Want(k=5, probabilities=True), found.__setitem__)
     finally:
         classifier.close()
-    return [rows.rows[i] for i in range(len(paths))]
+    rows = [found[i] for i in range(len(paths))]
+    assert all(isinstance(row, Row) for row in rows)
+    return rows  # type: ignore[return-value]
 
 
 def test_it_is_trained_further(trained: Found, tmp_path: Path) -> None:
     three = make(tmp_path / "three", names=("disc", "ring", "square"))
-    found = learn(Plan(three, tmp_path / "out"), settings(trained[1]), BARS)
+    found = learn(TrainingPlan(three, tmp_path / "out"), settings(trained[1]), PROGRESS)
     assert found.classes == ("disc", "ring", "square")
     assert found.head.weight.shape == (3, 1280)
     assert found.parent.digest == description(trained[1])["digest"]
@@ -119,40 +134,42 @@ def test_what_is_exported_of_it_still_tells_what_it_is(trained: Found, tmp_path:
 
 
 def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, shapes: Path, tmp_path: Path) -> None:
-    plan = Plan(shapes, tmp_path / "out", fine_tune=True, epochs=1, batch_size=6)
-    found = learn(plan, settings(), BARS)
+    plan = TrainingPlan(shapes, tmp_path / "out", fine_tune=True, epochs=1, batch_size=6)
+    found = learn(plan, settings(), PROGRESS)
     assert found.tuning
     assert len(found.tuning.scores) == 2
     linear = trained[0].evaluation.metrics.top1
     assert found.tuning.scores[0].top1 == pytest.approx(linear, abs=0.26)  # in another precision
-    assert any("fine-tuned for 1 epoch" in line for line in replace(trained[0], learned=found).words())
+    assert any("fine-tuned for 1 epoch" in line for line in replace(trained[0], learned=found).summary())
 
 
 def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: Path) -> None:
     val = make(tmp_path / "val", count=10)
     for path in [val / name / f"{seed}.png" for name in ("disc", "square") for seed in range(7)]:
         path.unlink()  # what was learned from, but for one of each
-    found = learn(Plan(shapes, tmp_path / "out", val=val), settings(), BARS)
+    found = learn(TrainingPlan(shapes, tmp_path / "out", val=val), settings(), PROGRESS)
     assert (len(found.sides.learned), len(found.sides.held_out)) == (14, 6)
-    assert found.warnings == [f"not learned from: 2 files with the bytes of one in {val}"]
+    assert found.warnings == [f"ignored 2 training images, also in {val}"]
 
 
 def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> None:
     val = make(tmp_path / "val", count=9, names=("disc",))
     for seed in range(8):
         (val / "disc" / f"{seed}.png").unlink()  # what is learned from
-    found = learn(Plan(shapes, tmp_path / "out", val=val), settings(), BARS)
-    assert found.warnings[-1] == f"not measured, for {val} has no image of it: square"
+    found = learn(TrainingPlan(shapes, tmp_path / "out", val=val), settings(), PROGRESS)
+    assert found.warnings[-1] == f"not evaluated, because {val} has no images of: square"
 
 
 def test_what_cannot_be_read_is_said_and_done_without(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     (copy / "disc" / "Thumbs.db").write_bytes(b"thumbs")
-    found = learn(Plan(copy, tmp_path / "out"), settings(), BARS)
+    (copy / "disc" / "torn.jpg").write_bytes(b"no picture")
+    found = learn(TrainingPlan(copy, tmp_path / "out"), settings(), PROGRESS)
     assert (len(found.sides.learned), len(found.sides.held_out)) == (12, 4)
-    [warning] = found.warnings
-    assert "left out, not to be read: 1 file: " in warning
-    assert "disc/Thumbs.db (the bytes are no" in warning
+    skipped, unreadable = found.warnings
+    assert skipped == "skipped 1 file that is not an image"
+    assert unreadable.startswith("ignored 1 unreadable file: ")
+    assert "disc/torn.jpg (" in unreadable
 
 
 def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> None:
@@ -160,7 +177,7 @@ def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> Non
     for seed in range(4):
         (copy / "disc" / f"{seed}.png").write_bytes(b"%d" % seed)
     with pytest.raises(TrainingError, match="disc has 4 and 4 that cannot be read"):
-        learn(Plan(copy, tmp_path / "out"), settings(), BARS)
+        learn(TrainingPlan(copy, tmp_path / "out"), settings(), PROGRESS)
 
 
 def test_interrupted_it_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,32 +190,35 @@ def test_interrupted_it_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(result, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(Plan(shapes, tmp_path / "out"), settings(), BARS)
+        run(TrainingPlan(shapes, tmp_path / "out"), settings(), PROGRESS)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "one", names=("disc",))
-    with pytest.raises(TrainingError, match="holds one class, disc: to tell classes apart takes two"):
-        learn(Plan(tmp_path / "one", tmp_path / "out"), settings(), BARS)
+    with pytest.raises(TrainingError, match="has only one class, disc: training needs two or more"):
+        learn(TrainingPlan(tmp_path / "one", tmp_path / "out"), settings(), PROGRESS)
 
 
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Plan(Path("nowhere"), Path("out")), "there is no folder nowhere"),
-        (Plan(Path("shapes"), Path("out"), val=Path("nowhere")), "there is no folder nowhere"),
-        (Plan(Path("shapes"), Path("out"), holdout=1.0), "--holdout is a share"),
-        (Plan(Path("shapes"), Path("out"), val=Path("shapes/disc")), "lie one in the other"),
-        (Plan(Path("shapes/disc"), Path("out"), val=Path("shapes")), "lie one in the other"),
-        (Plan(Path("shapes"), Path("shapes/out")), "lies in shapes, where it would be taken for a class"),
-        (Plan(Path("shapes"), Path("full")), "full is not empty"),
-        (Plan(Path("shapes"), Path("full/file")), "full/file cannot be written"),
+        (TrainingPlan(Path("nowhere"), Path("out")), "no such folder: nowhere"),
+        (TrainingPlan(Path("shapes"), Path("out"), val=Path("nowhere")), "no such folder: nowhere"),
+        (
+            TrainingPlan(Path("shapes"), Path("out"), holdout=1.0),
+            "must be more than 0 and less than 1, got 1",
+        ),
+        (TrainingPlan(Path("shapes"), Path("out"), val=Path("shapes/disc")), "overlap"),
+        (TrainingPlan(Path("shapes/disc"), Path("out"), val=Path("shapes")), "overlap"),
+        (TrainingPlan(Path("shapes"), Path("shapes/out")), "is inside shapes, where it would become a class"),
+        (TrainingPlan(Path("shapes"), Path("full")), "full is not empty"),
+        (TrainingPlan(Path("shapes"), Path("full/file")), "full/file cannot be written"),
     ],
-    ids=lambda value: "" if isinstance(value, Plan) else value[:20],
+    ids=lambda value: "" if isinstance(value, TrainingPlan) else value[:20],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_read(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: Plan, words: str
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("shapes").symlink_to(shapes)
@@ -216,4 +236,4 @@ def test_a_folder_for_openvino_alone_cannot_be_trained_from(
     del told["files"]["model.safetensors"]  # type: ignore[attr-defined]
     (slim / "model.json").write_text(json.dumps(told))
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
-        learn(Plan(shapes, tmp_path / "out"), settings(slim), BARS)
+        learn(TrainingPlan(shapes, tmp_path / "out"), settings(slim), PROGRESS)
