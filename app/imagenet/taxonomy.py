@@ -18,7 +18,10 @@ import numpy.typing as npt
 from app.imagenet.labels import Label, imagenet1k
 
 CONFIDENCE = 0.9
-"""What an answer's score reaches where nobody says otherwise."""
+"""The default of ``confidence``, the score that an answer must reach."""
+
+MIN_CONFIDENCE, MAX_CONFIDENCE = 0.0, 1.0
+"""``confidence`` is more than the first and at most the second."""
 
 Positions = tuple[tuple[int, ...], ...]
 
@@ -134,6 +137,17 @@ class Taxonomy:
             "children": [named(child) for child in self.children[i]],
             "leaves": [{"class_id": leaf} | named(self.classes[leaf]) for leaf in leaves],
         }
+
+
+def answer_confidence(taxonomy: bool, confidence: float | None) -> float | None:
+    """The confidence of the answer; None if no answer is requested. Raises ValueError."""
+    if confidence is not None and not taxonomy:
+        raise ValueError("confidence requires taxonomy, which adds the answer that it applies to")
+    if confidence is not None and not MIN_CONFIDENCE < confidence <= MAX_CONFIDENCE:
+        raise ValueError(
+            f"confidence must be more than {MIN_CONFIDENCE:g} and at most {MAX_CONFIDENCE:g}, got {confidence:g}"
+        )
+    return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
 
 
 def of(labels: Sequence[Label]) -> Taxonomy | None:

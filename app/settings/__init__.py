@@ -21,7 +21,7 @@ from pydantic_settings import (
 from app.settings import values
 
 MIB = 2**20
-PROTOCOLS = ("v2", "v1", "torchserve", "huggingface", "sagemaker", "vertex", "litserve")
+PROTOCOLS = ("v2", "kserve-v1", "torchserve", "huggingface", "sagemaker", "vertex", "litserve")
 PILLOW_PIXEL_LIMIT = 178_956_970  # Pillow refuses to open larger pictures, whatever we say
 
 _PREFIX, _DOTENV = "TOPK_", ".env"

@@ -177,7 +177,7 @@ def test_what_is_rendered_before_the_model_is_known_is_not_kept() -> None:
     client = TestClient(app)  # without a lifespan: nothing is loaded
     before = client.get("/openapi.json").json()
     assert "maximum" not in before["components"]["schemas"]["TopK"]
-    classifier = app.state.classifier
+    classifier = app.state.service.classifier
     classifier.model, classifier.ready = SimpleNamespace(name="mine", labels=("a", "b")), True
     after = client.get("/openapi.json").json()
     assert after["components"]["schemas"]["TopK"]["maximum"] == 2

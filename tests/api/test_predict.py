@@ -4,7 +4,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from app.api.routes import _of_length_one
+from app.api.routes import unit_length
 from tests.api.conftest import InProcess
 from tests.conftest import CAT
 
@@ -209,7 +209,7 @@ def test_normalize_is_true_or_false(app_server: InProcess, query: str) -> None:
 @pytest.mark.parametrize("scale", [0, 1e-30, 1, 1e30])
 def test_features_of_any_size_can_be_normalised(scale: float) -> None:
     features = (np.array([3, 0, -4]) * scale).astype(np.float32)
-    found = _of_length_one(features)
+    found = unit_length(features)
     assert found.dtype == np.float32
     assert found == pytest.approx(np.array([0.6, 0, -0.8]) if scale else np.zeros(3), abs=1e-6)
 

@@ -322,7 +322,7 @@ def test_what_is_wrong_with_instances_is_named(open_: InProcess, document: dict[
 
 def test_classes_of_one_label_are_all_told(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that differ but in what TorchServe writes for a space."""
-    classifier = app_server.app.state.classifier
+    classifier = app_server.app.state.service.classifier
     labels = [Label(name) for name in ("a b", "window screen", "a_b", "a_b_2", "a  b")]
     monkeypatch.setattr(classifier, "model", replace(classifier.model, labels=tuple(labels)))
     row = Row(np.array([0, 2, 3, 4, 1]), np.array([0.4, 0.3, 0.2, 0.08, 0.02], np.float32))

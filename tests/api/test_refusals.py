@@ -64,13 +64,13 @@ def test_so_does_one_that_is_refused_for_overload(app_server: InProcess) -> None
 
 def test_overload_is_refused_before_anything_is_decoded(app_server: InProcess) -> None:
     with busy(app_server):
-        decoded = app_server.app.state.metrics.registry.get_sample_value("topk_decode_seconds_count")
+        decoded = app_server.app.state.service.metrics.registry.get_sample_value("topk_decode_seconds_count")
         shed = app_server.outcome("shed")
         answer = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO, headers={"X-Request-Timeout-Ms": "1"})
         assert answer.status_code == 503
         assert answer.json()["retry_after_ms"] >= 1
         assert app_server.outcome("shed") == shed + 1
-        assert app_server.app.state.metrics.registry.get_sample_value("topk_decode_seconds_count") == decoded
+        assert app_server.app.state.service.metrics.registry.get_sample_value("topk_decode_seconds_count") == decoded
 
 
 def test_what_a_missing_route_is_sent_is_answered_too(app_server: InProcess) -> None:
