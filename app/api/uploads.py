@@ -156,9 +156,9 @@ class Uploads:
         if not content:
             raise EmptyBody("the body is empty")
         if kind == "raw":
-            if media_type(request) == "application/x-www-form-urlencoded":
-                _check_form_encoded(content)
             if content[:_PREFIX].lstrip()[:1] != b"{":
+                if media_type(request) == "application/x-www-form-urlencoded":
+                    _check_form_encoded(content)
                 return Contents([Upload(bytes(content))])
             if not form.documents:
                 raise UnsupportedMediaType("the body is JSON; send it with Content-Type: application/json")

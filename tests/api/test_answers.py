@@ -56,7 +56,7 @@ def test_all_outputs_of_as_many_images_as_there_may_be_fit(app_server: InProcess
 
 
 def test_an_answer_that_would_be_larger_is_refused_with_what_to_do(app_server: InProcess) -> None:
-    with pytest.raises(PayloadTooLarge, match="ask for fewer images, classes or outputs"):
+    with pytest.raises(PayloadTooLarge, match="request fewer images, classes or outputs"):
         check_size(app_server.app.state.service.classifier, Want(k=10**9, features=True), 150, 32)
 
 

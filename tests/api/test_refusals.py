@@ -121,7 +121,7 @@ def test_a_part_of_a_batch_is_bounded_like_an_image_and_fails_alone(small_limits
     kind, body = multipart(("file", "a.jpg", b"x" * 1_300_000), ("file", "b.jpg", PHOTO))
     url, headers = f"{small_limits.url}/v1/predict/batch", {"X-API-Key": "first-key"}
     large, cat = httpx2.post(url, content=body, headers=headers | {"Content-Type": kind}).json()["results"]
-    detail = "an image of more than 1000000 bytes"
+    detail = "the image is larger than 1000000 bytes"
     assert large == {"filename": "a.jpg", "error": {"code": "payload_too_large", "detail": detail}}
     assert cat["predictions"][0]["label"] == "Egyptian cat"
     images = [base64.b64encode(content).decode() for content in (PHOTO, b"x" * 1_000_001)]
@@ -228,8 +228,8 @@ def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("a=" + "b" * 8191, "the query has 8193 bytes; at most 8192"),
-        ("&".join(f"a{number}=1" for number in range(101)), "the query has 101 parameters; at most 100"),
+        ("a=" + "b" * 8191, "the query has 8193 bytes; the limit is 8192"),
+        ("&".join(f"a{number}=1" for number in range(101)), "the query has 101 parameters; the limit is 100"),
         ("a&" * 30_000, "the query has 60000 bytes"),
         ("%61" * 20_000, "the query has 60000 bytes"),
     ],

@@ -94,7 +94,7 @@ def test_a_key_is_asked_for_until_it_is_right(blank: Page, walled_server: Server
     expect(blank.locator("#key-hint")).to_have_text("It is kept until this tab is closed.")
     blank.get_by_label("API key").fill("wrong")
     blank.keyboard.press("Enter")
-    expect(blank.locator("#key-hint")).to_have_text("The API key is not known.")
+    expect(blank.locator("#key-hint")).to_have_text("The API key is not valid.")
     expect(blank.locator("#key")).to_be_focused()
     keep(blank, "key")
     blank.get_by_label("API key").fill(KEY)

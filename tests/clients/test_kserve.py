@@ -15,7 +15,7 @@ pytestmark = pytest.mark.production
 
 def test_its_client_gets_what_it_asks_for(embedded_server: Server, counts: Any, kserve_python: str) -> None:
     command = [kserve_python, Path(__file__).with_name("kserve_client.py"), embedded_server.url, MODEL, CAT]
-    with counts(embedded_server, "v1", 2), counts(embedded_server, "v2", 5):
+    with counts(embedded_server, "kserve-v1", 2), counts(embedded_server, "v2", 5):
         ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     said = json.loads(ran.stdout)

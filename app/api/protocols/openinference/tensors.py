@@ -93,14 +93,13 @@ def _flat(data: object) -> list[object]:
 def _numbers(data: object, shape: list[int]) -> npt.NDArray[np.float32]:
     """A float32 array of this shape from JSON, converted in pieces."""
     values, size = _flat(data), math.prod(shape)
-    wrong = MalformedRequest(f"data must be {size} numbers, got {len(values)} values")
     if len(values) != size:
-        raise wrong
+        raise MalformedRequest(f"data must have {size} numbers, got {len(values)} values")
     numbers = np.empty(size, np.float32)
     for start in range(0, size, _PIECE):
         piece = values[start : start + _PIECE]
         if not set(map(type, piece)) <= {int, float}:
-            raise wrong
+            raise MalformedRequest("data must be numbers; null, booleans and strings are not numbers")
         with np.errstate(over="ignore"):
             numbers[start : start + _PIECE] = np.array(piece, np.float32)
     return numbers.reshape(shape)
