@@ -1,9 +1,12 @@
 """What all routes share: the estimate of a start, the probes' log lines, refused preflight requests."""
 
+from collections.abc import Iterator
+
 import httpx2
 import pytest
-import structlog
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from app.api.service import StartEstimate
 from app.lifecycle import Lifecycle
@@ -59,26 +62,18 @@ def test_while_loading_the_expected_time_is_told(path: str) -> None:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[structlog.typing.EventDict]:
+def log() -> Iterator[list[EventDict]]:
     """Everything that is logged, also at debug level."""
-    entries: list[structlog.typing.EventDict] = []
-
-    def keep(logger: object, method: str, entry: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        entries.append({**entry, "level": method})
-        raise structlog.DropEvent
-
-    processors = structlog.get_config()["processors"]
-    structlog.configure(processors=[keep])
-    yield entries  # type: ignore[misc]
-    structlog.configure(processors=processors)
+    with capture_logs() as entries:
+        yield entries
 
 
-def test_probes_are_logged_at_debug_level(log: list[structlog.typing.EventDict]) -> None:
+def test_probes_are_logged_at_debug_level(log: list[EventDict]) -> None:
     settings = Settings(_env_file=None, aip_health_route="/aip/health")
     with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
         for path in ("/livez", "/readyz", "/metrics", "/ping", "/v2/models/resnet50/ready", "/aip/health", "/v1/info"):
             client.get(path)
-    lines = {entry["path"]: entry["level"] for entry in log if entry["event"] == "request"}
+    lines = {entry["path"]: entry["log_level"] for entry in log if entry["event"] == "request"}
     assert lines.pop("/v1/info") == "info"
     assert len(lines) == 6
     assert set(lines.values()) == {"debug"}
@@ -96,16 +91,16 @@ PREFLIGHT = {"Origin": "https://evil.example", "Access-Control-Request-Method": 
     ],
 )
 def test_a_refused_preflight_is_logged_with_its_origin_and_the_reason(
-    log: list[structlog.typing.EventDict], origins: str, headers: dict[str, str], reason: str
+    log: list[EventDict], origins: str, headers: dict[str, str], reason: str
 ) -> None:
     settings = Settings(_env_file=None, **({"cors_origins": origins} if origins else {}))
     with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
         assert client.options("/v1/predict", headers=PREFLIGHT | headers).status_code in (400, 405)
     [line] = [entry for entry in log if entry["event"] == "CORS preflight refused"]
-    assert (line["origin"], line["reason"], line["level"]) == ("https://evil.example", reason, "warning")
+    assert (line["origin"], line["reason"], line["log_level"]) == ("https://evil.example", reason, "warning")
 
 
-def test_an_accepted_preflight_is_not_logged_as_refused(log: list[structlog.typing.EventDict]) -> None:
+def test_an_accepted_preflight_is_not_logged_as_refused(log: list[EventDict]) -> None:
     settings = Settings(_env_file=None, cors_origins="https://evil.example")
     with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
         assert client.options("/v1/predict", headers=PREFLIGHT).status_code == 200
