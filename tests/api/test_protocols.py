@@ -115,7 +115,7 @@ def test_errors_have_the_protocol_s_shape(
     refused(httpx2.post(url), 400, shape)
     spoken = said if document is instances and shape is not said else shape  # what its body was in
     body = refused(httpx2.post(url, json=document(base64.b64encode(b"text").decode())), 415, spoken)
-    assert "no JPEG" in str(body)
+    assert "JPEG" in str(body)
     refused(httpx2.post(url, json=document(base64.b64encode(PHOTO[:5000]).decode())), 422, spoken)
     refused(httpx2.post(url, json=document("?")), 400, spoken)
     refused(httpx2.post(url, json=document("https://example.com/cat.jpg")), 400, spoken)

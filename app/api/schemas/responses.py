@@ -131,7 +131,7 @@ class Info(BaseModel):
     decode: Decoding
     batching: Batching
     limits: Limits
-    warning: str | None = Field(description="A warning for the operator.", examples=[None])
+    warning: str | None = Field(None, description="A warning for the operator.")
 
 
 def example(value: dict[str, Any]) -> Responses:
