@@ -30,6 +30,9 @@ class Keys:
         self._version = _version(self._file)
         self._digests = self._read()
 
+    def __len__(self) -> int:
+        return len(self._digests)
+
     def check(self, *given: str | None) -> str | None:
         """The digest of the accepted key among ``given``, or None if no keys are configured.
 

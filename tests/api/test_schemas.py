@@ -97,8 +97,8 @@ def test_protocols(app_server: InProcess) -> None:
         (openinference.ServerMetadata, "/v2"),
         (openinference.ModelMetadata, f"/v2/models/{MODEL}"),
         (openinference.ModelReady, f"/v2/models/{MODEL}/ready"),
-        (openinference.Ready, "/v2/health/ready"),
-        (openinference.Live, "/v2/health/live"),
+        (openinference.ServerReady, "/v2/health/ready"),
+        (openinference.ServerLive, "/v2/health/live"),
         (torchserve.TorchServeStatus, "/ping"),
     ):
         validated(kind, httpx2.get(app_server.url + path))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from app.api.options import EmbedOptions, Options, PredictOptions
 from app.api.schemas.document import BINARY, Schema, body, schema, without_null
 
-# docs/cat.jpg at 48x48, as WebP: an example that can be tried as it stands
+# docs/cat.jpg at 48x48, as WebP: an example that works
 CAT = (
     "UklGRoYBAABXRUJQVlA4IHoBAABQCQCdASowADAAPuVcpk6pJSOiPHgIASAciUOAAZ29bGDcBUPGz4YaFEg5vO3gYSTFmzZbTa35LbulrWAe"
     "DswPbpoGWQNyMM152YcstYDxyiuWYADNYvNmc+nWJB/JGDmr9hgGBoSrFKiZLjjCaSdFWk0iTjNrj9sKvpA8xLPHmB/InitFSob/sGCkB9lG"

@@ -115,9 +115,9 @@ def routes(settings: Settings) -> APIRouter:
     locked = errors([401, 404, 503], ErrorMessage, error_message)
     keyed = errors([401], ErrorMessage, error_message)
     key = [Depends(require_key)]
-    alive = unready | {200: response(schemas.Live, {"live": True})}
+    alive = unready | {200: response(schemas.ServerLive, {"live": True})}
     router.get("/health/live", summary="Liveness", responses=alive)(live)
-    prepared = unready | {200: response(schemas.Ready, {"ready": True})}
+    prepared = unready | {200: response(schemas.ServerReady, {"ready": True})}
     router.get("/health/ready", summary="Readiness", responses=prepared)(ready)
     described = keyed | {200: response(schemas.ServerMetadata, schemas.SERVER)}
     router.get("", summary="Server metadata", dependencies=key, responses=described)(server)

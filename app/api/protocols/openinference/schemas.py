@@ -16,11 +16,11 @@ OUTPUTS = 4  # scores and logits, each whole or as the best classes
 _Positive = Annotated[int, Field(ge=1, le=MOST)]
 
 
-class Live(BaseModel):
+class ServerLive(BaseModel):
     live: bool
 
 
-class Ready(BaseModel):
+class ServerReady(BaseModel):
     ready: bool
 
 
