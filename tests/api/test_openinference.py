@@ -76,12 +76,12 @@ def test_an_output_without_a_name_is_told_so(app_server: InProcess) -> None:
 @pytest.mark.parametrize("value", [None, True, "1.5"])
 def test_what_is_no_number_is_not_taken_for_one(app_server: InProcess, value: Any) -> None:
     data = [0.5] * (3 * 224 * 224 - 1) + [value]
-    said = refused(infer(app_server, asked("FP32", data=data, shape=[1, 3, 224, 224])))
-    assert said == "data must be numbers; null, booleans and strings are not numbers"
+    detail = refused(infer(app_server, asked("FP32", data=data, shape=[1, 3, 224, 224])))
+    assert detail == "data must be numbers; null, booleans and strings are not numbers"
 
 
 @pytest.mark.parametrize(
-    ("tail", "said"),
+    ("tail", "detail"),
     [
         (ELEMENT[:-1], "is truncated within an element of"),
         (ELEMENT + b"\0\0\0", "truncated within a length"),
@@ -91,9 +91,9 @@ def test_what_is_no_number_is_not_taken_for_one(app_server: InProcess, value: An
         (struct.pack("<I", 0) * 10_000, "images; a request may have at most 32"),
     ],
 )
-def test_elements_must_be_whole(app_server: InProcess, tail: bytes, said: str) -> None:
+def test_elements_must_be_whole(app_server: InProcess, tail: bytes, detail: str) -> None:
     answer = infer(app_server, asked(size=len(tail)), tail)
-    assert said in refused(answer, 413 if "at most" in said else 400)
+    assert detail in refused(answer, 413 if "at most" in detail else 400)
 
 
 @pytest.mark.parametrize("length", [0, 5, len(json.dumps(asked(size=len(ELEMENT)))) - 1])
@@ -225,9 +225,9 @@ HUGE = 2**63
     ids=["many and huge", "three hundred", "huge", "2**31", "nine", "many", "a float", "beyond 64 bits", "nested"],
 )
 def test_a_shape_is_judged_before_it_is_multiplied_or_shown(app_server: InProcess, datatype: str, shape: Any) -> None:
-    said = refused(infer(app_server, asked(datatype, shape, data=[BASE64])))
-    assert "shape must be" in said
-    assert len(said) < 100
+    detail = refused(infer(app_server, asked(datatype, shape, data=[BASE64])))
+    assert "shape must be" in detail
+    assert len(detail) < 100
 
 
 def test_a_shape_of_the_largest_numbers_is_shown(app_server: InProcess) -> None:
@@ -266,7 +266,7 @@ def test_an_error_does_not_show_all_that_was_sent(app_server: InProcess, changes
 
 
 @pytest.mark.parametrize(
-    ("outputs", "said"),
+    ("outputs", "detail"),
     [
         ([{"name": "scores"}] * 6000, "outputs must have at most 4 elements, got 6000"),
         ([{"name": "scores"}, {"name": "logits"}] * 3, "outputs must have at most 4 elements, got 6"),
@@ -279,9 +279,9 @@ def test_an_error_does_not_show_all_that_was_sent(app_server: InProcess, changes
         ([{"name": "scores", "parameters": {"classification": 1e300}}], "a whole number between 1 and 2147483647"),
     ],
 )
-def test_outputs_are_few_and_different(app_server: InProcess, outputs: list[Any], said: str) -> None:
+def test_outputs_are_few_and_different(app_server: InProcess, outputs: list[Any], detail: str) -> None:
     answer = infer(app_server, {**asked(data=[BASE64]), "outputs": outputs})
-    assert said in refused(answer)
+    assert detail in refused(answer)
     assert len(answer.content) < 200
 
 
@@ -306,8 +306,8 @@ def test_more_numbers_than_json_is_for_are_refused_unread(app_server: InProcess)
     """About a million, which are seven images; as binary data as many as a request may have are taken."""
     document = json.dumps(asked("FP32", [7, 3, 224, 224], data=[0])).replace("[0]", "[" + "0," * 1_200_000 + "0]")
     url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
-    said = refused(httpx2.post(url, content=document.encode()))
-    assert "send fewer images, or tensors as binary data" in said
+    detail = refused(httpx2.post(url, content=document.encode()))
+    assert "send fewer images, or tensors as binary data" in detail
     rows = np.zeros((7, 3, 224, 224), "<f4")
     assert infer(app_server, asked("FP32", list(rows.shape), rows.nbytes), rows.tobytes()).status_code == 200
 

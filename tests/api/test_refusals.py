@@ -226,7 +226,7 @@ def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
         ("a=" + "b" * 8191, "the query has 8193 bytes; the limit is 8192"),
         ("&".join(f"a{number}=1" for number in range(101)), "the query has 101 parameters; the limit is 100"),
@@ -235,10 +235,10 @@ def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/nothing", "/livez", "/web/app.js"])
-def test_a_long_query_is_refused_wherever_it_is_sent(app_server: InProcess, path: str, query: str, said: str) -> None:
+def test_a_long_query_is_refused_wherever_it_is_sent(app_server: InProcess, path: str, query: str, detail: str) -> None:
     answer = httpx2.get(f"{app_server.url}{path}?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
-    assert said in answer.json()["detail"]
+    assert detail in answer.json()["detail"]
     assert answer.headers["x-request-id"]
 
 

@@ -110,7 +110,7 @@ def test_an_image_alone(embedded_server: Server, counts: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "image", "status", "said"),
+    ("model", "image", "status", "detail"),
     [
         ("another", files(PHOTO), 404, "model another is not served"),
         (MODEL, files(PHOTO, b"text"), 415, r"image\[1\]: .*JPEG"),
@@ -123,8 +123,8 @@ def test_an_image_alone(embedded_server: Server, counts: Any) -> None:
     ],
 )
 def test_what_is_refused_says_why(
-    client: triton.InferenceServerClient, model: str, image: Any, status: int, said: str
+    client: triton.InferenceServerClient, model: str, image: Any, status: int, detail: str
 ) -> None:
-    with pytest.raises(InferenceServerException, match=said) as refused:
+    with pytest.raises(InferenceServerException, match=detail) as refused:
         client.infer(model, [image])
     assert refused.value.status() == str(status)
