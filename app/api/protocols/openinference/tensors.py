@@ -115,4 +115,4 @@ def _floats(tail: memoryview, shape: list[int]) -> npt.NDArray[np.float32]:
 def _tensor(values: npt.NDArray[np.float32]) -> Upload:
     if max(values.max(), -values.min()) <= _LARGEST:  # false for NaN
         return Upload(values)
-    return Upload(InvalidParameter(f"preprocessed values must be between -{_LARGEST:g} and {_LARGEST:g}"))
+    return Upload(InvalidParameter(f"preprocessed values must be finite, between -{_LARGEST:g} and {_LARGEST:g}"))
