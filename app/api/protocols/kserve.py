@@ -68,7 +68,9 @@ class PredictionRows(BaseModel):
 
 
 class ExampleResults(BaseModel):
-    result: list[list[tuple[str, float]]]
+    """Pairs of a label and its score."""
+
+    result: list[list[Annotated[list[str | float], Field(min_length=2, max_length=2)]]]
 
 
 class ModelNames(BaseModel):
