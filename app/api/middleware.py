@@ -117,7 +117,8 @@ class Observe:
         self.metrics.request_seconds.labels(route).observe(seconds)
         if (upload := exchange.stages.get("upload")) is not None:
             self.metrics.upload_seconds.observe(upload)
-        write = log.debug if route in self.probes else log.info
+        probe = route in self.probes and scope["method"] in ("GET", "HEAD")
+        write = log.debug if probe else log.info
         write(
             "request",
             **exchange.ids(),

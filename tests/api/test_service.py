@@ -73,6 +73,7 @@ def test_probes_are_logged_at_debug_level(log: list[EventDict]) -> None:
     with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
         for path in ("/livez", "/readyz", "/metrics", "/ping", "/v2/models/resnet50/ready", "/aip/health", "/v1/info"):
             client.get(path)
+            client.head(path)
     lines = {entry["path"]: entry["log_level"] for entry in log if entry["event"] == "request"}
     assert lines.pop("/v1/info") == "info"
     assert len(lines) == 6
