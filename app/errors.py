@@ -136,9 +136,8 @@ class DeadlineExceeded(Unavailable):
 class NotReady(Unavailable):
     status, code, title = 503, "not_ready", "Not ready"
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": "1"}
+    def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(detail, retry_after_s)
 
 
 class Internal(TopkError):

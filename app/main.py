@@ -1,7 +1,7 @@
 """Wiring: load -> warm -> serve -> drain. ``create_app`` for any ASGI server, ``serve`` with ours."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,13 +10,13 @@ import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__, engine, loading
 from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
-from app.api.middleware import QUIET, AnswerHead, Bounds, CloseRefused, Defects, Observe, Prefix
+from app.api.middleware import AnswerHead, Bounds, CloseRefused, Cors, Defects, Observe, Prefix, probe_routes
 from app.api.ratelimit import RateLimit
+from app.api.service import Service
 from app.api.uploads import Uploads
 from app.classifier import Classifier
 from app.errors import ModelError, TopkError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("topk")
 
 _STARTING_S = 0.05
-_EXPOSED = ["X-Request-ID", "Server-Timing", "Retry-After", "Inference-Header-Content-Length"]
+_EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After", "Inference-Header-Content-Length")
 _UNTRACED: "TelemetryConfig" = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
@@ -42,10 +42,12 @@ def create_app(
     settings: Settings | None = None,
     lifecycle: Lifecycle | None = None,
     load: Callable[[Classifier, Lifecycle], None] | None = None,
+    exposition: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """The ASGI app. It answers at once and loads its model in the background; ``/readyz`` tells when it is warm.
 
     ``load`` makes the classifier ready, at start and on the event loop, where it is not to load the model itself.
+    ``exposition`` renders the metrics, where they are not this app's alone.
 
     Raises ModelError where the API keys' file cannot be read, or traces cannot be exported.
     """
@@ -70,7 +72,7 @@ def create_app(
         if traces:
             await asyncio.to_thread(traces.close)
 
-    async def exposition() -> bytes:
+    async def own_metrics() -> bytes:
         return metrics.render()
 
     app = FastAPI(
@@ -84,13 +86,17 @@ def create_app(
         redirect_slashes=False,  # to a host that the request itself names
         telemetry=traces.of_requests if traces else _UNTRACED,
     )
-    app.state.lifecycle = state
-    app.state.classifier = classifier
-    app.state.metrics = metrics
-    app.state.exposition = exposition
-    app.state.uploads = uploads
-    app.state.keys = Keys(settings)
-    app.state.rate_limit = RateLimit(settings)
+    app.state.service = Service(
+        settings=settings,
+        lifecycle=state,
+        classifier=classifier,
+        metrics=metrics,
+        uploads=uploads,
+        keys=Keys(settings),
+        rate_limit=RateLimit(settings),
+        protocols=protocols.enabled(settings),
+        exposition=exposition or own_metrics,
+    )
     metrics.inflight_bytes.set_function(lambda: uploads.inflight)
     metrics.ready.set_function(lambda: classifier.ready and not state.draining)
 
@@ -107,18 +113,11 @@ def create_app(
     app.add_middleware(AnswerHead)
     app.add_middleware(Defects)
     app.add_middleware(Bounds)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["*"],
-            expose_headers=_EXPOSED,
-        )
+    app.add_middleware(Cors, settings=settings, expose_headers=_EXPOSED)
     app.add_middleware(CloseRefused)
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
-    app.add_middleware(Observe, metrics=metrics, lifecycle=state, timing_origins=settings.cors_origins, traces=traces)
+    app.add_middleware(Observe, settings=settings, metrics=metrics, lifecycle=state, traces=traces)
     return app
 
 
@@ -129,7 +128,8 @@ def _traces(settings: Settings) -> "Traces | None":
         from app.telemetry.tracing import Traces
     except ImportError as error:
         raise ModelError("traces need the extra otel: pip install '.[otel]'") from error
-    return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in QUIET)
+    probes = probe_routes(settings)
+    return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in probes)
 
 
 def start_loading(classifier: Classifier, lifecycle: Lifecycle, create: loading.Create = engine.create) -> None:

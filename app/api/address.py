@@ -1,4 +1,4 @@
-"""Client addresses: one canonical form of each, and the caller that a rate limit counts it as."""
+"""Client addresses in a canonical form, and the callers that rate limits count."""
 
 import ipaddress
 import re
@@ -9,13 +9,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::\d{1,5})?")
-_PREFIX = 64  # bits that an IPv6 network has at least; the others are its own to choose
+_PREFIX = 64  # bits of the smallest IPv6 network; its owner chooses the others
 
 
 def parse(text: str) -> Address | None:
-    """An address, also as ``1.2.3.4:80``, ``[::1]`` and ``[::1]:80``; None where it is none.
+    """An address, also as ``1.2.3.4:80``, ``[::1]`` and ``[::1]:80``; None if it is not valid.
 
-    IPv4 addresses that are mapped into IPv6 are IPv4; a zone (``%eth0``) is dropped, since it may hold anything.
+    IPv4 addresses mapped into IPv6 become IPv4. A zone (``%eth0``) is removed, because it may contain any text.
     """
     found = _WITH_PORT.fullmatch(text)
     host = (found[1] or found[2]) if found else text
@@ -27,14 +27,14 @@ def parse(text: str) -> Address | None:
     return mapped or address
 
 
-def shown(scope: Scope) -> str:
-    """The client's address as it is logged; ``-`` where it is not known, or no address."""
+def logged(scope: Scope) -> str:
+    """The client's address for the log; ``-`` if it is unknown or not valid."""
     address = _client(scope)
     return str(address) if address else "-"
 
 
 def caller(scope: Scope) -> str:
-    """Whom a rate limit counts: an IPv4 address, or a /64 of IPv6, which is the smallest network there is."""
+    """The caller that a rate limit counts: an IPv4 address, or a /64 of IPv6, the smallest network."""
     address = _client(scope)
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((int(address), _PREFIX), strict=False))
@@ -47,10 +47,10 @@ def _client(scope: Scope) -> Address | None:
 
 
 class Forwarded:
-    """What trusted proxies tell of a client: its address (``X-Forwarded-For``) and scheme (``X-Forwarded-Proto``).
+    """Takes the client's address and scheme from ``X-Forwarded-For`` and ``X-Forwarded-Proto`` of trusted proxies.
 
-    Proxies append, so the list is read from its end, up to the first address that is not a trusted proxy's. An entry
-    that is no address ends it: the client is then the proxy that wrote the entry.
+    Proxies append to the list, so it is read from its end, up to the first address that is not a trusted proxy's. An
+    invalid entry ends the list: the client is then the proxy that wrote the entry.
     """
 
     def __init__(self, app: ASGIApp, trusted: Sequence[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> None:

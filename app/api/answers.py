@@ -1,10 +1,12 @@
-"""Answers that may be large: bounded before anything is computed, and built beside the event loop."""
+"""Responses: their size is bounded before anything is computed, and large ones are built off the event loop."""
 
 import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+import orjson
 from fastapi import Request
+from starlette.responses import Response
 
 from app.api.exchange import Exchange
 from app.classifier import Classifier
@@ -14,16 +16,16 @@ from app.errors import PayloadTooLarge
 T = TypeVar("T")
 
 BYTES_AN_IMAGE = 512 * 2**10  # all outputs of a model of 1000 classes take a third of this
-_IMAGES = 32  # whose bytes one image may take: the outputs of a model of 22 000 classes take a fifth of them
-_THREAD_BYTES = 256 * 2**10  # larger answers are built in a thread
-_CLASS_BYTES = 120  # of one of the k best classes, with its label
-_NUMBER_BYTES = 16  # of a number of a whole row
+_IMAGES = 32  # one image may use the share of 32: the outputs of a model of 22 000 classes take a fifth of it
+_THREAD_BYTES = 256 * 2**10  # larger responses are built in a thread
+_CLASS_BYTES = 120  # of one of the top-k classes, with its label
+_NUMBER_BYTES = 16  # of one number of a whole row
 
 
 def check_size(classifier: Classifier, want: Want, images: int, most_images: int) -> int:
-    """About how many bytes the answer has; all its images share what that many, or 32, may take.
+    """The approximate size of a response in bytes. Raises PayloadTooLarge.
 
-    Raises PayloadTooLarge.
+    The limit is ``BYTES_AN_IMAGE`` for each of ``most_images``, at least 32, shared by the images of the request.
     """
     classes = len(classifier.model.labels)
     size = images * (
@@ -34,13 +36,18 @@ def check_size(classifier: Classifier, want: Want, images: int, most_images: int
     most = BYTES_AN_IMAGE * max(most_images, _IMAGES)
     if size > most:
         raise PayloadTooLarge(
-            f"the answer would have about {size} bytes; at most {most}: ask for fewer images, classes or outputs"
+            f"the response would have about {size} bytes, more than {most}; request fewer images, classes or outputs"
         )
     return size
 
 
 async def build(request: Request, make: Callable[[], T]) -> T:
-    """What ``make`` returns, called on a thread where the answer to this request is large. Raises what it raises."""
-    if Exchange.of(request.scope).answer_bytes > _THREAD_BYTES:
+    """The result of ``make``, called in a thread if the response is large."""
+    if Exchange.of(request.scope).response_bytes > _THREAD_BYTES:
         return await asyncio.to_thread(make)
     return make()
+
+
+def as_json(body: object) -> Response:
+    """A JSON response. The body may contain numpy arrays and dataclasses."""
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")

@@ -1,8 +1,8 @@
-"""The memory that uploads may hold together, and who loses an upload when it is full. On the event loop.
+"""The memory that all uploads share, and which upload is dropped when it is full. On the event loop.
 
-While there is room, nobody is asked to hurry: mobile clients upload slowly. When there is none, the caller that holds
-most loses its slowest upload, so that nobody fills the memory, sends a byte now and then, and keeps the others out.
-Uploads that are complete are never lost.
+While there is room, slow uploads are accepted: mobile clients upload slowly. When the memory is full, the caller that
+holds the most loses its slowest upload. Otherwise one caller could fill the memory, send a byte now and then, and lock
+out the others. Complete uploads are never dropped.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_GRACE_S = 1.0  # an upload this young is not lost: its pace is not known yet
-_PACE_S = 1.0  # time constant of the average of an upload's pace
-_SEARCH_S = 0.1  # between two vain searches for one caller, which look at all uploads
+_GRACE_S = 1.0  # the minimum age of a dropped upload: the rate of a younger one is unknown
+_RATE_S = 1.0  # time constant of the average rate of an upload
+_SEARCH_S = 0.1  # between two unsuccessful searches for one caller, which scan all uploads
 
 
 class Hold:
-    """One upload's bytes in memory. ``lost`` is set when it must end to make room; ``waiting`` ends its wait then."""
+    """One upload's bytes in memory. ``lost``: the upload was dropped to make room. ``waiting``: its current wait."""
 
     def __init__(self, caller: str, now: float) -> None:
         self.caller = caller
@@ -26,45 +26,46 @@ class Hold:
         self.lost = False
         self.waiting: asyncio.Timeout | None = None
         self.since = now
-        self._pace = 0.0  # bytes a second, at ``_at``
+        self._rate = 0.0  # bytes per second at the time ``_at``
         self._at = now
 
     def add(self, count: int, now: float) -> None:
-        """Count bytes that came now."""
-        self._pace = self._pace * math.exp((self._at - now) / _PACE_S) + count / _PACE_S
+        """Count bytes that have just arrived."""
+        self._rate = self._rate * math.exp((self._at - now) / _RATE_S) + count / _RATE_S
         self._at = now
         self.bytes += count
 
     def lag_s(self, now: float) -> float:
-        """Seconds that the bytes held would take at the present pace: the age of an upload of constant pace."""
-        pace = self._pace * math.exp((self._at - now) / _PACE_S)
-        return self.bytes / pace if pace else math.inf
+        """Seconds that the bytes would take at the current rate: the age of an upload with a constant rate."""
+        rate = self._rate * math.exp((self._at - now) / _RATE_S)
+        return self.bytes / rate if rate else math.inf
 
     def lose(self) -> None:
+        """Drop the upload, and end its wait."""
         self.lost = True
         if self.waiting:
-            with contextlib.suppress(RuntimeError):  # it times out already
+            with contextlib.suppress(RuntimeError):  # it has already timed out
                 self.waiting.reschedule(-math.inf)
 
 
 @dataclass(slots=True)
 class _Account:
-    """The unfinished uploads of one caller, and their bytes."""
+    """The incomplete uploads of one caller, and their bytes."""
 
     holds: set[Hold] = field(default_factory=set)
     bytes: int = 0
     searched: float = -math.inf
 
     def slowest(self, now: float, asking: Hold) -> Hold | None:
-        """The upload that lags most, but for the one that asks and those that are young or hold nothing."""
+        """The upload that lags most, except ``asking``, young uploads and empty ones."""
         old = [hold for hold in self.holds if hold is not asking and hold.bytes and now - hold.since >= _GRACE_S]
         return max(old, key=lambda hold: hold.lag_s(now), default=None)
 
 
 class Budget:
-    """At most ``limit`` bytes.
+    """Limits the memory to ``limit`` bytes.
 
-    An upload has stalled when it lags by more than ``upload_s``, the longest that an upload may take.
+    An upload has stalled if it lags by more than ``upload_s``, the maximum duration of an upload.
     """
 
     def __init__(self, limit: int, upload_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,13 +77,13 @@ class Budget:
         self.held = 0
 
     def open(self, caller: str) -> Hold:
-        """A new upload, which holds nothing yet. It must be closed."""
+        """Begin an upload. It must be closed."""
         hold = Hold(caller, self._clock())
         self._accounts.setdefault(caller, _Account()).holds.add(hold)
         return hold
 
     def reserve(self, hold: Hold, count: int) -> bool:
-        """Count bytes that came for an upload; False, and nothing is counted, where there is no room for them."""
+        """Count bytes that arrived for an upload. Returns False, and counts nothing, if there is no room."""
         if not self.make_room(hold, count):
             return False
         hold.add(count, self._clock())
@@ -91,33 +92,33 @@ class Budget:
         return True
 
     def may_fit(self, hold: Hold, count: int) -> bool:
-        """Whether bytes that are announced may find room once they come. Nobody loses an upload for an announcement."""
+        """Whether announced bytes may find room when they arrive. No upload is dropped for an announcement."""
         if count > self._limit - self._complete - hold.bytes:
             return False
         return self.held + count <= self._limit or self._victim(hold, count) is not None
 
     def make_room(self, hold: Hold, count: int) -> bool:
-        """Whether there is room for bytes of an upload, once others have been lost for it where that is fair."""
+        """Drop other uploads if necessary and fair. Returns whether there is room for the bytes."""
         if count > self._limit - self._complete - hold.bytes:
-            return False  # whoever were lost
+            return False  # even if all incomplete uploads were dropped
         while self.held + count > self._limit:
             victim = self._victim(hold, count)
             if victim is None:
                 return False
             self._leave(victim)
-            self.held -= victim.bytes  # it is really freed a turn of the event loop later
+            self.held -= victim.bytes  # the memory is freed in the next turn of the event loop
             victim.bytes = 0
             victim.lose()
         return True
 
     def complete(self, hold: Hold) -> None:
-        """The upload has come whole: it is not lost any more."""
+        """Mark the upload as complete: it is no longer dropped."""
         if not hold.lost:
             self._leave(hold)
             self._complete += hold.bytes
 
     def close(self, hold: Hold) -> None:
-        """The upload's bytes are freed, whatever became of it."""
+        """Free the upload's bytes, whether or not it is complete."""
         if hold.lost:
             return
         account = self._accounts.get(hold.caller)
@@ -135,11 +136,11 @@ class Budget:
             del self._accounts[hold.caller]
 
     def _victim(self, asking: Hold, count: int) -> Hold | None:
-        """Whose upload is lost for ``asking``, those first who hold most.
+        """The upload to drop for ``asking``. Callers that hold the most come first.
 
-        Whoever holds most loses its slowest upload to another caller, unless that one would then hold more: equal
-        callers with fast uploads do not take them from each other. A stalled upload is lost to anybody, also to its own
-        caller: behind a proxy all clients may be one.
+        The largest caller loses its slowest upload to another caller, unless the other would then hold more: equal
+        callers with fast uploads do not take memory from each other. A stalled upload is dropped for any caller, also
+        for its own: behind a proxy, all clients may be one caller.
         """
         now, mine = self._clock(), self._accounts[asking.caller]
         if now - mine.searched < _SEARCH_S:

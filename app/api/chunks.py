@@ -1,10 +1,10 @@
-"""Bodies in tiny chunks: a few bytes of them cost the event loop as much as a page of text.
+"""Limits on bodies in tiny chunks.
 
-A chunk costs about 20 microseconds, whatever its size, and hundreds of thousands of them arrive in one read. So the
-chunks of one turn of the event loop are limited, and a body of tiny ones is refused.
+A chunk costs the event loop about 20 microseconds, whatever its size, and hundreds of thousands of tiny ones arrive in
+one read. Therefore the chunks per turn of the event loop are limited, and a body of tiny chunks is refused.
 
-Only ``Transfer-Encoding: chunked`` is judged. A body with a Content-Length is read once a TCP segment at most: a slow
-client that sends small segments costs no more than its packets do, and may go on for as long as an upload may take.
+This applies to ``Transfer-Encoding: chunked`` only. A body with a Content-Length is read at most once per TCP segment:
+a slow client that sends small segments costs no more than its packets.
 """
 
 import asyncio
@@ -16,34 +16,34 @@ import h11
 from uvicorn.protocols.http.flow_control import FlowControl
 
 TINY = "topk.tiny_chunks"
-"""The key that a scope has once the body of its request is judged to come in tiny chunks."""
+"""The key in the scope of a request whose body arrives in tiny chunks."""
 
 MANY = 1000
 MEAN_BYTES = 64
 
-_TURN = 64  # chunks of a connection that are read in one turn of the event loop: about a millisecond
+_TURN = 64  # chunks per connection and turn of the event loop: about a millisecond
 
 
 class Chunks:
-    """The chunks of one body so far."""
+    """Counts the chunks of one body."""
 
     def __init__(self) -> None:
         self.count = 0
         self.bytes = 0
 
     def add(self, data: h11.Data) -> None:
-        """Count a chunk, or a part of one, which counts as one with its last part."""
+        """Count a chunk. A chunk that arrives in parts counts with its last part."""
         self.count += data.chunk_end
         self.bytes += len(data.data)
 
     @property
     def tiny(self) -> bool:
-        """Whether there are many, and they have less than ``MEAN_BYTES`` bytes on average, but for the last."""
+        """Whether there are many chunks, with less than ``MEAN_BYTES`` bytes on average, not counting the last."""
         return self.count > MANY and self.bytes < MEAN_BYTES * (self.count - 1)
 
 
 class ChunkReader(h11.Connection):
-    """h11's parser, which stops after so many chunks until ``next_turn``, and for good where they are tiny."""
+    """h11's parser. It pauses after ``_TURN`` chunks until ``next_turn``, and stops if the chunks are tiny."""
 
     tiny = False
     _chunks: Chunks | None = None
@@ -51,11 +51,11 @@ class ChunkReader(h11.Connection):
 
     @property
     def exhausted(self) -> bool:
-        """Whether this turn's chunks have been read, so that more may be waiting."""
+        """Whether the limit of this turn is reached, so that more chunks may be waiting."""
         return self._turn >= _TURN
 
     def next_turn(self) -> None:
-        """Read so many chunks again."""
+        """Begin another turn."""
         self._turn = 0
 
     def next_event(self) -> Any:
@@ -72,7 +72,7 @@ class ChunkReader(h11.Connection):
 
 
 class Turns:
-    """The connections of a server that have more to read: so many of them read on in each turn of the event loop."""
+    """Schedules connections that have more to read: ``at_once`` of them in each turn of the event loop."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
@@ -99,18 +99,18 @@ class Turns:
 
 
 class Flow(FlowControl):
-    """uvicorn's flow control, which reads nothing while it is held, whoever asks for more."""
+    """uvicorn's flow control, which can also be held: then nothing is read."""
 
     held = False
     _full = False
 
     def hold(self) -> None:
-        """Read nothing until ``release``."""
+        """Stop reading until ``release``."""
         self.held = True
         super().pause_reading()
 
     def release(self) -> None:
-        """Read again, unless the app has still to take what was read."""
+        """Resume reading, unless the app has unread data."""
         self.held = False
         if not self._full:
             super().resume_reading()

@@ -1,106 +1,100 @@
-"""The one way from a request to its images' results: admission, and only then its body. On the event loop."""
+"""From a request to its images' results, in two steps: ``receive`` the body, then ``classify`` its images.
+
+Both run on the event loop. Every request is admitted before its body is read.
+"""
 
 import asyncio
 import re
 import time
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-import orjson
-from fastapi import Depends, Query, Request
-from starlette.responses import Response
+from fastapi import Request
+from starlette.types import Message
 
-from app.api import answers
-from app.api.auth import require_key
+from app.api.answers import check_size
+from app.api.documents import Body
+from app.api.excerpts import shown
 from app.api.exchange import ClientGone, Exchange
-from app.api.forms import Form, Upload
-from app.api.ratelimit import RateLimit
-from app.api.uploads import Parse, Uploads, check_limits
+from app.api.forms import Contents, Form, Upload
+from app.api.options import DEFAULT_K
+from app.api.ratelimit import Charge
+from app.api.service import Service
 from app.classifier import Classifier, Result
 from app.engine import Want
-from app.errors import InvalidParameter, NotReady, TopkError
+from app.errors import InvalidParameter, TopkError
 
-DEFAULT_K = 5
-TopK = Annotated[
-    int | None,
-    Query(
-        ge=1, le=2**31 - 1, description=f"How many classes; {DEFAULT_K} unless given, or all of a model that has fewer."
-    ),
-]
-MinScore = Annotated[float, Query(ge=0, le=1, description="Leave out classes that score less.")]
+T = TypeVar("T")
 Outcome = Result | BaseException
 
+_TIMEOUT_DIGITS = 12  # Python refuses to parse numbers of thousands of digits
 
-def gate(form: Form) -> list[Any]:
-    """The dependencies of a route that takes such bodies: what their headers tell, then the key."""
-    return [Depends(check_limits(form)), Depends(require_key)]
+
+@dataclass(frozen=True, slots=True)
+class Received(Generic[T]):
+    """A body as it was parsed, the request's deadline (``time.monotonic``) and its charge on the rate limit."""
+
+    body: T
+    deadline: float
+    charge: Charge | None
+
+
+@asynccontextmanager
+async def receive(request: Request, form: Form, parse: Callable[[Body], T]) -> AsyncIterator[Received[Contents | T]]:
+    """Admit a request, then read its body, whose images stay in memory within the context.
+
+    ``parse`` reads a JSON document; it runs in a thread if the document is large. Other bodies become Contents.
+    Raises TopkError.
+    """
+    service = Service.of(request)
+    patience_s = _patience_s(request, service.settings.request_timeout_ms)
+    service.classifier.admit(1, time.monotonic() + patience_s)
+    charge = service.rate_limit.charge(Exchange.of(request.scope).caller, 1)  # the number of images is not known yet
+    async with service.uploads.read(request, form, parse) as body:
+        yield Received(body, time.monotonic() + patience_s, charge)
 
 
 async def classify(
-    request: Request, form: Form, want: Callable[[], Want], parse: Parse | None = None
-) -> list[tuple[Upload, Result | TopkError]]:
-    """Every image of a request with its result, as admitted: all of them or none.
-
-    ``want`` is asked once the body is there, which ``parse`` reads where it is a document that is not our own.
-    """
-    classifier = served(request)
-    uploads: Uploads = request.app.state.uploads
-    rate_limit: RateLimit = request.app.state.rate_limit
-    exchange = Exchange.of(request.scope)
-    patience = _patience(request, classifier.settings.request_timeout_ms)
-    classifier.admit(1, time.monotonic() + patience)
-    upload = rate_limit.charge(exchange.caller, 1)  # how many images it has is not known before its body
-    async with uploads.read(request, form, parse) as images:
-        deadline = time.monotonic() + patience
-        wanted = want()
-        exchange.images = len(images)
-        exchange.answer_bytes = answers.check_size(classifier, wanted, len(images), uploads.most_images)
-        sound = [image.content for image in images if not isinstance(image.content, TopkError)]
-        classifier.admit(len(sound), deadline)
-        rate_limit.charge(exchange.caller, len(images), instead=upload)  # what is refused costs one: it has been read
-        work = asyncio.gather(
-            *(classifier.classify(image, wanted, deadline) for image in sound), return_exceptions=True
-        )
-        outcomes = iter(await _unless_gone(request, work))
-        results = [
-            (image, image.content if isinstance(image.content, TopkError) else _expected(next(outcomes)))
-            for image in images
-        ]
-    exchange.took(result.timing for _, result in results if isinstance(result, Result))
+    request: Request, received: Received[T], images: list[Upload], want: Want
+) -> list[Result | TopkError]:
+    """The result or the error of every image, in order. The images are admitted together, or refused together."""
+    service, exchange = Service.of(request), Exchange.of(request.scope)
+    classifier = service.classifier
+    exchange.images = len(images)
+    exchange.response_bytes = check_size(classifier, want, len(images), service.uploads.most_images)
+    valid = [image.content for image in images if not isinstance(image.content, TopkError)]
+    classifier.admit(len(valid), received.deadline)
+    service.rate_limit.charge(exchange.caller, len(images), instead=received.charge)
+    work = asyncio.gather(
+        *(classifier.classify(image, want, received.deadline) for image in valid), return_exceptions=True
+    )
+    outcomes = iter(await _unless_gone(request, work))
+    results = [image.content if isinstance(image.content, TopkError) else _expected(next(outcomes)) for image in images]
+    exchange.record(result.timing for result in results if isinstance(result, Result))
     return results
 
 
-def served(request: Request) -> Classifier:
-    """The classifier. Raises NotReady while it is being loaded."""
-    classifier: Classifier = request.app.state.classifier
-    if not classifier.ready:
-        raise NotReady("the model is being loaded")
-    return classifier
-
-
 def top(classifier: Classifier, k: int | None = None, probabilities: bool = False) -> Want:
-    """The k best classes; unasked ``DEFAULT_K``, or all of a model that has fewer. Raises InvalidParameter."""
+    """The k best classes. By default ``DEFAULT_K``, or all of a model that has fewer. Raises InvalidParameter."""
     classes = len(classifier.model.labels)
     if k is not None and k > classes:
-        raise InvalidParameter(f"top_k: {k} is more than the model's {classes} classes")
+        raise InvalidParameter(f"top_k must be between 1 and {classes}, the number of classes, got {shown(k)}")
     return Want(k=min(DEFAULT_K, classes) if k is None else k, probabilities=probabilities)
 
 
-def as_json(body: Any) -> Response:
-    """An answer, numpy arrays and dataclasses in it."""
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
-
-
-async def _unless_gone(request: Request, work: "asyncio.Future[list[Outcome]]") -> list["Outcome"]:
-    """The work's result; cancelled, and ClientGone raised, when the client closes its connection first."""
-    gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
+async def _unless_gone(request: Request, work: "asyncio.Future[list[Outcome]]") -> list[Outcome]:
+    """The result of ``work``. If the client closes its connection first, cancels it and raises ClientGone."""
+    gone = asyncio.ensure_future(request.receive())
+    waited: list[asyncio.Future[list[Outcome]] | asyncio.Future[Message]] = [work, gone]
     try:
-        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             work.cancel()
             await asyncio.wait([work])
             if not work.cancelled():
-                work.exception()  # looked at, or asyncio complains
+                work.exception()  # marks the exception as retrieved, so that asyncio does not log it
             raise ClientGone
         return work.result()
     finally:
@@ -114,12 +108,14 @@ def _expected(outcome: Outcome) -> Result | TopkError:
     raise outcome
 
 
-def _patience(request: Request, most_ms: int) -> float:
-    """Seconds the client grants: its header, up to the server's own limit."""
+def _patience_s(request: Request, most_ms: int) -> float:
+    """Seconds that the client waits: its header, up to the server's limit."""
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
         return most_ms / 1000
     digits = given.strip().lstrip("0")
     if not re.fullmatch("[0-9]+", digits):
-        raise InvalidParameter("X-Request-Timeout-Ms must be a positive whole number of milliseconds")
-    return min(int(digits[:12]), most_ms) / 1000  # Python refuses to read numbers of thousands of digits
+        raise InvalidParameter(
+            f"X-Request-Timeout-Ms must be a positive whole number of milliseconds, got {shown(given)}"
+        )
+    return min(int(digits[:_TIMEOUT_DIGITS]), most_ms) / 1000

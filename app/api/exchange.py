@@ -1,4 +1,4 @@
-"""What is known of one request while it is under way; the middleware makes it, routes add to it."""
+"""The state of one request, created by the middleware and filled in by the routes."""
 
 import time
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ from app.classifier import Timing
 from app.settings import PROTOCOLS
 
 _KEY = "topk.exchange"
-OURS = "topk"
+OWN_PROTOCOL = "topk"
 
 
 class ClientGone(Exception):
-    """The client closed its connection before its answer was ready; there is nobody left to answer."""
+    """The client closed its connection before the response was ready."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer. Durations in seconds; ``started`` is ``time.perf_counter`` at its headers.
+    """One request and its response. Durations are in seconds; ``started`` is ``time.perf_counter`` at the headers.
 
-    ``answer_bytes`` is about how large its images' answer may be.
-    ``uploaded_at`` is when its body was there, in seconds of ``time.monotonic``; ``timings`` are its images'.
-    ``spoken`` is the protocol its body turned out to be in, where its path is that of several.
+    ``response_bytes`` is the approximate size of the response. ``uploaded_at`` is the time of the body's last byte, in
+    seconds of ``time.monotonic``; ``timings`` are those of its images. ``body_protocol`` is the protocol of the body,
+    on a path that several protocols share.
     """
 
     request_id: str
@@ -31,10 +31,10 @@ class Exchange:
     caller: str = ""
     started: float = field(default_factory=time.perf_counter)
     code: str | None = None
-    spoken: str | None = None
+    body_protocol: str | None = None
     images: int = 0
     bytes: int = 0
-    answer_bytes: int = 0
+    response_bytes: int = 0
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int | None = None
     uploaded_at: float | None = None
@@ -51,17 +51,17 @@ class Exchange:
 
     @staticmethod
     def protocol(scope: Scope) -> str:
-        """The protocol of a request's route, which is told by its tag; ``topk`` where there is none."""
+        """The protocol of the route, from its tag; ``topk`` if it has none."""
         tags = getattr(scope.get("route"), "tags", ())
-        return next((str(tag) for tag in tags if tag in PROTOCOLS), OURS)
+        return next((str(tag) for tag in tags if tag in PROTOCOLS), OWN_PROTOCOL)
 
     def ids(self) -> dict[str, str]:
-        """What names it in a log line."""
+        """The ids that log lines carry."""
         ids = {"request_id": self.request_id}
         return ids | {"trace_id": self.trace_id} if self.trace_id else ids
 
-    def took(self, timings: Iterable[Timing]) -> None:
-        """Note the slowest image's stages, and the largest batch one of them was in."""
+    def record(self, timings: Iterable[Timing]) -> None:
+        """Record each stage's longest duration, and the largest batch."""
         self.timings = list(timings)
         if self.timings:
             for stage in ("decode", "queue", "inference"):
@@ -69,7 +69,7 @@ class Exchange:
             self.batch_size = max(timing.batch_size for timing in self.timings)
 
     def server_timing(self) -> str:
-        """The ``Server-Timing`` header: milliseconds a stage, and the batch."""
+        """The ``Server-Timing`` header: milliseconds per stage, and the batch size."""
         stages = {**self.stages, "total": time.perf_counter() - self.started}
         entries = [f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items()]
         if self.batch_size is not None:

@@ -1,5 +1,6 @@
-"""What a route takes as its body, and the images that come out of it."""
+"""The request bodies that a route accepts, and the images in them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,11 @@ FIELDS = ("file", "image", "data")
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a route takes as its body.
+    """The request bodies that a route accepts.
 
-    ``several``: more than one image. ``fields``: which parts of a multipart body are images; without any the body is
-    one document, whatever its Content-Type. ``documents``: a JSON body may hold several images even so.
+    ``several``: more than one image. ``fields``: the multipart fields that hold images; without any, the body is one
+    JSON document, whatever its Content-Type. ``documents``: a JSON body may hold several images even if ``several`` is
+    false.
     """
 
     several: bool = False
@@ -24,15 +26,15 @@ class Form:
     documents: bool = False
 
     def kind(self, request: Request) -> str:
-        """How a body carries its images: multipart, json or raw."""
-        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not self.fields or given == "application/json" or given.endswith("+json"):
+        """How the body carries its images: ``multipart``, ``json`` or ``raw``."""
+        kind = media_type(request)
+        if not self.fields or kind == "application/json" or kind.endswith("+json"):
             return "json"
-        return "multipart" if given == "multipart/form-data" else "raw"
+        return "multipart" if kind == "multipart/form-data" else "raw"
 
     @property
     def hint(self) -> str:
-        """What to send."""
+        """What to send, for error messages."""
         if not self.fields:
             return "send a JSON body"
         return f"send an image: multipart field `{self.fields[0]}`, the raw body, or JSON"
@@ -44,27 +46,48 @@ SEVERAL = Form(several=True)
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image as it came: its bytes, or a tensor that is preprocessed already, or why there is neither."""
+    """One image of a request: its bytes, a preprocessed tensor, or the error that it fails with."""
 
     content: bytes | npt.NDArray[np.float32] | TopkError
     filename: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The images of a body, and the names and values that came beside them.
+
+    ``typed``: the values are JSON values; otherwise they are the text of form fields.
+    """
+
+    images: list[Upload]
+    options: Sequence[tuple[str, object]] = ()
+    typed: bool = False
+
+
+def media_type(request: Request) -> str:
+    """The media type of the body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def bounded(content: bytes, most: int) -> bytes | TopkError:
-    """The bytes of one image, or what is wrong with their number."""
+    """The bytes of one image, or the error if it is empty or larger than ``most`` bytes."""
     if len(content) > most:
         return too_many_bytes(most)
     return content or EmptyBody("the image is empty")
 
 
 def too_many_bytes(most: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"an image of more than {most} bytes")
+    return PayloadTooLarge(f"the image is larger than {most} bytes")
 
 
 def only(uploads: list[Upload]) -> list[Upload]:
-    """The one image of a request; raises what is wrong with it."""
+    """The uploads, if they are one valid image. Raises MalformedRequest, or the image's own error."""
     if len(uploads) > 1:
-        raise MalformedRequest("one image a request; /v1/predict/batch takes several")
+        raise several_images()
     if isinstance(uploads[0].content, TopkError):
         raise uploads[0].content
     return uploads
+
+
+def several_images() -> MalformedRequest:
+    return MalformedRequest("the request has more than one image; send one, or use /v1/predict/batch")

@@ -1,4 +1,4 @@
-"""Around every request: its id, its log line, its metrics, a last resort for defects, and refusals that arrive."""
+"""Middleware: request ids, the access log, metrics, CORS, defects, and refusals that reach the client."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import address, problems
+from app.api.excerpts import shortened
 from app.api.exchange import ClientGone, Exchange
 from app.errors import Internal, MalformedRequest
 from app.lifecycle import Lifecycle
+from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -23,10 +26,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("topk.access")
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
-QUIET = {"/livez", "/readyz", "/healthz", "/metrics", "/ping", "/v2/health/live", "/v2/health/ready"}
-_LOGGED_PATH = 512
-_DEFENCES = {
+_VALID_ID = re.compile(r"[A-Za-z0-9._:=+/-]{1,128}")
+_PROBES = {
+    "/livez",
+    "/readyz",
+    "/healthz",
+    "/metrics",
+    "/ping",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/{model}/ready",
+    "/v2/models/{model}/versions/{version}/ready",
+}
+_PATH_CHARACTERS = 512  # of a path in the access log
+_SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # pages have their own
@@ -40,29 +53,30 @@ DISCARD_BYTES = 4 * 2**20
 DISCARD_S = 1.0
 
 
+def probe_routes(settings: Settings) -> frozenset[str]:
+    """The routes of health probes and metrics: logged at debug level, and not traced."""
+    return frozenset(_PROBES | ({settings.aip_health_route} if settings.aip_health_route else set()))
+
+
 class Observe:
-    """Request id, ``Server-Timing``, one log line, metrics, spans."""
+    """Adds the request id and ``Server-Timing``, writes the access log, and records metrics and spans."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        lifecycle: Lifecycle,
-        timing_origins: tuple[str, ...],
-        traces: "Traces | None",
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, lifecycle: Lifecycle, traces: "Traces | None"
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.lifecycle = lifecycle
         self.traces = traces
-        self.timing_origins = ", ".join(timing_origins)
+        self.probes = probe_routes(settings)
+        self.timing_origins = ", ".join(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        exchange = Exchange(given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex)
+        exchange = Exchange(given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex)
         exchange.attach(scope)
         if self.traces:
             exchange.trace_id = self.traces.trace_id()
@@ -77,7 +91,7 @@ class Observe:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = exchange.request_id
                 headers["Server-Timing"] = exchange.server_timing()
-                for name, value in _DEFENCES.items():
+                for name, value in _SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
                 if self.timing_origins:
                     headers["Timing-Allow-Origin"] = self.timing_origins
@@ -87,7 +101,7 @@ class Observe:
 
         try:
             await self.app(scope, receive, observed_send)
-        except (ClientGone, asyncio.CancelledError) as gone:  # some servers tell by cancelling that a client has left
+        except (ClientGone, asyncio.CancelledError) as gone:  # some servers cancel the request
             if self.traces and not status:
                 self.traces.record(exchange)
             status = status or CLIENT_GONE
@@ -103,21 +117,25 @@ class Observe:
         self.metrics.request_seconds.labels(route).observe(seconds)
         if (upload := exchange.stages.get("upload")) is not None:
             self.metrics.upload_seconds.observe(upload)
-        write = log.debug if route in QUIET and status < 400 else log.info
+        probe = route in self.probes and scope["method"] in ("GET", "HEAD")
+        write = log.debug if probe else log.info
         write(
             "request",
             **exchange.ids(),
             method=scope["method"],
-            path=scope["raw_path"][:_LOGGED_PATH].decode("ascii", "replace"),  # as it came: no control characters
+            path=scope["raw_path"][:_PATH_CHARACTERS].decode("ascii", "replace"),  # not unquoted: no control characters
             status=status,
             ms=round(seconds * 1000, 1),
-            client=address.shown(scope),
+            client=address.logged(scope),
             **_known(code=exchange.code, images=exchange.images, bytes=exchange.bytes, batch=exchange.batch_size),
         )
 
 
 class Defects:
-    """A defect is logged with its trace, and becomes a 500 that shows nothing and that a page elsewhere can read."""
+    """Logs a defect with its traceback, and responds 500 without internals.
+
+    It is inside the CORS middleware, so that pages of other origins can read the response.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -142,11 +160,14 @@ class Defects:
             log.exception("defect", path=scope["path"], **exchange.ids())
             exchange.code = Internal.code
             if not started:
-                await problems.respond(Internal("the server failed; its log says how"), scope)(scope, receive, send)
+                await problems.respond(
+                    Internal("the server has a defect; its log has the details"),
+                    scope,
+                )(scope, receive, send)
 
 
 class Prefix:
-    """Serves everything under a prefix, whether the proxy in front strips it or not."""
+    """Serves everything under a prefix, whether or not the proxy strips it."""
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self.app = app
@@ -154,7 +175,7 @@ class Prefix:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if scope["path"] == self.prefix:  # the page's relative URLs need the slash
+            if scope["path"] == self.prefix:  # the relative URLs of the page need the slash
                 await RedirectResponse(f"{self.prefix}/")(scope, receive, send)
                 return
             scope["root_path"] = self.prefix
@@ -164,7 +185,7 @@ class Prefix:
 
 
 class AnswerHead:
-    """HEAD is answered wherever GET is, as GET is (RFC 9110, 9.1); the server leaves out the body."""
+    """Supports HEAD on every GET route (RFC 9110, 9.1); the server omits the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -177,14 +198,14 @@ class AnswerHead:
         try:
             await self.app(as_get, receive, send)
         finally:
-            scope.update(as_get, method="HEAD")  # the route, for those around
+            scope.update(as_get, method="HEAD")  # keeps the route, which outer middleware reads
 
 
 class Bounds:
-    """Refuses a long query before anything parses it, and drops cookies, which nothing here reads.
+    """Refuses long queries before they are parsed, and removes cookies, which no route reads.
 
-    The framework parses both for every route, whether they are used or not: a query of 60 KB takes 50 ms, and Python's
-    own reading of a quoted cookie takes time that grows with the square of its length.
+    The framework parses both for every route. A query of 60 KB takes 50 ms, and Python's parser
+    for quoted cookies takes quadratic time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -195,7 +216,7 @@ class Bounds:
             if any(name == b"cookie" for name, _ in scope["headers"]):
                 scope["headers"] = [header for header in scope["headers"] if header[0] != b"cookie"]
             if error := _query_error(scope["query_string"]):
-                Exchange.of(scope).spoken = problems.below(scope)
+                Exchange.of(scope).body_protocol = problems.protocol_below(scope)
                 await problems.respond(error, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -203,17 +224,55 @@ class Bounds:
 
 def _query_error(query: bytes) -> MalformedRequest | None:
     if len(query) > QUERY_BYTES:
-        return MalformedRequest(f"the query has {len(query)} bytes; at most {QUERY_BYTES}: images belong in the body")
+        return MalformedRequest(
+            f"the query has {len(query)} bytes; the limit is {QUERY_BYTES}; send images in the body"
+        )
     if (count := query.count(b"&") + 1) > QUERY_PARAMETERS:
-        return MalformedRequest(f"the query has {count} parameters; at most {QUERY_PARAMETERS}")
+        return MalformedRequest(f"the query has {count} parameters; the limit is {QUERY_PARAMETERS}")
     return None
 
 
-class CloseRefused:
-    """An answer that comes before its request's body was read must still arrive.
+class Cors(CORSMiddleware):
+    """starlette's CORS middleware, which also logs refused preflight requests.
 
-    A client that writes before it reads sees a reset, not the answer, if the connection is closed on unread data: so
-    the answer goes out whole with ``Connection: close``, a little more is read and discarded, then it is closed.
+    Browsers do not show the reason to the page or its user. Without configured origins it only logs.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, expose_headers: tuple[str, ...]) -> None:
+        super().__init__(
+            app,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "PUT"),
+            allow_headers=("*",),
+            expose_headers=expose_headers,
+        )
+        self._configured = bool(settings.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._configured or scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers and "origin" in headers:
+            self._log(headers, "TOPK_CORS_ORIGINS is not set")
+        await self.app(scope, receive, send)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code >= 400:
+            self._log(request_headers, bytes(response.body).decode())
+        return response
+
+    def _log(self, headers: Headers, reason: str) -> None:
+        log.warning("CORS preflight refused", origin=shortened(headers["origin"]), reason=reason)
+
+
+class CloseRefused:
+    """Delivers a response that is sent before the request's body was read.
+
+    If the connection were closed on unread data, a client that writes before it reads would see a reset instead of the
+    response. Therefore the response is sent completely, with ``Connection: close``; a little more of the body is read
+    and discarded; then the connection is closed.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -240,7 +299,7 @@ class CloseRefused:
                 await send(message)
                 return
             await send({**message, "more_body": True})
-            if started or "expect" not in Headers(scope=scope):  # who waits for 100 Continue sends nothing now
+            if started or "expect" not in Headers(scope=scope):  # a client that waits for 100 Continue sends no body
                 await _discard(watched_receive)
             await send({"type": "http.response.body", "body": b""})
 

@@ -1,7 +1,7 @@
-"""multipart/form-data, parsed from the stream: its images are kept, all else is checked and dropped.
+"""multipart/form-data, parsed from the stream: images and short text fields.
 
-The parser works through callbacks, in Python. So parts, their headers and what looks like a part's beginning are
-counted, and a large chunk is parsed slice by slice, with a turn of the event loop between two of them.
+The parser calls back for every part and header, in Python. Therefore parts, their headers and possible delimiters are
+counted, and a large chunk is parsed in slices, with a turn of the event loop between them.
 """
 
 import asyncio
@@ -12,27 +12,28 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import Request
 
-from app.api.forms import Form, Upload, bounded, too_many_bytes
-from app.errors import MalformedRequest, PayloadTooLarge, TopkError
+from app.api.excerpts import shortened, shown
+from app.api.forms import Form, Upload, bounded, several_images, too_many_bytes
+from app.errors import MalformedRequest, PayloadTooLarge, TopkError, UnsupportedMediaType
 from app.settings import Settings
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-OTHER_PARTS = 32  # besides the images
-OPTION_BYTES = 256  # of a part that is no image
+OTHER_PARTS = 32  # beside the images
+OPTION_BYTES = 256  # of a text field
 PART_HEADERS = 8  # clients send two to four
 _HEADERS_BYTES = 4096  # of one part
 _PARAMETERS = 32  # of one header
 _CONTENT_TYPE_BYTES = 1024
-_PADDING = 64  # white space behind a boundary, which the parser looks at byte by byte
+_PADDING = 64  # white space after a boundary, which the parser reads byte by byte
 _SLICE = 64 * 2**10
-_SHOWN = 64  # characters of a name in an error
+_NAMES_SHOWN = 5
 
 
 @dataclass(slots=True)
 class _Part:
-    """``upload`` is set once an image has come whole."""
+    """``upload`` is set once an image is complete."""
 
     headers: dict[bytes, bytes] = field(default_factory=dict)
     header_count: int = 0
@@ -45,20 +46,27 @@ class _Part:
 
 
 class Multipart:
-    """One body, fed as it comes. Raises MalformedRequest where it is broken, or has parts beyond the limits."""
+    """One body, fed chunk by chunk; ``options`` are its text fields.
+
+    Raises MalformedRequest if it is broken or exceeds the limits, PayloadTooLarge for too many or too large images.
+    """
 
     def __init__(self, request: Request, settings: Settings, form: Form) -> None:
         given = request.headers.get("content-type", "")
         if len(given) > _CONTENT_TYPE_BYTES:
-            raise MalformedRequest(f"Content-Type has {len(given)} characters; at most {_CONTENT_TYPE_BYTES}")
+            raise MalformedRequest(f"Content-Type has {len(given)} characters; the limit is {_CONTENT_TYPE_BYTES}")
         if not (boundary := _parameters(given).get(b"boundary")):
-            raise MalformedRequest("multipart without a boundary")
+            raise MalformedRequest(
+                "Content-Type: multipart/form-data has no boundary; do not set this header yourself, the HTTP client"
+                " sets it together with the boundary"
+            )
         self._max_bytes = settings.max_upload_bytes
         self._several = form.several
         self._max_images = settings.max_batch_images if form.several else 1
         self._max_parts = self._max_images + OTHER_PARTS
         self._fields = form.fields
         self._images: list[_Part] = []
+        self.options: list[tuple[str, str]] = []
         self._part = _Part()
         self._count = 0
         self._header = (bytearray(), bytearray())
@@ -79,21 +87,21 @@ class Multipart:
         try:
             self._parser = MultipartParser(boundary, callbacks)
         except FormParserError as error:
-            raise MalformedRequest(f"broken multipart: {error}") from None
+            raise MalformedRequest(f"the multipart body is broken: {error}") from None
 
     async def feed(self, chunk: bytes) -> None:
-        """The next bytes of the body."""
+        """Parse the next bytes of the body."""
         for start in range(0, len(chunk), _SLICE):
             if start:
                 await asyncio.sleep(0)
             self._parse(chunk[start : start + _SLICE])
 
     def images(self) -> list[Upload]:
-        """The images, once the body is whole."""
+        """The images, once the body is complete."""
         if not self._whole:
-            raise MalformedRequest("the multipart body ends early")
+            raise MalformedRequest("the multipart body is truncated: its last boundary is missing")
         if not self._images:
-            raise MalformedRequest(f"no part named {', '.join(self._fields)}")
+            raise self._no_image([name for name, _ in self.options])
         return [part.upload for part in self._images if part.upload]
 
     def clear(self) -> None:
@@ -103,21 +111,21 @@ class Multipart:
 
     def _parse(self, data: bytes) -> None:
         if self._whole:
-            return  # nothing behind the last delimiter is read
+            return  # an epilogue is ignored
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise MalformedRequest(f"broken multipart: {error}") from None
+            raise MalformedRequest(f"the multipart body is broken: {error}") from None
         padding = self._parser.state == MultipartState.BOUNDARY_PADDING and len(data) > _PADDING
         if padding and not data.strip(b" \t"):
-            raise MalformedRequest("broken multipart: white space without end behind a boundary")
+            raise MalformedRequest("the multipart body is broken: too much white space after a boundary")
         if not self._whole:
             self._count_delimiters(data)
 
     def _count_delimiters(self, data: bytes) -> None:
-        """Refuse an image full of what nearly is a delimiter: the parser takes a step for each of its bytes.
+        """Refuse content full of near-delimiters: the parser takes a step for each of their bytes.
 
-        No content may hold one (RFC 2046, 5.1.1).
+        Content must not contain the delimiter (RFC 2046, 5.1.1).
         """
         data = self._tail + data
         self._delimiters += data.count(self._delimiter)
@@ -127,8 +135,15 @@ class Multipart:
 
     def _too_many_parts(self) -> MalformedRequest:
         return MalformedRequest(
-            f"more than {self._max_parts} parts: send at most {self._max_images} images and {OTHER_PARTS} others"
+            f"the form has more than {self._max_parts} parts; send at most {self._max_images} images and {OTHER_PARTS}"
+            " other fields"
         )
+
+    def _no_image(self, received: list[str]) -> MalformedRequest:
+        """The error for a form without an image, which names the fields that were received."""
+        names = ", ".join(f"`{shortened(name)}`" for name in received[:_NAMES_SHOWN])
+        got = f"got the fields {names}" if len(received) > 1 else f"got the field {names}" if names else "got no field"
+        return MalformedRequest(f"the form has no image; send it as the field {_either(self._fields)}; {got}")
 
     def _begin(self) -> None:
         self._part = _Part()
@@ -140,7 +155,7 @@ class Multipart:
         buffer += data
         self._part.header_bytes += len(data)
         if self._part.header_bytes > _HEADERS_BYTES:
-            raise MalformedRequest(f"a part's headers have more than {_HEADERS_BYTES} bytes")
+            raise MalformedRequest(f"the headers of a part have more than {_HEADERS_BYTES} bytes")
 
     def _end_header(self) -> None:
         name, value = self._header
@@ -159,8 +174,8 @@ class Multipart:
             self._images.append(self._part)
             if len(self._images) > self._max_images:
                 if not self._several:
-                    raise MalformedRequest("one image a request; /v1/predict/batch takes several")
-                raise PayloadTooLarge(f"more than {self._max_images} images in a request")
+                    raise several_images()
+                raise PayloadTooLarge(f"the request has more than {self._max_images} images")
 
     def _is_image(self) -> bool:
         return self._part.name in self._fields
@@ -171,29 +186,57 @@ class Multipart:
         if not self._is_image():
             if part.bytes > OPTION_BYTES:
                 raise MalformedRequest(
-                    f"the part {part.name[:_SHOWN]!r} has more than {OPTION_BYTES} bytes;"
-                    f" an image's part is named {' or '.join(self._fields)}"
+                    f"the field `{shortened(part.name)}` has more than {OPTION_BYTES} bytes; send an image as the field"
+                    f" {_either(self._fields)}"
                 )
+            part.content += data[start:end]
         elif part.bytes <= self._max_bytes:
             part.content += data[start:end]
         elif not self._several:
             raise too_many_bytes(self._max_bytes)
         else:
-            part.content.clear()  # it fails alone: the rest of it is skipped
+            part.content.clear()  # this image fails alone; the rest of it is skipped
 
     def _end_part(self) -> None:
-        if self._is_image():
-            content = bytes(self._part.content)
-            self._part.content.clear()
-            error: TopkError | None = too_many_bytes(self._max_bytes) if self._part.bytes > self._max_bytes else None
-            self._part.upload = Upload(error or bounded(content, self._max_bytes), self._part.filename)
+        content = bytes(self._part.content)
+        if not self._is_image():
+            self.options.append((self._part.name, content.decode("utf-8", "replace")))
+            return
+        self._part.content.clear()
+        error: TopkError | None = None
+        if self._part.bytes > self._max_bytes:
+            error = too_many_bytes(self._max_bytes)
+        elif self._part.filename is None:
+            error = _file_name(self._part.name, content)
+        self._part.upload = Upload(error or bounded(content, self._max_bytes), self._part.filename)
 
     def _end(self) -> None:
         self._whole = True
 
 
+def _file_name(field: str, content: bytes) -> TopkError | None:
+    """The error for text in place of a file, which curl sends for ``-F file=cat.jpg`` without the ``@``."""
+    if not content or len(content) > OPTION_BYTES:
+        return None
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return None
+    if not text.isprintable():
+        return None
+    return UnsupportedMediaType(
+        f"the field `{field}` contains the text {shown(text)} instead of a file; with curl, send the file with"
+        f" -F {field}=@{shortened(text)}"
+    )
+
+
+def _either(names: tuple[str, ...]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
+
+
 def _parameters(header: str) -> dict[bytes, bytes]:
-    """The parameters of a header's value. Raises MalformedRequest where there are very many: each costs time."""
+    """The parameters of a header's value. Raises MalformedRequest if there are very many: each one takes time."""
     if header.count(";") > _PARAMETERS:
-        raise MalformedRequest(f"a header of the multipart body has more than {_PARAMETERS} parameters")
+        raise MalformedRequest(f"a header has more than {_PARAMETERS} parameters")
     return parse_options_header(header)[1]

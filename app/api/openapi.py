@@ -1,6 +1,5 @@
-"""The OpenAPI document: FastAPI's, with what only the running service knows, and without what is not so of it."""
+"""The OpenAPI document: FastAPI's, completed with what the running service knows."""
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,15 +7,34 @@ import orjson
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from app.api import schemas
+from app.api import health, pages, routes
+from app.api.schemas.document import without_null
+from app.api.service import Service
 from app.settings import Settings
 
 Operation = dict[str, Any]
 _Served = tuple[str, int] | None
 
+_TAGS = {
+    routes.CLASSIFY: "Classes of images",
+    routes.EMBED: "Embeddings of images",
+    routes.WORDNET: "The model's classes in WordNet",
+    routes.INFO: "The served model, its costs and limits",
+    pages.TAG: "The web page",
+    health.TAG: "Probes and metrics",
+    "v2": "Open Inference Protocol v2: KServe, Triton, MLServer, OpenVINO Model Server",
+    "kserve-v1": "KServe protocol v1 and TensorFlow Serving",
+    "torchserve": "TorchServe",
+    "huggingface": "Hugging Face image classification",
+    "sagemaker": "Amazon SageMaker",
+    "vertex": "Google Vertex AI",
+    "litserve": "LitServe",
+}
+"""Every tag in the order of ``/docs``."""
+
 
 def describe(app: FastAPI, settings: Settings) -> None:
-    """Make ``/openapi.json`` that of this service, rendered once: before its model is known, and once it is loaded."""
+    """Serve ``/openapi.json``. It is rendered once before the model is loaded, and once after."""
     described = app.openapi
     rendered: dict[tuple[_Served, str], bytes] = {}
     fitted: _Served = None
@@ -44,15 +62,20 @@ def describe(app: FastAPI, settings: Settings) -> None:
 
 
 def _served(app: FastAPI) -> _Served:
-    """The name of the model and its number of classes; None while it is not known."""
-    classifier = app.state.classifier
-    return (classifier.model.name, len(classifier.model.labels)) if classifier.ready else None
+    """The model's name and its number of classes; None before it is loaded."""
+    service = app.state.service
+    assert isinstance(service, Service)
+    model = service.classifier.model if service.classifier.ready else None
+    return (model.name, len(model.labels)) if model else None
 
 
 def _settle(document: dict[str, Any], most_images: int, keyed: bool) -> None:
-    """What does not depend on the model: FastAPI presumes keys, its own 422, and that a query can hold null."""
+    """Everything that does not depend on the model.
+
+    Orders the tags, and corrects FastAPI's assumptions: API keys, a 422 of its own, and null in a query.
+    """
     components = document["components"]
-    components["schemas"] |= copy.deepcopy(schemas.COMPONENTS)  # ``_fit`` changes them
+    _hoist(document["paths"], components["schemas"])
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     if not keyed:
@@ -63,20 +86,26 @@ def _settle(document: dict[str, Any], most_images: int, keyed: bool) -> None:
         if not keyed:
             operation.pop("security", None)
         for parameter in operation.get("parameters", ()):
-            parameter["schema"] = _without_null(parameter["schema"])
+            parameter["schema"] = without_null(parameter["schema"])
         _bound(operation.get("requestBody"), most_images)
+    order = list(_TAGS)
+    used = {tag for operation in _operations(document) for tag in operation["tags"]}
+    document["tags"] = [{"name": tag, "description": text} for tag, text in _TAGS.items() if tag in used]
+    document["paths"] = dict(
+        sorted(
+            document["paths"].items(),
+            key=lambda item: min(order.index(operation["tags"][0]) for operation in item[1].values()),
+        )
+    )
 
 
 def _fit(document: dict[str, Any], model: str, classes: int) -> None:
-    """The served model's name as the example of every path that has one, and its classes as the most there are."""
+    """The model's name as the example of paths, and its number of classes as the largest ``top_k``."""
     document["components"]["schemas"]["TopK"]["maximum"] = classes
     for operation in _operations(document):
         for parameter in operation.get("parameters", ()):
-            match parameter["in"], parameter["name"]:
-                case "path", "model":
-                    parameter["example"] = model
-                case "query", "top_k":
-                    parameter["schema"]["maximum"] = classes
+            if (parameter["in"], parameter["name"]) == ("path", "model"):
+                parameter["example"] = model
 
 
 def _operations(document: dict[str, Any]) -> Iterator[Operation]:
@@ -84,21 +113,26 @@ def _operations(document: dict[str, Any]) -> Iterator[Operation]:
         yield from methods.values()
 
 
-def _bound(schema: Any, most_images: int) -> None:
-    """Lists of at least one, within a request, are of images: those have a most as well."""
-    if isinstance(schema, dict):
-        if schema.get("minItems") == 1:
-            schema.setdefault("maxItems", most_images)
-        for value in schema.values():
-            _bound(value, most_images)
-    elif isinstance(schema, list):
-        for value in schema:
-            _bound(value, most_images)
+def _hoist(value: Any, components: dict[str, Any]) -> None:
+    """Move the definitions within routes to the components, which their references name."""
+    if isinstance(value, dict):
+        for name, definition in value.pop("$defs", {}).items():
+            _hoist(definition, components)
+            components.setdefault(name, definition)
+        for member in value.values():
+            _hoist(member, components)
+    elif isinstance(value, list):
+        for member in value:
+            _hoist(member, components)
 
 
-def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
-    if len(kinds) != 1:
-        return schema
-    kind: dict[str, Any] = kinds[0]
-    return {name: value for name, value in schema.items() if name != "anyOf"} | kind
+def _bound(value: Any, most_images: int) -> None:
+    """Lists of at least one element, within a request, are lists of images: add the largest number."""
+    if isinstance(value, dict):
+        if value.get("minItems") == 1:
+            value.setdefault("maxItems", most_images)
+        for member in value.values():
+            _bound(member, most_images)
+    elif isinstance(value, list):
+        for member in value:
+            _bound(member, most_images)

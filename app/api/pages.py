@@ -1,4 +1,4 @@
-"""The page at ``/`` and the documentation at ``/docs``: all assets served from here, all URLs relative."""
+"""The page at ``/`` and the documentation at ``/docs``, with local assets and relative URLs."""
 
 import base64
 import hashlib
@@ -15,41 +15,42 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
 from starlette.types import Scope
 
-router = APIRouter()
+TAG = "page"
+router = APIRouter(tags=[TAG])
 
 _PAGE = ("app", "web")
-_OURS = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+_COMMON = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self';"
-    f" require-trusted-types-for 'script'; trusted-types 'none'; {_OURS}"
+    f" require-trusted-types-for 'script'; trusted-types 'none'; {_COMMON}"
 )
 _CAMERA_ONLY = "camera=(self), microphone=(), geolocation=(), display-capture=()"
-_ASK_AGAIN = {"Cache-Control": "no-cache"}  # so that a page never meets the script of an older version
+_REVALIDATE = {"Cache-Control": "no-cache"}  # so that a page never loads the script of an older version
 _DESCRIBED = {
     "description": "The page",
     "content": {"text/html": {"schema": {"type": "string"}, "example": "<!doctype html>..."}},
 }
 
 
-@router.get("/", tags=["page"], summary="The page", response_class=HTMLResponse, responses={200: _DESCRIBED})
+@router.get("/", summary="The page", response_class=HTMLResponse, responses={200: _DESCRIBED})
 async def index(request: Request) -> Response:
-    """The page: drop a photograph, see its classes."""
-    page = await _Fresh(packages=[_PAGE]).get_response("index.html", request.scope)
-    # also on a 304, whose headers replace those that the browser has stored
+    """A web page that classifies photographs."""
+    page = await _Revalidated(packages=[_PAGE]).get_response("index.html", request.scope)
+    # Also on a 304, whose headers replace those in the browser's cache.
     page.headers.update({"Content-Security-Policy": _PAGE_POLICY, "Permissions-Policy": _CAMERA_ONLY})
     return page
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
-    """Swagger UI from the package ``fastapi-offline``, without its CDN."""
+    """Swagger UI with the assets of the package ``fastapi-offline`` instead of a CDN."""
     page, policy = _docs()
     return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
 
 @cache
 def _docs() -> tuple[bytes, str]:
-    """The page, and the policy that allows its one script."""
+    """The page, and the policy that allows its only script."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="topk",
@@ -63,14 +64,14 @@ def _docs() -> tuple[bytes, str]:
     digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
     return body, (
         f"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline';"
-        f" script-src 'self' 'sha256-{digest}'; {_OURS}"
+        f" script-src 'self' 'sha256-{digest}'; {_COMMON}"
     )
 
 
-class _Fresh(StaticFiles):
-    """Files that a browser asks about again; what has not changed costs a 304.
+class _Revalidated(StaticFiles):
+    """Files that a browser revalidates every time; an unchanged file costs a 304.
 
-    Their ETag is that of their content: the time of an installed file says little about it.
+    The ETag is a digest of the content, because installation changes a file's time.
     """
 
     def file_response(
@@ -79,7 +80,7 @@ class _Fresh(StaticFiles):
         response = FileResponse(full_path, status_code=status_code, stat_result=stat_result)
         del response.headers["last-modified"]
         response.headers["ETag"] = _etag(os.fspath(full_path), stat_result.st_mtime_ns, stat_result.st_size)
-        response.headers.update(_ASK_AGAIN)
+        response.headers.update(_REVALIDATE)
         if self.is_not_modified(response.headers, Headers(scope=scope)):
             return NotModifiedResponse(response.headers)
         return response
@@ -91,6 +92,6 @@ def _etag(path: str, *_version: int) -> str:
 
 
 def mount_assets(app: FastAPI) -> None:
-    """The page's own files and Swagger UI's."""
-    app.mount("/web", _Fresh(packages=[_PAGE]), name="web")
-    app.mount("/docs-assets", _Fresh(packages=[("fastapi_offline", "static")]), name="docs-assets")
+    """Serve the files of the page and of Swagger UI."""
+    app.mount("/web", _Revalidated(packages=[_PAGE]), name="web")
+    app.mount("/docs-assets", _Revalidated(packages=[("fastapi_offline", "static")]), name="docs-assets")

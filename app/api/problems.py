@@ -1,26 +1,22 @@
-"""Errors to answers: ``application/problem+json`` (RFC 9457), or the shape of the protocol that is being spoken."""
-
-from collections.abc import Callable
-from typing import Any
+"""Errors to responses: ``application/problem+json`` (RFC 9457), or the error body of the request's protocol."""
 
 import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
 from app.api.exchange import Exchange
-from app.errors import InvalidParameter, MalformedRequest, MethodNotAllowed, NotFound, TopkError
+from app.api.options import invalid
+from app.api.service import Service
+from app.errors import MalformedRequest, MethodNotAllowed, NotFound, TopkError
 
 MEDIA_TYPE = "application/problem+json"
 
-Shape = Callable[[TopkError], dict[str, Any]]
-"""An error as the JSON body that a protocol's clients read."""
 
-
-def problem(error: TopkError, request_id: str) -> dict[str, Any]:
-    """The body of an error's answer."""
+def problem(error: TopkError, request_id: str) -> dict[str, object]:
+    """The problem document of an error."""
     return {
         "type": f"urn:topk:problem:{error.code}",
         "title": error.title,
@@ -33,16 +29,16 @@ def problem(error: TopkError, request_id: str) -> dict[str, Any]:
 
 
 def respond(error: TopkError, scope: Scope, headers: dict[str, str] | None = None) -> Response:
-    """An error as the response to the request of this scope."""
+    """The response to the request of this scope."""
     exchange = Exchange.of(scope)
     exchange.code = error.code
-    shapes: dict[str, Shape] = scope["app"].state.shapes
-    shape = shapes.get(exchange.spoken or exchange.protocol(scope))
+    protocol = exchange.body_protocol or exchange.protocol(scope)
+    error_body = Service.of(HTTPConnection(scope)).protocols.error_bodies.get(protocol)
     return Response(
-        orjson.dumps(shape(error) if shape else problem(error, exchange.request_id)),
+        orjson.dumps(error_body(error) if error_body else problem(error, exchange.request_id)),
         status_code=error.status,
         headers={**error.headers, **(headers or {})},
-        media_type="application/json" if shape else MEDIA_TYPE,
+        media_type="application/json" if error_body else MEDIA_TYPE,
     )
 
 
@@ -52,38 +48,38 @@ async def on_topk_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework raises itself."""
+    """Convert an error that the framework raises."""
     assert isinstance(error, HTTPException)
-    ours: TopkError
+    converted: TopkError
     match error.status_code:
         case 404:
-            Exchange.of(request.scope).spoken = below(request.scope)
-            ours = NotFound(f"nothing is served at {request.url.path}")
+            Exchange.of(request.scope).body_protocol = protocol_below(request.scope)
+            converted = NotFound(f"there is no route {request.url.path}")
         case 405:
-            ours = MethodNotAllowed(f"{request.url.path} does not take {request.method}")
+            converted = MethodNotAllowed(f"{request.url.path} does not support {request.method}")
         case _:
-            ours = MalformedRequest(str(error.detail))
+            converted = MalformedRequest(str(error.detail))
     headers = dict(error.headers or {})
     if error.status_code == 405:
         methods = _methods(request) | {headers["Allow"]}
         headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
-    return respond(ours, request.scope, headers)
+    return respond(converted, request.scope, headers)
 
 
-def below(scope: Scope) -> str | None:
-    """The protocol below whose prefix a path is, where no route tells it."""
+def protocol_below(scope: Scope) -> str | None:
+    """The protocol whose prefix the path begins with, for paths without a route."""
     path = scope["path"].removeprefix(scope["root_path"])
-    prefixes: dict[str, str] = scope["app"].state.prefixes
+    prefixes = Service.of(HTTPConnection(scope)).protocols.prefixes
     return next((protocol for prefix, protocol in prefixes.items() if path.startswith(prefix)), None)
 
 
 def _methods(request: Request) -> set[str]:
-    """What is described at this path, by all of its routes: the framework names those of the first one alone."""
+    """The methods of all routes of this path: the framework names those of the first route only."""
     path = getattr(request.scope.get("route"), "path_format", None)
     return {method.upper() for method in request.app.openapi()["paths"].get(path, ())}
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
+    """Convert an invalid parameter that FastAPI reports."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return await on_topk_error(request, InvalidParameter(f"{first['loc'][-1]}: {first['msg']}"))
+    return await on_topk_error(request, invalid(error.errors()[0]))

@@ -1,6 +1,6 @@
-"""Rate limits: so many images of one caller in a moving window. A caller is an API key, or an address without one.
+"""Rate limits: images per caller in a sliding window. A caller is an API key, or an address if there are no keys.
 
-Not by the package ``limits``: it takes no charge back, and looks through all callers a hundred times a second.
+The package ``limits`` is not used: it cannot take a charge back, and scans all callers a hundred times a second.
 """
 
 import time
@@ -15,7 +15,7 @@ from app.settings.values import rate
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Charge:
-    """Images of a caller that count ``until`` then."""
+    """Images of a caller, which count until a time."""
 
     caller: str
     images: int
@@ -24,7 +24,7 @@ class Charge:
 
 @dataclass(slots=True)
 class _Window:
-    """A caller's charges that still count, oldest first, and the sum of their images."""
+    """A caller's current charges, oldest first, and the sum of their images."""
 
     charges: OrderedDict[Charge, None] = field(default_factory=OrderedDict)
     images: int = 0
@@ -45,38 +45,38 @@ class _Window:
             self.remove(oldest)
 
     def fits_at(self, room: int) -> float:
-        """When no more than ``room`` images count."""
+        """The time when at most ``room`` images count."""
         left = self.images
         for charge in self.charges:
             left -= charge.images
             if left <= room:
                 return charge.until
-        raise AssertionError("there is never less room than none")
+        raise AssertionError("room is never negative")
 
 
 class RateLimit:
-    """Counts in this process's memory; without ``settings.rate_limit`` it counts nothing. On the event loop.
+    """Counts in the memory of this process, on the event loop. Without ``settings.rate_limit`` it counts nothing.
 
-    HTTP processes beside each other count each for itself: to divide the limit among them would refuse who keeps it on
-    one connection, which is always the same process's.
+    Each of several HTTP processes counts for itself. If they divided the limit, a client that keeps it on one
+    connection would be refused, because a connection always belongs to the same process.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._named = settings.rate_limit
         self._rate = rate(settings.rate_limit) if settings.rate_limit else None
         self._clock = clock
-        self._windows: OrderedDict[str, _Window] = OrderedDict()  # whoever was charged last comes last
+        self._windows: OrderedDict[str, _Window] = OrderedDict()  # the caller that was charged last comes last
 
     def charge(self, caller: str, images: int, instead: Charge | None = None) -> Charge | None:
-        """Count so many images of a caller, or raise RateLimited and count none of them.
+        """Count images of a caller, or raise RateLimited and count none of them.
 
-        They count ``instead`` of an earlier charge, which stays where they are refused.
+        They replace the earlier charge ``instead``, which stays if they are refused.
         """
         if not self._rate:
             return None
         if images > self._rate.images:
             raise RateLimited(
-                f"{images} images in one request are more than the rate limit, {self._named}, ever grants"
+                f"the request has {images} images, more than the rate limit of {self._named} allows at once"
             )
         now = self._clock()
         self._forget(now)
@@ -85,7 +85,7 @@ class RateLimit:
         room = self._rate.images - images
         counted = instead.images if instead and instead in window.charges else 0
         if window.images - counted > room:
-            raise RateLimited(f"more images than the rate limit, {self._named}, grants", window.fits_at(room) - now)
+            raise RateLimited(f"the rate limit of {self._named} is exceeded", window.fits_at(room) - now)
         self.give_back(instead)
         charge = Charge(caller, images, now + self._rate.seconds)
         window.add(charge)
@@ -93,11 +93,11 @@ class RateLimit:
         return charge
 
     def give_back(self, charge: Charge | None) -> None:
-        """Count these images no more."""
+        """Remove a charge."""
         if charge and (window := self._windows.get(charge.caller)):
             window.remove(charge)
 
     def _forget(self, now: float) -> None:
-        """Forget the callers of whom nothing counts any more."""
+        """Remove callers without current charges."""
         while self._windows and next(iter(self._windows.values())).until <= now:
             self._windows.popitem(last=False)

@@ -1,225 +1,234 @@
-"""``/v1``: predict, embed, WordNet, info."""
+"""The API's own routes, ``/v1``: predict, embed, WordNet, info."""
 
 import base64
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
-from app.api import schemas
-from app.api.answers import build
-from app.api.auth import require_key
-from app.api.classify import MinScore, TopK, as_json, classify, gate, served, top
+from app.api.answers import as_json, build
+from app.api.classify import classify, receive, top
 from app.api.forms import ONE, SEVERAL, Upload
+from app.api.gate import gate, require_key
+from app.api.options import EmbedOptions, PredictOptions, check_query, combine
+from app.api.schemas import errors, requests, responses
+from app.api.service import Service
 from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, NotFound, TopkError
-from app.imagenet.taxonomy import CONFIDENCE
+from app.imagenet.taxonomy import answer_confidence
 
-router = APIRouter(prefix="/v1", tags=["classify"])
+router = APIRouter(prefix="/v1")
 
-InWordNet = Annotated[bool, Query(description="Add the image's place in WordNet: `taxonomy` and `answer`.")]
-Confidence = Annotated[
-    float | None,
-    Query(gt=0, le=1, description=f"What the score of `answer` reaches, {CONFIDENCE} by default; with `taxonomy`."),
-]
-Encoding = Annotated[
-    Literal["float", "base64"], Query(description="`base64`: little-endian float32 instead of JSON numbers.")
-]
-Normalize = Annotated[bool, Query(description="Scale the features to a Euclidean length of 1; zeros stay zeros.")]
+CLASSIFY, EMBED, WORDNET, INFO = "classify", "embed", "wordnet", "info"
+"""The routes' tags, in the order of ``/docs``."""
+
 Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
+Members = dict[str, object]
 
 
 class Predicting:
-    """What a request to predict asks of each of its images.
+    """What a prediction computes, and how it is written. Raises InvalidParameter."""
 
-    Raises NotReady, and InvalidParameter for what the served model cannot answer.
-    """
+    def __init__(self, classifier: Classifier, options: PredictOptions) -> None:
+        self._classifier = classifier
+        self._min_score = options.min_score or 0.0
+        try:
+            self._confidence = answer_confidence(bool(options.taxonomy), options.confidence)
+        except ValueError as error:
+            raise InvalidParameter(str(error)) from None
+        self.want = predict_want(classifier, options)
 
-    def __init__(
-        self,
-        request: Request,
-        top_k: TopK = None,
-        min_score: MinScore = 0.0,
-        taxonomy: InWordNet = False,
-        confidence: Confidence = None,
-    ) -> None:
-        self.classifier = served(request)
-        self.min_score = min_score
-        self.sure = _sure(self.classifier, taxonomy, confidence)
-        self.want = top(self.classifier, top_k, probabilities=taxonomy)
+    def head(self) -> Members:
+        """The members that come before the images'."""
+        return {"model": self._classifier.model.name, "weights": self._classifier.model.weights}
 
-    def answer(self, result: Result) -> dict[str, Any]:
-        """One image's part of the answer."""
-        answer: dict[str, Any] = {"predictions": self.classifier.predictions(result.row, self.min_score)}
-        if self.sure is None:
-            return answer
-        if self.classifier.taxonomy is None or result.row.probabilities is None:
-            raise Internal("no probabilities came from the device")
-        return answer | asdict(self.classifier.taxonomy.placing(result.row.probabilities, self.sure))
+    def write(self, result: Result) -> Members:
+        """One image's members."""
+        members: Members = {"predictions": self._classifier.predictions(result.row, self._min_score)}
+        if self._confidence is None:
+            return members
+        if self._classifier.taxonomy is None or result.row.probabilities is None:
+            raise Internal("the device returned no probabilities")
+        return members | asdict(self._classifier.taxonomy.placing(result.row.probabilities, self._confidence))
 
 
 class Embedding:
-    """How the features of an image are to be written. Raises NotReady."""
+    """What an embedding computes, and how it is written."""
 
-    def __init__(self, request: Request, encoding: Encoding = "float", normalize: Normalize = False) -> None:
-        self.classifier = served(request)
-        self.encoding = encoding
-        self.normalize = normalize
-        self.want = Want(features=True)
+    want = Want(features=True)
 
-    def answer(self, result: Result) -> dict[str, Any]:
-        """One image's part of the answer."""
+    def __init__(self, classifier: Classifier, options: EmbedOptions) -> None:
+        self._classifier = classifier
+        self._packed = options.encoding == "base64"
+        self._normalize = bool(options.normalize)
+
+    def head(self) -> Members:
+        """The members that come before the images'."""
+        return {"model": self._classifier.model.name, "dim": self._classifier.engine.dim}
+
+    def write(self, result: Result) -> Members:
+        """One image's members."""
         features = result.row.features
         if features is None:
-            raise Internal("no features came from the device")
-        if self.normalize:
-            features = _of_length_one(features)
-        packed = self.encoding == "base64"
-        return {"embedding": base64.b64encode(features.astype("<f4").tobytes()).decode() if packed else features}
+            raise Internal("the device returned no features")
+        if self._normalize:
+            features = unit_length(features)
+        return {"embedding": base64.b64encode(features.astype("<f4").tobytes()).decode() if self._packed else features}
 
 
-def _spelled(asked: type[Predicting | Embedding]) -> Any:
-    """Refuse what is one of these parameters but for case, ``_`` and ``-``; others are let be: gateways add theirs."""
-    known = {_bare(name): name for name in inspect.signature(asked).parameters if name != "request"}
-
-    async def check(request: Request) -> None:
-        for name in request.query_params:
-            if (meant := known.get(_bare(name), name)) != name:
-                raise InvalidParameter(f"{name}: there is no such parameter; {meant} is meant")
-
-    return Depends(check)
-
-
-def _bare(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")
+def predict_want(classifier: Classifier, options: PredictOptions) -> Want:
+    """What to compute. Raises InvalidParameter for options that the served model does not support."""
+    if options.taxonomy and classifier.taxonomy is None:
+        raise InvalidParameter("taxonomy is not available: the model's classes are not in WordNet")
+    return top(classifier, options.top_k, probabilities=bool(options.taxonomy))
 
 
 @router.post(
     "/predict",
-    dependencies=[*gate(ONE), _spelled(Predicting)],
+    tags=[CLASSIFY],
+    dependencies=[*gate(ONE), check_query(PredictOptions)],
     summary="Classify an image",
-    response_model=schemas.PredictAnswer,
-    responses=schemas.errors() | schemas.shown(schemas.PREDICTED),
-    openapi_extra=schemas.image_body(several=False),
+    response_model=responses.PredictAnswer,
+    responses=errors.errors() | responses.example(responses.PREDICTED),
+    openapi_extra=requests.image_body(requests.PredictRequest, PredictOptions),
 )
-async def predict(request: Request, asked: Annotated[Predicting, Depends()]) -> Response:
+async def predict(request: Request, query: Annotated[PredictOptions, Query()]) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
-    [(_, result)] = await classify(request, ONE, lambda: asked.want)
-    if isinstance(result, TopkError):
-        raise result
-    return await build(request, lambda: as_json(_head(asked.classifier) | asked.answer(result)))
+    service = Service.of(request)
+    classifier = service.ready_classifier()
+    predict_want(classifier, query)
+    async with receive(request, ONE, service.uploads.one) as received:
+        predicting = Predicting(classifier, combine(query, received.body))
+        [result] = await classify(request, received, received.body.images, predicting.want)
+    return await _one(request, predicting, result)
 
 
 @router.post(
     "/predict/batch",
-    dependencies=[*gate(SEVERAL), _spelled(Predicting)],
+    tags=[CLASSIFY],
+    dependencies=[*gate(SEVERAL), check_query(PredictOptions)],
     summary="Classify several images",
-    response_model=schemas.BatchAnswer,
-    responses=schemas.errors() | schemas.shown(schemas.BATCH),
-    openapi_extra=schemas.image_body(several=True),
+    response_model=responses.BatchAnswer,
+    responses=errors.errors() | responses.example(responses.BATCH),
+    openapi_extra=requests.image_body(requests.BatchRequest, PredictOptions),
 )
-async def predict_batch(request: Request, asked: Annotated[Predicting, Depends()]) -> Response:
-    """The top-k classes of several images, in order; a bad image fails alone."""
-    outcomes = await classify(request, SEVERAL, lambda: asked.want)
-    return await build(request, lambda: as_json(_head(asked.classifier) | _results(outcomes, asked.answer)))
+async def predict_batch(request: Request, query: Annotated[PredictOptions, Query()]) -> Response:
+    """The top-k classes of several images, in order. A bad image fails alone."""
+    service = Service.of(request)
+    classifier = service.ready_classifier()
+    predict_want(classifier, query)
+    async with receive(request, SEVERAL, service.uploads.several) as received:
+        predicting = Predicting(classifier, combine(query, received.body))
+        images = received.body.images
+        results = await classify(request, received, images, predicting.want)
+    return await _several(request, predicting, images, results)
 
 
 @router.post(
     "/embed",
-    dependencies=[*gate(ONE), _spelled(Embedding)],
+    tags=[EMBED],
+    dependencies=[*gate(ONE), check_query(EmbedOptions)],
     summary="Embed an image",
-    response_model=schemas.EmbedAnswer,
-    responses=schemas.errors() | schemas.shown(schemas.EMBEDDED),
-    openapi_extra=schemas.image_body(several=False),
+    response_model=responses.EmbedAnswer,
+    responses=errors.errors() | responses.example(responses.EMBEDDED),
+    openapi_extra=requests.image_body(requests.EmbedRequest, EmbedOptions),
 )
-async def embed(request: Request, asked: Annotated[Embedding, Depends()]) -> Response:
-    """The features of one image: the input of the model's last classifying layer."""
-    [(_, result)] = await classify(request, ONE, lambda: asked.want)
-    if isinstance(result, TopkError):
-        raise result
-    return await build(request, lambda: as_json(_embed_head(asked.classifier) | asked.answer(result)))
+async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Response:
+    """The embedding of one image: the input of the model's last classification layer."""
+    service = Service.of(request)
+    classifier = service.ready_classifier()
+    async with receive(request, ONE, service.uploads.one) as received:
+        embedding = Embedding(classifier, combine(query, received.body))
+        [result] = await classify(request, received, received.body.images, embedding.want)
+    return await _one(request, embedding, result)
 
 
 @router.post(
     "/embed/batch",
-    dependencies=[*gate(SEVERAL), _spelled(Embedding)],
+    tags=[EMBED],
+    dependencies=[*gate(SEVERAL), check_query(EmbedOptions)],
     summary="Embed several images",
-    response_model=schemas.EmbedBatchAnswer,
-    responses=schemas.errors() | schemas.shown(schemas.EMBEDDED_BATCH),
-    openapi_extra=schemas.image_body(several=True),
+    response_model=responses.EmbedBatchAnswer,
+    responses=errors.errors() | responses.example(responses.EMBEDDED_BATCH),
+    openapi_extra=requests.image_body(requests.EmbedBatchRequest, EmbedOptions),
 )
-async def embed_batch(request: Request, asked: Annotated[Embedding, Depends()]) -> Response:
-    """The features of several images, in order; a bad image fails alone."""
-    outcomes = await classify(request, SEVERAL, lambda: asked.want)
-    return await build(request, lambda: as_json(_embed_head(asked.classifier) | _results(outcomes, asked.answer)))
+async def embed_batch(request: Request, query: Annotated[EmbedOptions, Query()]) -> Response:
+    """The embeddings of several images, in order. A bad image fails alone."""
+    service = Service.of(request)
+    classifier = service.ready_classifier()
+    async with receive(request, SEVERAL, service.uploads.several) as received:
+        embedding = Embedding(classifier, combine(query, received.body))
+        images = received.body.images
+        results = await classify(request, received, images, embedding.want)
+    return await _several(request, embedding, images, results)
 
 
 @router.get(
     "/taxonomy/{wnid}",
+    tags=[WORDNET],
     summary="A node of WordNet",
-    response_model=schemas.Synset,
-    responses=schemas.errors([401, 404, 503]) | schemas.shown(schemas.SYNSET),
+    response_model=responses.TaxonomyNode,
+    responses=errors.errors([401, 404, 503]) | responses.example(responses.NODE),
     dependencies=[Depends(require_key)],
 )
-async def synset(request: Request, wnid: Wnid) -> Response:
-    """A class of the model, or what is above its classes in WordNet: what it is, and what is above and below it."""
-    tree = served(request).taxonomy
+async def node(request: Request, wnid: Wnid) -> Response:
+    """One of the model's classes, or a synset above them in WordNet, with its parents, children and classes."""
+    tree = Service.of(request).ready_classifier().taxonomy
     if tree is None:
-        raise NotFound("the model's classes have no place in WordNet")
+        raise NotFound("the model's classes are not in WordNet")
     if wnid not in tree.index:
-        raise NotFound("neither a class of the model nor anything above its classes in WordNet has this wnid")
+        raise NotFound("no class of the model, and no synset above them, has this wnid")
     return as_json(tree.describe(wnid))
 
 
 @router.get(
     "/info",
-    summary="What is served",
-    response_model=schemas.Info,
-    responses=schemas.errors([401, 503]) | schemas.shown(schemas.INFO),
+    tags=[INFO],
+    summary="The served model",
+    response_model=responses.Info,
+    responses=errors.errors([401, 503]) | responses.example(responses.INFO),
     dependencies=[Depends(require_key)],
 )
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
-    return as_json(served(request).info())
+    return as_json(Service.of(request).ready_classifier().info())
 
 
-def _results(outcomes: Sequence[tuple[Upload, Result | TopkError]], answer: Any) -> dict[str, Any]:
-    """The images' parts of a batch's answer, in order."""
-    return {"results": [{"filename": upload.filename} | _failed_or(result, answer) for upload, result in outcomes]}
+async def _one(request: Request, writer: Predicting | Embedding, result: Result | TopkError) -> Response:
+    """The response for one image. Raises the image's error."""
+    if isinstance(result, TopkError):
+        raise result
+    return await build(request, lambda: as_json(writer.head() | writer.write(result)))
 
 
-def _failed_or(result: Result | TopkError, answer: Any) -> dict[str, Any]:
+async def _several(
+    request: Request, writer: Predicting | Embedding, images: list[Upload], results: list[Result | TopkError]
+) -> Response:
+    """The response for a batch, in order."""
+
+    def write() -> Response:
+        items = [
+            {"filename": image.filename} | _item(writer.write, result)
+            for image, result in zip(images, results, strict=True)
+        ]
+        return as_json(writer.head() | {"results": items})
+
+    return await build(request, write)
+
+
+def _item(write: Callable[[Result], Members], result: Result | TopkError) -> Members:
     if isinstance(result, TopkError):
         return {"error": {"code": result.code, "detail": result.detail}}
-    answered: dict[str, Any] = answer(result)
-    return answered
+    return write(result)
 
 
-def _sure(classifier: Classifier, taxonomy: bool, confidence: float | None) -> float | None:
-    """What the answer from WordNet has to reach; None where none is asked for."""
-    if confidence is not None and not taxonomy:
-        raise InvalidParameter("confidence: it is that of the answer from WordNet, which taxonomy=true asks for")
-    if taxonomy and classifier.taxonomy is None:
-        raise InvalidParameter("taxonomy: the model's classes have no place in WordNet")
-    return (CONFIDENCE if confidence is None else confidence) if taxonomy else None
-
-
-def _of_length_one(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """In double precision: squares of float32 may overflow, or vanish."""
+def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Features scaled to length 1, in double precision: squares of float32 may overflow or vanish."""
     wide = features.astype(np.float64)
     length = float(np.linalg.norm(wide))
     return (wide / length).astype(np.float32) if length else features
-
-
-def _head(classifier: Classifier) -> dict[str, Any]:
-    return {"model": classifier.model.name, "weights": classifier.model.weights}
-
-
-def _embed_head(classifier: Classifier) -> dict[str, Any]:
-    return {"model": classifier.model.name, "dim": classifier.engine.dim}

@@ -1,21 +1,19 @@
-"""Request bodies to images: counted while they stream, held in memory only, within the limits of the settings.
-
-Nothing is received before the caller has admitted the request: the limits that the headers alone show come first.
-"""
+"""Reads request bodies: counted while they stream, kept in memory only, within the limits of the settings."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TypeVar
 
 from starlette.requests import Request
 
 from app.api.budget import Budget, Hold
 from app.api.chunks import MANY, MEAN_BYTES, TINY
 from app.api.documents import Body, Desk, from_base64, loads
+from app.api.excerpts import json_type, shown
 from app.api.exchange import ClientGone, Exchange
-from app.api.forms import Form, Upload, bounded, only, too_many_bytes
+from app.api.forms import Contents, Form, Upload, bounded, media_type, only, too_many_bytes
 from app.api.multipart import Multipart
 from app.errors import (
     EmptyBody,
@@ -28,27 +26,17 @@ from app.errors import (
 )
 from app.settings import Settings
 
-_GLANCE = 64
+_PREFIX = 64  # characters that are enough to recognise a value
 _LENGTH_DIGITS = 19
 _DATA_HEAD = 1024  # characters before the comma of a data: URL
+_STRIPPED = b"\r\n\0"  # the bytes that curl -d removes from a file
+_MEMBERS_SHOWN = 5
 
-
-def check_limits(form: Form) -> Callable[[Request], Any]:
-    """A route's dependency, before that of the API key: refuse what the headers of an upload alone show."""
-
-    async def check(request: Request) -> None:
-        uploads: Uploads = request.app.state.uploads
-        uploads.check_headers(request, form)
-
-    return check
-
-
-Parse = Callable[[Body], list[Upload]]
-"""A whole document to its images; on a thread where it is large."""
+T = TypeVar("T")
 
 
 class Uploads:
-    """Reads bodies within the settings' limits; ``inflight`` is the bytes held for all requests together."""
+    """Reads bodies within the settings' limits. ``predicted_wait`` gives the seconds until the device is free."""
 
     def __init__(self, settings: Settings, predicted_wait: Callable[[], float]) -> None:
         self._settings = settings
@@ -58,19 +46,21 @@ class Uploads:
 
     @property
     def inflight(self) -> int:
-        """Bytes held now."""
+        """Bytes in memory for all requests."""
         return self._budget.held
 
     @property
     def most_images(self) -> int:
-        """Most images of a request."""
+        """The largest number of images in a request."""
         return self._settings.max_batch_images
 
     def check_headers(self, request: Request, form: Form) -> None:
-        """Refuse what the headers alone show: EmptyBody, UnsupportedMediaType, PayloadTooLarge."""
+        """Check a request's headers. Raises EmptyBody, UnsupportedMediaType, PayloadTooLarge, MalformedRequest."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding != "identity":
-            raise UnsupportedMediaType(f"Content-Encoding {encoding[:_GLANCE]} is not decoded: send the body as it is")
+            raise UnsupportedMediaType(
+                f"Content-Encoding {shown(encoding)} is not supported; send the body without a content encoding"
+            )
         length = _length(request)
         if length is None:
             if "transfer-encoding" not in request.headers:
@@ -83,10 +73,11 @@ class Uploads:
             raise self._too_large(f"{length} bytes", form, kind)
 
     @asynccontextmanager
-    async def read(self, request: Request, form: Form, parse: Parse | None = None) -> AsyncIterator[list[Upload]]:
-        """The images of a body, held as long as the context lasts. ``parse`` reads documents that are not our own.
+    async def read(self, request: Request, form: Form, parse: Callable[[Body], T]) -> AsyncIterator[Contents | T]:
+        """The contents of a body, or ``parse`` of a JSON document. The images stay counted within the context.
 
-        Raises EmptyBody, MalformedRequest, PayloadTooLarge, UploadTimeout, Overloaded and ClientGone.
+        Raises EmptyBody, MalformedRequest, UnsupportedMediaType, PayloadTooLarge, UploadTimeout, Overloaded, ClientGone
+        and the errors of ``parse``, which runs in a thread if the document is large.
         """
         kind = form.kind(request)
         body: _Whole | Multipart = _Whole() if kind != "multipart" else Multipart(request, self._settings, form)
@@ -102,21 +93,21 @@ class Uploads:
                     raise self._full()
                 exchange.bytes = hold.bytes
                 if hold.bytes > limit:
-                    raise self._too_large(f"{hold.bytes} bytes and more", form, kind)
+                    raise self._too_large(f"more than {limit} bytes", form, kind)
                 await body.feed(chunk)
                 _check_kept(hold)
             self._budget.complete(hold)
             exchange.stages["upload"] = time.perf_counter() - started
             exchange.uploaded_at = time.monotonic()
-            yield await self._images(form, kind, body, parse)
+            yield await self._contents(request, form, kind, body, parse)
         finally:
-            body.clear()  # now: the trace of an error would keep it until the answer has been sent
+            body.clear()  # at once: an error's traceback keeps a reference until the response has been sent
             self._budget.close(hold)
 
-    def images(self, values: Any, name: str = "images") -> list[Upload]:
-        """Base64 strings to images, each of which may fail alone. Raises MalformedRequest, PayloadTooLarge.
+    def images(self, values: object, name: str = "images") -> list[Upload]:
+        """Base64 strings to images, each of which may fail alone. ``name`` is the list's name in the request.
 
-        ``name`` is what the request calls the list.
+        Raises MalformedRequest, PayloadTooLarge.
         """
         if not isinstance(values, list) or not values:
             raise MalformedRequest(f"{name} must be a list of at least one image")
@@ -124,46 +115,66 @@ class Uploads:
         return [Upload(self._base64(value)) for value in values]
 
     def check_count(self, images: int) -> None:
-        """Raises PayloadTooLarge where these are more images than a request may have."""
+        """Raises PayloadTooLarge if a request may not have so many images."""
         if images > self._settings.max_batch_images:
-            raise PayloadTooLarge(f"{images} images; at most {self._settings.max_batch_images} a request")
+            raise PayloadTooLarge(f"{images} images; a request may have at most {self._settings.max_batch_images}")
 
     def image(self, content: bytes) -> Upload:
-        """Bytes out of a larger body, or why they are no image."""
+        """An image that is a part of a larger body."""
         return Upload(bounded(content, self._settings.max_upload_bytes))
 
-    def one_of(self, document: Any) -> list[Upload]:
-        """Our own document of one image. Raises MalformedRequest and the image's own error."""
-        if not isinstance(document, dict) or "image" not in document:
-            raise MalformedRequest('the JSON body must be {"image": "<base64>"}')
-        return only(self.images([document["image"]]))
+    def one(self, content: Body) -> Contents:
+        """A JSON document of one image and options. Raises MalformedRequest, or the image's error."""
+        return self.one_of(loads(content))
 
-    async def _images(self, form: Form, kind: str, body: "_Whole | Multipart", parse: Parse | None) -> list[Upload]:
+    def one_of(self, document: object) -> Contents:
+        """``one``, parsed already."""
+        if not isinstance(document, dict) or "image" not in document:
+            raise MalformedRequest(f'the JSON body must be {{"image": "<base64>"}}, got {_members(document)}')
+        return Contents(only(self.images([document["image"]])), _others(document), typed=True)
+
+    def several(self, content: Body) -> Contents:
+        """A JSON document of several images and options. Raises MalformedRequest, PayloadTooLarge."""
+        document = loads(content, self._settings.max_batch_images)
+        if isinstance(document, dict) and "images" in document:
+            images = self.images(document["images"])
+            if not all(isinstance(value, str) for value in document["images"]):
+                raise MalformedRequest("images must be a list of base64 strings")
+        elif isinstance(document, dict) and "image" in document:
+            images = self.images([document["image"]])
+        else:
+            raise MalformedRequest(f'the JSON body must be {{"images": ["<base64>", ...]}}, got {_members(document)}')
+        return Contents(images, _others(document), typed=True)
+
+    async def _contents(
+        self, request: Request, form: Form, kind: str, body: "_Whole | Multipart", parse: Callable[[Body], T]
+    ) -> Contents | T:
         if isinstance(body, Multipart):
-            uploads = body.images()
-            return uploads if form.several else only(uploads)
+            images = body.images()
+            return Contents(images if form.several else only(images), body.options)
         content = body.take()
         if not content:
             raise EmptyBody("the body is empty")
         if kind == "raw":
-            if content[:_GLANCE].lstrip()[:1] != b"{":
-                return [Upload(bytes(content))]
+            if content[:_PREFIX].lstrip()[:1] != b"{":
+                if media_type(request) == "application/x-www-form-urlencoded":
+                    _check_form_encoded(content)
+                return Contents([Upload(bytes(content))])
             if not form.documents:
-                raise UnsupportedMediaType("this looks like JSON: send it with Content-Type: application/json")
-        return await self._desk.parse(parse or (self._several if form.several else self._one), content)
+                raise UnsupportedMediaType("the body is JSON; send it with Content-Type: application/json")
+        return await self._desk.parse(parse, content)
 
     async def _chunks(self, request: Request, hold: Hold) -> AsyncIterator[bytes]:
-        """The body as it comes; raises UploadTimeout where it stalls or takes too long, ClientGone where it ends."""
+        """The body's chunks. Raises UploadTimeout, ClientGone, and MalformedRequest for tiny chunks."""
         idle_s = self._settings.upload_idle_ms / 1000
         end = time.monotonic() + self._settings.upload_ms / 1000
         while True:
-            patience = min(idle_s, end - time.monotonic())
             try:
-                async with asyncio.timeout(patience) as hold.waiting:
+                async with asyncio.timeout(min(idle_s, end - time.monotonic())) as hold.waiting:
                     message = await request.receive()
             except TimeoutError:
                 if not hold.lost:
-                    raise UploadTimeout("the body did not come in time") from None
+                    raise UploadTimeout("the body did not arrive in time") from None
             finally:
                 hold.waiting = None
             _check_kept(hold)
@@ -171,7 +182,7 @@ class Uploads:
                 raise ClientGone
             if request.scope.get(TINY):
                 raise MalformedRequest(
-                    f"after {MANY} chunks the body has less than {MEAN_BYTES} bytes a chunk on average: send larger"
+                    f"after {MANY} chunks, the body averages less than {MEAN_BYTES} bytes per chunk; send larger"
                     " chunks, or a Content-Length"
                 )
             if message.get("body"):
@@ -180,7 +191,7 @@ class Uploads:
                 return
 
     def _body_limit(self, form: Form, kind: str) -> int:
-        """Most bytes of a body: one image raw, its base64 in JSON, and always ``max_body_bytes``."""
+        """The largest body: one image or its base64, and never more than ``max_body_bytes``."""
         settings = self._settings
         if kind == "raw":
             return min(settings.max_upload_bytes, settings.max_body_bytes)
@@ -189,72 +200,83 @@ class Uploads:
         around = settings.max_upload_bytes * 4 // 3 if kind == "json" else settings.max_upload_bytes
         return min(settings.max_body_bytes, around + 65536)
 
-    def _too_large(self, came: str, form: Form, kind: str) -> PayloadTooLarge:
-        """By the setting that the limit comes from."""
+    def _too_large(self, size: str, form: Form, kind: str) -> PayloadTooLarge:
+        """The error, which names the setting that the limit comes from."""
         settings = self._settings
         if self._body_limit(form, kind) == settings.max_body_bytes:
-            return PayloadTooLarge(f"{came}; a request may have at most {settings.max_body_bytes}")
+            return PayloadTooLarge(f"the body has {size}; a request may have at most {settings.max_body_bytes}")
         before = " before base64" if kind == "json" else ""
-        return PayloadTooLarge(f"{came}; an image may have at most {settings.max_upload_bytes}{before}")
+        return PayloadTooLarge(f"the body has {size}; an image may have at most {settings.max_upload_bytes}{before}")
 
     def _full(self) -> Overloaded:
-        return Overloaded("too many bytes of uploads are under way", retry_after_s=self._predicted_wait())
-
-    def _one(self, content: Body) -> list[Upload]:
-        return self.one_of(loads(content))
-
-    def _several(self, content: Body) -> list[Upload]:
-        document = loads(content, self._settings.max_batch_images)
-        if isinstance(document, dict) and "images" in document:
-            images = self.images(document["images"])
-            if not all(isinstance(value, str) for value in document["images"]):
-                raise MalformedRequest("images must be a list of base64 strings")
-            return images
-        if not isinstance(document, dict) or "image" not in document:
-            raise MalformedRequest('the JSON body must be {"images": ["<base64>", ...]}')
-        return self.images([document["image"]])
+        return Overloaded("the memory for uploads is full; try again later", retry_after_s=self._predicted_wait())
 
     def _base64(self, value: object) -> bytes | TopkError:
         if not isinstance(value, str):
-            return MalformedRequest("an image must be a base64 string or a data: URL")
-        beginning = value[:_GLANCE].lstrip().lower()
+            return MalformedRequest(f"an image must be a base64 string or a data: URL, got {json_type(value)}")
+        beginning = value[:_PREFIX].lstrip().lower()
         if beginning.startswith(("http:", "https:", "ftp:", "file:", "s3:", "gs:")):
-            return MalformedRequest("image URLs are not fetched: this server makes no requests; send the bytes")
+            return MalformedRequest("image URLs are not fetched: the server makes no outgoing requests; send the bytes")
         if beginning.startswith("data:"):
             comma = value.find(",", 0, _DATA_HEAD)
             if not value[: max(comma, 0)].lower().endswith(";base64"):
-                return MalformedRequest("only base64 data: URLs are understood")
+                return MalformedRequest("the data: URL is not base64; only base64 is supported")
             value = value[comma + 1 :]
         if len(value) * 3 // 4 > self._settings.max_upload_bytes + 3:
             return too_many_bytes(self._settings.max_upload_bytes)
         try:
             content = from_base64(value)
         except ValueError:
-            return MalformedRequest("the image is no valid base64")
+            return MalformedRequest("the image is not valid base64; send the bytes of the file in base64")
         return bounded(content, self._settings.max_upload_bytes)
 
 
 def _check_kept(hold: Hold) -> None:
-    """Raises UploadTimeout where the upload has to make room."""
+    """Raises UploadTimeout if the upload was dropped to make room."""
     if hold.lost:
         raise UploadTimeout(
-            "the memory for uploads is full, and this was the slowest upload of the caller that holds most: try again"
-            " with fewer uploads at once, or smaller ones"
+            "the memory for uploads is full, and this was the slowest upload of the largest caller; try again with"
+            " fewer or smaller uploads at once"
         )
 
 
+def _check_form_encoded(content: Body) -> None:
+    """Recognise a file that ``curl -d`` has damaged. Raises UnsupportedMediaType.
+
+    curl removes line breaks and zeros. Every image file contains some of them, also one sent with --data-binary.
+    """
+    if not any(byte in content for byte in _STRIPPED):
+        raise UnsupportedMediaType(
+            "the body is application/x-www-form-urlencoded and no image file; with curl, send the file with"
+            " -F file=@FILE or --data-binary @FILE, because -d removes line breaks"
+        )
+
+
+def _others(document: dict[str, object]) -> list[tuple[str, object]]:
+    """The members that are not images."""
+    return [(name, value) for name, value in document.items() if name not in ("image", "images")]
+
+
+def _members(document: object) -> str:
+    """What a document is instead of the expected object, for an error message."""
+    if not isinstance(document, dict):
+        return json_type(document)
+    names = [shown(name) for name in list(document)[:_MEMBERS_SHOWN]]
+    return f"an object with {', '.join(names)}" if names else "an empty object"
+
+
 def _length(request: Request) -> int | None:
-    """The body's length as the headers have it. Raises MalformedRequest where it is none."""
+    """The value of Content-Length. Raises MalformedRequest if it is not a number."""
     length = request.headers.get("content-length")
     if length is None:
         return None
     if not (length.isascii() and length.isdigit() and len(length) <= _LENGTH_DIGITS):
-        raise MalformedRequest("Content-Length must be a whole number of bytes")
+        raise MalformedRequest(f"Content-Length must be a whole number of bytes, got {shown(length)}")
     return int(length)
 
 
 class _Whole:
-    """A body taken as it is."""
+    """A body that is not parsed while it streams."""
 
     def __init__(self) -> None:
         self._content = bytearray()
@@ -263,7 +285,7 @@ class _Whole:
         self._content += chunk
 
     def take(self) -> bytearray:
-        """All of it, which is then the caller's alone."""
+        """The whole body. No reference to it is kept."""
         content, self._content = self._content, bytearray()
         return content
 

@@ -56,7 +56,7 @@ def serve(settings: Settings) -> int:
     if delay is None:
         delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
     server = Server(config(app, settings), lifecycle, delay / 1000)
-    lifecycle.on_ready = lambda: say_ready(app.state.classifier.info(), settings, listener.getsockname()[1])
+    lifecycle.on_ready = lambda: say_ready(app.state.service.classifier.info(), settings, listener.getsockname()[1])
     lifecycle.on_failure = server.stop
     server.run([listener])
     if lifecycle.failure:

@@ -1,10 +1,10 @@
-// The classes as bars, and where they stand in WordNet. Rows are kept from answer to answer, so that they move.
+// The classes as bars, and their path in WordNet. Rows are reused for the next answer, so that they can be animated.
 
 import { element, percent } from "./text.js";
 
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const EASE = "cubic-bezier(.2, .7, .2, 1)";
-const SHOWN = 5; // steps of a long path, the last ones
+const STEPS = 5; // the last steps of a long path
 
 export class Bars {
   #list;
@@ -36,9 +36,9 @@ export class Bars {
     });
   }
 
-  // The row of a class, the one shown or a new one.
+  // The existing row of a class, or a new one.
   #row({ class_id: id, wnid, label, score }) {
-    const row = this.#rows.get(id) ?? made(id);
+    const row = this.#rows.get(id) ?? newRow(id);
     row.item.title = wnid ? `class ${id}, ${wnid}` : `class ${id}`;
     row.label.textContent = label;
     row.score.textContent = percent(score);
@@ -47,7 +47,7 @@ export class Bars {
   }
 }
 
-function made(id) {
+function newRow(id) {
   const row = { id, item: element("li"), label: element("span", "label"), score: element("span", "score") };
   const bar = element("span", "bar");
   row.fill = element("i");
@@ -57,18 +57,18 @@ function made(id) {
   return row;
 }
 
-// The surest answer and the path to it; hidden where the service offers none.
+// The confident answer and the path to it. Hidden if the model has no WordNet classes.
 export function showPath(root, { answer, taxonomy }) {
   root.hidden = !answer;
   if (!answer) return;
-  root.querySelector("#surest").textContent = answer.label;
-  root.querySelector("#surest-score").textContent = percent(answer.score);
+  root.querySelector("#confident").textContent = answer.label;
+  root.querySelector("#confident-score").textContent = percent(answer.score);
   const steps = taxonomy.map(({ wnid, label, score }) => {
     const step = element("li", "", label);
     step.title = `${wnid}, ${percent(score)}`;
     if (wnid === answer.wnid) step.ariaCurrent = "true";
     return step;
   });
-  root.querySelector("#path").replaceChildren(...steps.slice(-SHOWN));
-  root.querySelector("#path").toggleAttribute("data-cut", steps.length > SHOWN);
+  root.querySelector("#path").replaceChildren(...steps.slice(-STEPS));
+  root.querySelector("#path").toggleAttribute("data-cut", steps.length > STEPS);
 }

@@ -1,4 +1,4 @@
-// The page: photographs or the camera on the left, what the server says of them on the right.
+// The page: photographs or the camera on the left, the server's predictions on the right.
 
 import { Bars, showPath } from "./answer.js";
 import { Camera, cameras } from "./camera.js";
@@ -11,8 +11,8 @@ import { Strip } from "./strip.js";
 import { sentence, size } from "./text.js";
 import { showTiming } from "./timing.js";
 
-const LIVE_MS = 200; // a bar's way to the next frame's score
-const SAY_MS = 3000; // between two things said of a film
+const LIVE_MS = 200; // animation of a bar between frames
+const ANNOUNCE_MS = 3000; // between two announcements about live video
 
 const at = (id) => document.getElementById(id);
 const server = new Server();
@@ -25,9 +25,9 @@ new Strip(photos, at("strip"));
 // ---- the server
 
 const STATES = {
-  asking: () => "Asking the server…",
+  connecting: () => "Connecting to the server…",
   starting: () => sentence(server.detail),
-  away: () => "The server cannot be reached",
+  unreachable: () => "The server cannot be reached",
   locked: () => "An API key is needed",
   ready: () => {
     const { model, weights, device, precision } = server.info;
@@ -55,7 +55,7 @@ function showServed() {
 function askForKey() {
   at("key-form").hidden = false;
   at("forget").hidden = true;
-  write("key-hint", server.key ? sentence(server.detail) : "It is kept until this tab is closed.");
+  write("key-hint", server.key ? sentence(server.detail) : "The key is stored until you close this tab.");
   if (server.key || photos.chosen) at("key").focus();
 }
 
@@ -83,20 +83,20 @@ photos.addEventListener("photo", ({ detail }) => {
 
 function take(files) {
   if (!files.length) {
-    return showProblem(new Problem({ code: "no_file", title: "That is no file", detail: "drop or paste the image itself: the server fetches no addresses" }));
+    return showProblem(new Problem({ code: "no_file", title: "No file", detail: "drop or paste the image itself; the server does not fetch addresses" }));
   }
   camera.stop();
   const left = photos.add(files);
-  if (left) write("left-out", `The first ${MOST} are taken, ${left} ${left === 1 ? "is" : "are"} not.`);
+  if (left) write("left-out", `Only the first ${MOST} photos were added; ${left} ${left === 1 ? "was" : "were"} not.`);
 }
 
-let shown = null; // the photograph on the stage
+let staged = null; // the photograph on the stage
 
 function showPhoto() {
   const photo = photos.chosen;
   if (photo && camera.live) camera.stop();
-  if (photo !== shown) {
-    shown = photo;
+  if (photo !== staged) {
+    staged = photo;
     showPreview(photo);
   }
   if (photo) showReply(photo);
@@ -108,14 +108,14 @@ function showPreview(photo) {
   URL.revokeObjectURL(image.src);
   at("stage").dataset.shows = photo ? "name" : "nothing";
   if (!photo) return image.removeAttribute("src");
-  const told = `${photo.name}, ${size(photo.file.size)}`;
-  write("caption", told);
+  const caption = `${photo.name}, ${size(photo.file.size)}`;
+  write("caption", caption);
   write("placeholder", photo.name);
   image.onload = () => {
     at("stage").dataset.shows = "photo";
     write("caption", `${photo.name}, ${image.naturalWidth} × ${image.naturalHeight} pixels, ${size(photo.file.size)}`);
   };
-  image.onerror = () => write("caption", `${told}. Your browser cannot show it.`);
+  image.onerror = () => write("caption", `${caption}. Your browser cannot display this format.`);
   image.src = URL.createObjectURL(photo.file);
 }
 
@@ -126,7 +126,7 @@ function showReply(photo) {
   if (photo.state !== "answered") return show(bars.empty ? "ghost" : "classes");
   showAnswer(photo.reply, photo.reply.answer.predictions);
   const [first] = photo.reply.answer.predictions;
-  say(first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.");
+  announce(first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.");
 }
 
 at("again").addEventListener("click", () => {
@@ -158,7 +158,7 @@ at("picture").addEventListener("click", async () => {
 });
 
 async function watch(start) {
-  showing(true);
+  setLive(true);
   try {
     await start();
     at("turn").hidden = (await cameras()).length < 2;
@@ -167,7 +167,7 @@ async function watch(start) {
   }
 }
 
-function showing(live) {
+function setLive(live) {
   at("stage").toggleAttribute("data-live", live);
   at("still").hidden = live;
   at("live").hidden = !live;
@@ -176,8 +176,8 @@ function showing(live) {
   if (live) show(bars.empty ? "ghost" : "classes");
 }
 
-let saidAt = 0;
-let saidOf = "";
+let announcedAt = 0;
+let announced = "";
 
 camera.addEventListener("frame", ({ detail: { reply, predictions, rate } }) => {
   at("result").ariaBusy = "false";
@@ -185,22 +185,22 @@ camera.addEventListener("frame", ({ detail: { reply, predictions, rate } }) => {
   showCode({ name: "frame.jpg", reply });
   write("rate", `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} frames/s`);
   const [first] = predictions;
-  if (!first || first.label === saidOf || performance.now() - saidAt < SAY_MS) return;
-  saidAt = performance.now();
-  saidOf = first.label;
-  say(first.label);
+  if (!first || first.label === announced || performance.now() - announcedAt < ANNOUNCE_MS) return;
+  announcedAt = performance.now();
+  announced = first.label;
+  announce(first.label);
 });
 camera.addEventListener("busy", ({ detail }) => write("rate", `${detail.title}…`));
 camera.addEventListener("end", ({ detail }) => ended(detail));
 
 function ended(problem) {
-  showing(false);
+  setLive(false);
   if (problem) showProblem(problem);
   else if (photos.chosen) showPhoto();
   else showIdle();
 }
 
-// ---- what is shown
+// ---- the result
 
 function show(name) {
   for (const id of ["problem", "classes", "ghost"]) at(id).hidden = id !== name;
@@ -224,15 +224,15 @@ function showAnswer(reply, predictions, ms) {
 
 function showProblem(problem, photo) {
   const waits = photo?.state === "waiting" || photo?.state === "sending";
-  const when = problem.retryMs ? ` Trying again in ${Math.max(1, Math.ceil(problem.retryMs / 1000))} s.` : " It is sent again as soon as the server is ready.";
+  const when = problem.retryMs ? ` Retrying in ${Math.max(1, Math.ceil(problem.retryMs / 1000))} s.` : " The photo is sent again when the server is ready.";
   write("problem-title", problem.title);
   write("problem-detail", problem.message + (waits ? when : ""));
   write("problem-code", [problem.status || "", problem.code].filter(Boolean).join(" "));
   write("problem-id", problem.requestId && `Request ${problem.requestId}`);
-  at("again").hidden = waits || !photo || !problem.passing;
+  at("again").hidden = waits || !photo || !problem.temporary;
   at("result").ariaBusy = "false";
   show("problem");
-  say(`${problem.title}. ${problem.message}`);
+  announce(`${problem.title}. ${problem.message}`);
 }
 
 function showCode(photo = camera.live ? { name: "frame.jpg" } : photos.chosen) {
@@ -245,9 +245,9 @@ function showCode(photo = camera.live ? { name: "frame.jpg" } : photos.chosen) {
   });
 }
 
-// Said once by a screen reader, not at every look.
-function say(text) {
-  write("said", text);
+// Read by screen readers, once.
+function announce(text) {
+  write("announcement", text);
 }
 
 function write(id, text) {

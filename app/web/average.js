@@ -1,14 +1,14 @@
-// The classes of a film: frames differ a little, so their scores are averaged over the last half second or so.
+// The classes of live video. Frames differ slightly, so scores are averaged over about half a second.
 
-const HALF_MS = 250; // after which an old frame counts half
+const HALF_LIFE_MS = 250; // of a frame's weight
 
 export class Average {
   #scores = new Map(); // class_id -> prediction, its score averaged
   #last = 0;
 
-  // The five highest, after one more frame at this time in ms. What a frame does not name counts as zero in it.
+  // Adds a frame at this time in ms. Returns the classes with the highest scores; a missing class has a score of 0.
   add(predictions, now) {
-    const kept = this.#last ? 0.5 ** ((now - this.#last) / HALF_MS) : 0;
+    const kept = this.#last ? 0.5 ** ((now - this.#last) / HALF_LIFE_MS) : 0;
     this.#last = now;
     for (const [id, old] of this.#scores) {
       if (old.score < 0.001) this.#scores.delete(id);

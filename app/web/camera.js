@@ -1,16 +1,16 @@
-// The live camera: frames at a steady rate that the server can follow, as small as the model needs them.
+// The live camera: frames at a rate that the server can process, scaled to the size that the model needs.
 
 import { Average } from "./average.js";
 import { Pace } from "./pace.js";
 import { Problem } from "./problem.js";
 
 const REASONS = {
-  NotAllowedError: "the browser was not allowed to use it",
-  NotFoundError: "there is none",
+  NotAllowedError: "access was not allowed in the browser",
+  NotFoundError: "no camera was found",
   NotReadableError: "another program is using it",
-  OverconstrainedError: "it is gone",
+  OverconstrainedError: "it was disconnected",
 };
-const WISHED = { width: { ideal: 1280 }, height: { ideal: 720 } };
+const PREFERRED = { width: { ideal: 1280 }, height: { ideal: 720 } };
 const RATE_OVER_MS = 2000;
 
 // Events: "frame" (detail: {reply, predictions, rate}), "busy" (detail: Problem), "end" (detail: Problem or null).
@@ -19,15 +19,15 @@ export class Camera extends EventTarget {
   #server;
   #video;
   #canvas = document.createElement("canvas");
-  #running = null; // the AbortController of what runs
+  #running = null; // an AbortController
   #device = null;
-  #unseen = false; // stopped because nobody sees the page
+  #paused = false; // stopped because the page is hidden
 
   constructor(server, video) {
     super();
     this.#server = server;
     this.#video = video;
-    document.addEventListener("visibilitychange", () => this.#seen());
+    document.addEventListener("visibilitychange", () => this.#visibility());
   }
 
   get live() {
@@ -42,7 +42,7 @@ export class Camera extends EventTarget {
       if (running.signal.aborted) return stopTracks(stream);
       running.signal.addEventListener("abort", () => stopTracks(stream));
       const [track] = stream.getVideoTracks();
-      track.addEventListener("ended", () => this.stop(gone("it was unplugged, or another program took it")));
+      track.addEventListener("ended", () => this.stop(failed("it was unplugged, or another program is using it")));
       this.#device = track.getSettings().deviceId;
       this.#video.toggleAttribute("data-mirrored", track.getSettings().facingMode !== "environment");
       this.#video.srcObject = stream;
@@ -50,7 +50,7 @@ export class Camera extends EventTarget {
     } catch (error) {
       if (running.signal.aborted) return;
       this.#end();
-      throw gone(REASONS[error.name] ?? error.message);
+      throw failed(REASONS[error.name] ?? error.message);
     }
     this.#run(running.signal);
   }
@@ -61,7 +61,7 @@ export class Camera extends EventTarget {
     this.dispatchEvent(new CustomEvent("end", { detail: problem }));
   }
 
-  // The next camera there is.
+  // Switches to the next camera.
   async turn() {
     const ids = (await cameras()).map((camera) => camera.deviceId);
     this.#end();
@@ -69,7 +69,7 @@ export class Camera extends EventTarget {
     await this.start();
   }
 
-  // The frame that is shown, as large as the camera sees it.
+  // The current frame at the camera's full size.
   async picture() {
     const { videoWidth: width, videoHeight: height } = this.#video;
     const time = new Date().toTimeString().slice(0, 8).replaceAll(":", "-");
@@ -77,9 +77,9 @@ export class Camera extends EventTarget {
   }
 
   async #open() {
-    if (!navigator.mediaDevices) throw new Error("browsers allow it on https and on localhost only");
-    const which = this.#device ? { deviceId: { exact: this.#device } } : { facingMode: { ideal: "environment" } };
-    return navigator.mediaDevices.getUserMedia({ video: { ...WISHED, ...which }, audio: false });
+    if (!navigator.mediaDevices) throw new Error("browsers allow cameras on https and on localhost only");
+    const selected = this.#device ? { deviceId: { exact: this.#device } } : { facingMode: { ideal: "environment" } };
+    return navigator.mediaDevices.getUserMedia({ video: { ...PREFERRED, ...selected }, audio: false });
   }
 
   #end() {
@@ -88,13 +88,13 @@ export class Camera extends EventTarget {
     this.#video.srcObject = null;
   }
 
-  // No frame is sent, and no light is on, while nobody sees the page.
-  async #seen() {
+  // The camera is off while the page is hidden.
+  async #visibility() {
     if (document.hidden && this.live) {
       this.#end();
-      this.#unseen = true;
-    } else if (!document.hidden && this.#unseen) {
-      this.#unseen = false;
+      this.#paused = true;
+    } else if (!document.hidden && this.#paused) {
+      this.#paused = false;
       await this.start().catch((problem) => this.dispatchEvent(new CustomEvent("end", { detail: problem })));
     }
   }
@@ -117,18 +117,18 @@ export class Camera extends EventTarget {
           this.dispatchEvent(new CustomEvent("frame", { detail: { reply, predictions, rate: rate(answered, now) } }));
         } catch (problem) {
           if (!(problem instanceof Problem)) throw problem;
-          if (!problem.passing && problem.status !== 401) throw problem;
+          if (!problem.temporary && problem.status !== 401) throw problem;
           pace.refused(problem.retryMs, performance.now());
           this.dispatchEvent(new CustomEvent("busy", { detail: problem }));
         }
       }
     } catch (error) {
       if (signal.aborted) return;
-      this.stop(error instanceof Problem ? error : gone(error.message));
+      this.stop(error instanceof Problem ? error : failed(error.message));
     }
   }
 
-  // A frame whose shorter edge is what the model resizes to.
+  // A frame, scaled so that its shorter edge has the size that the model resizes to.
   #scaled() {
     const { videoWidth, videoHeight } = this.#video;
     const scale = Math.min(1, this.#server.info.preprocessing.resize / Math.min(videoWidth, videoHeight));
@@ -142,7 +142,7 @@ export class Camera extends EventTarget {
     context.imageSmoothingQuality = "high";
     context.drawImage(this.#video, 0, 0, width, height);
     return new Promise((resolve, reject) => {
-      this.#canvas.toBlob((blob) => (blob ? resolve(blob) : reject(gone("it shows no picture"))), "image/jpeg", quality);
+      this.#canvas.toBlob((blob) => (blob ? resolve(blob) : reject(failed("it delivers no picture"))), "image/jpeg", quality);
     });
   }
 }
@@ -152,7 +152,7 @@ export async function cameras() {
   return devices.filter((device) => device.kind === "videoinput");
 }
 
-function gone(detail) {
+function failed(detail) {
   return new Problem({ code: "no_camera", title: "The camera cannot be used", detail });
 }
 
@@ -160,7 +160,7 @@ function stopTracks(stream) {
   for (const track of stream.getTracks()) track.stop();
 }
 
-// Answers a second, once this one is counted.
+// Answers per second, including this one.
 function rate(answered, now) {
   answered.push(now);
   while (answered[0] < now - RATE_OVER_MS) answered.shift();

@@ -1,4 +1,4 @@
-// The request that the page makes, for a terminal, a web page and a script. A key is never part of it.
+// The page's request as curl, JavaScript and Python code. It never contains the API key.
 
 import { url } from "./server.js";
 import { element } from "./text.js";
@@ -19,14 +19,14 @@ export class Code {
     copy.addEventListener("click", () => this.#copy(copy));
   }
 
-  // `frame` is a camera frame's size, `reply` what came back; both may be missing.
+  // `frame`: the size of a camera frame, optional. `reply`: the server's response, optional.
   show({ name = "photo.jpg", query, keyed, frame, reply }) {
     const target = url(`v1/predict?${query}`).href;
     this.#written = {
       curl: curl(name, target, keyed),
       javascript: javascript(target, keyed, frame),
       python: python(name, target, keyed),
-      answer: reply ? `HTTP ${reply.status}\n${JSON.stringify(reply.answer, null, 2)}` : "Nothing has been asked yet.",
+      answer: reply ? `HTTP ${reply.status}\n${JSON.stringify(reply.answer, null, 2)}` : "No request yet.",
     };
     this.#draw();
   }
@@ -79,12 +79,12 @@ async function copy(panel, text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    return document.execCommand("copy"); // the clipboard API is there on https and on localhost only
+    return document.execCommand("copy"); // the clipboard API requires https or localhost
   }
 }
 
 function curl(name, target, keyed) {
-  const file = /[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name; // they mean something in -F
+  const file = /[,;"\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name; // they have a special meaning in -F
   return ["curl", ...(keyed ? ['-H "X-API-Key: $API_KEY"'] : []), `-F ${quoted(`file=@${file}`)}`, quoted(target)].join(" ");
 }
 
@@ -96,7 +96,7 @@ function javascript(target, keyed, frame) {
   const given = frame
     ? `// video: a <video> that plays the camera
 const canvas = document.createElement("canvas");
-canvas.width = ${frame.width}; // the size this model looks at
+canvas.width = ${frame.width}; // the size that this model needs
 canvas.height = ${frame.height};
 canvas.getContext("2d").drawImage(video, 0, 0, canvas.width, canvas.height);
 const file = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));`

@@ -1,4 +1,4 @@
-// The ways in for files: picked, dropped anywhere, pasted.
+// Files from the file picker, by drag and drop, and from the clipboard.
 
 export function takeFiles(input, zone, take) {
   input.addEventListener("change", () => {
@@ -12,7 +12,7 @@ export function takeFiles(input, zone, take) {
     take(files);
   });
 
-  let depth = 0; // of nested elements that the drag is over
+  let depth = 0; // of nested elements under the pointer
   const over = (change) => {
     depth = change && Math.max(0, depth + change);
     zone.toggleAttribute("data-over", depth > 0);

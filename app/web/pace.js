@@ -1,9 +1,9 @@
-// How fast to ask: a little faster after every answer, half as fast after every refusal (additive increase,
-// multiplicative decrease), so that many pages share one server. Times in milliseconds.
+// Request rates: a little faster after every answer, half as fast after every refusal (additive increase,
+// multiplicative decrease), so that many pages can share one server. Times are in milliseconds.
 
-const SMOOTH = 0.2; // weight of the newest round trip in their mean
+const SMOOTH = 0.2; // weight of the latest round trip in the mean
 
-// Frames a second for a camera that has one request under way at a time.
+// Frames per second of a camera, with one request at a time.
 export class Pace {
   rate = 4;
   #least;
@@ -16,19 +16,19 @@ export class Pace {
     this.#most = most;
   }
 
-  // An answer after this round trip. A tenth of the time is left over, or a slow answer would break the rhythm.
+  // Records an answer's round trip. A tenth of the time stays free, so that a slow answer does not break the rhythm.
   answered(ms) {
     this.#mean = this.#mean ? this.#mean + SMOOTH * (ms - this.#mean) : ms;
     this.#set(Math.min(this.rate + 1, 900 / this.#mean));
   }
 
-  // A refusal, which says how long to wait.
+  // Records a refusal with the time to wait.
   refused(waitMs, now) {
     this.#set(this.rate / 2);
     this.#notBefore = now + waitMs;
   }
 
-  // When the frame after the one of `last` is due.
+  // The time of the next frame after one at the time `last`.
   due(last) {
     return Math.max(last + 1000 / this.rate, this.#notBefore);
   }
@@ -38,7 +38,7 @@ export class Pace {
   }
 }
 
-// Requests under way at once, for several files.
+// Concurrent requests for several files.
 export class Window {
   notBefore = 0;
   #most;

@@ -1,14 +1,14 @@
-// This visit's photographs: sent a few at a time, kept with their answers, newest first.
+// The photographs of this visit with their answers, newest first. A few are sent at a time.
 
 import { Window } from "./pace.js";
 import { Problem } from "./problem.js";
 import { size } from "./text.js";
 
 export const MOST = 48; // photographs kept
-const MOST_BYTES = 256 * 2 ** 20; // of files kept: those from a camera or the clipboard are in memory
+const MOST_BYTES = 256 * 2 ** 20; // of files: those from a camera or the clipboard are in memory
 const TRIES = 5;
-const SHORTEST_MS = 500; // before the second try, twice that before the third, ...
-const BY_ITSELF = ["no_answer", "not_ready", "unauthorized"]; // sent again once the server is ready
+const BACKOFF_MS = 500; // before the second try; doubles with every try
+const AUTOMATIC = ["no_answer", "not_ready", "unauthorized"]; // sent again when the server is ready
 
 export class Photo {
   state = "waiting"; // then sending, answered or failed
@@ -23,7 +23,7 @@ export class Photo {
   }
 }
 
-// Events: "list" when photographs come or go, "choose", and "photo" (detail: the one that changed).
+// Events: "list" when photographs are added or removed, "choose", and "photo" (detail: the changed photo).
 export class Photos extends EventTarget {
   list = [];
   chosen = null;
@@ -38,7 +38,7 @@ export class Photos extends EventTarget {
     server.addEventListener("change", () => this.#pump());
   }
 
-  // Takes files, the first of them chosen. How many were left out is returned.
+  // Adds files and chooses the first one. Returns the number of files that were not added.
   add(files) {
     const photos = files.slice(0, MOST).map((file) => new Photo(file));
     this.list.unshift(...photos);
@@ -81,7 +81,7 @@ export class Photos extends EventTarget {
     URL.revokeObjectURL(photo.thumbnail);
   }
 
-  // Sends what waits, as far as the window and the server's last refusal allow.
+  // Sends waiting photographs, within the window and after the delay of the last refusal.
   #pump() {
     if (this.#server.state !== "ready") return;
     const wait = this.#window.notBefore - performance.now();
@@ -117,13 +117,13 @@ export class Photos extends EventTarget {
     }
   }
 
-  // What passes by itself is tried again by itself, a few times.
+  // Temporary problems are retried a few times.
   #failed(photo, problem) {
     if (!(problem instanceof Problem)) throw problem;
     photo.problem = problem;
-    if (problem.retryMs) problem.retryMs = Math.max(problem.retryMs, SHORTEST_MS * 2 ** photo.tries);
+    if (problem.retryMs) problem.retryMs = Math.max(problem.retryMs, BACKOFF_MS * 2 ** photo.tries);
     photo.tries += 1;
-    const waits = problem.retryMs > 0 || BY_ITSELF.includes(problem.code);
+    const waits = problem.retryMs > 0 || AUTOMATIC.includes(problem.code);
     if (problem.busy) this.#window.refused(problem.retryMs * (1 + Math.random() / 4), performance.now());
     photo.state = waits && photo.tries < TRIES ? "waiting" : "failed";
   }
@@ -131,12 +131,12 @@ export class Photos extends EventTarget {
   async #check(file) {
     const most = this.#server.info.limits.max_upload_bytes;
     if (file.size > most) {
-      throw new Problem({ code: "payload_too_large", detail: `it has ${size(file.size)}; this server takes ${size(most)} at most` });
+      throw new Problem({ code: "payload_too_large", detail: `it has ${size(file.size)}; the limit of this server is ${size(most)}` });
     }
     try {
       await file.slice(0, 1).arrayBuffer();
     } catch {
-      throw new Problem({ code: "unreadable", title: "The file cannot be read", detail: "is it a folder, or was it moved or changed?" });
+      throw new Problem({ code: "unreadable", title: "The file cannot be read", detail: "it may be a folder, or it was moved or changed" });
     }
   }
 

@@ -1,16 +1,16 @@
-// What went wrong, in plain words; `code` is the service's, or this page's own where the service had no say.
+// Errors with messages for users. `code` is the service's error code, or the page's own if there was no response.
 
 import { sentence } from "./text.js";
 
 const TITLES = {
-  unsupported_media_type: "This is no image the server can read",
+  unsupported_media_type: "Unsupported image format",
   undecodable_image: "The image is damaged",
   too_many_pixels: "The picture is too large",
   payload_too_large: "The file is too large",
   empty_body: "The file is empty",
   overloaded: "The server is busy",
-  rate_limited: "That was too fast",
-  deadline_exceeded: "The answer would have come too late",
+  rate_limited: "Too many requests",
+  deadline_exceeded: "The deadline passed",
   upload_timeout: "The upload took too long",
   not_ready: "The model is not ready",
   unauthorized: "An API key is needed",
@@ -25,13 +25,13 @@ export class Problem extends Error {
     Object.assign(this, { code, title: title ?? TITLES[code], status, retryMs, requestId });
   }
 
-  // A refusal. A proxy's own page has no body that we know.
+  // An error response. The body is empty if it came from a proxy and was not JSON.
   static of(response, body) {
     const header = Number(response.headers.get("Retry-After")) * 1000;
     return new Problem({
       code: body.code ?? "",
-      title: TITLES[body.code] ?? body.title ?? "The server did not answer as expected",
-      detail: body.detail ?? `status ${response.status}, without a reason`,
+      title: TITLES[body.code] ?? body.title ?? "Unexpected response",
+      detail: body.detail ?? `the server responded with status ${response.status}`,
       status: response.status,
       retryMs: body.retry_after_ms ?? (header || 0),
       requestId: body.request_id ?? response.headers.get("X-Request-ID") ?? "",
@@ -46,8 +46,8 @@ export class Problem extends Error {
     return BUSY.includes(this.code);
   }
 
-  // Whether asking again may help.
-  get passing() {
+  // Whether a retry may succeed.
+  get temporary() {
     return this.code === "no_answer" || LATER.includes(this.status);
   }
 }

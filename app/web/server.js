@@ -1,32 +1,32 @@
-// The service behind this page: whether it is there, what it serves, what it says of an image. All URLs are relative.
+// The service: its state, its model and its predictions. All URLs are relative.
 
 import { Problem } from "./problem.js";
 
-const IDLE_MS = 15_000; // between two looks while it is ready
-const SOON_MS = [500, 1000, 2000, 3000]; // and while it is not, the last one again and again
-const LOOK_MS = 5000; // a look takes no longer
+const READY_MS = 15_000; // between two checks while the service is ready
+const WAITING_MS = [500, 1000, 2000, 3000]; // and while it is not; the last one repeats
+const CHECK_MS = 5000; // timeout of a check
 const STORED = "topk-api-key";
 
 export const url = (path) => new URL(path, document.baseURI);
 
 export class Server extends EventTarget {
-  state = "asking"; // then starting, ready, away or locked
+  state = "connecting"; // then starting, ready, unreachable or locked
   detail = ""; // of that state
-  info = null; // v1/info, once known
+  info = null; // the response of v1/info
   key = remembered();
-  keyed = false; // whether it asks for keys
+  keyed = false; // whether the service requires an API key
   #wake = () => {};
 
-  // Looks again and again, quietly, as long as the page is seen.
+  // Checks the service regularly while the page is visible.
   async watch() {
-    for (const event of ["online", "visibilitychange"]) addEventListener(event, () => this.look(), true);
+    for (const event of ["online", "visibilitychange"]) addEventListener(event, () => this.check(), true);
     for (let misses = 0; ; ) {
       if (!document.hidden) {
-        await this.#look();
+        await this.#check();
         misses = this.state === "ready" ? 0 : misses + 1;
       }
       const waits = this.state === "locked" || document.hidden;
-      const ms = misses ? SOON_MS[Math.min(misses, SOON_MS.length) - 1] : IDLE_MS;
+      const ms = misses ? WAITING_MS[Math.min(misses, WAITING_MS.length) - 1] : READY_MS;
       await new Promise((resolve) => {
         this.#wake = resolve;
         if (!waits) setTimeout(resolve, ms);
@@ -34,12 +34,12 @@ export class Server extends EventTarget {
     }
   }
 
-  // Look now.
-  look() {
+  // Checks now.
+  check() {
     this.#wake();
   }
 
-  // Resolves as soon as it can be asked.
+  // Resolves when the service is ready.
   async ready(signal) {
     while (this.state !== "ready") {
       signal?.throwIfAborted();
@@ -53,18 +53,18 @@ export class Server extends EventTarget {
 
   unlock(key) {
     this.key = remembered(key);
-    this.#become("asking");
-    this.look();
+    this.#become("connecting");
+    this.check();
   }
 
-  // The query of a prediction: five classes where there are as many, and WordNet's path where there is one.
+  // The query of a prediction: five classes or all of fewer, and the path in WordNet if the model has one.
   get query() {
     const query = new URLSearchParams({ top_k: Math.min(5, this.info?.classes ?? 5) });
     if (this.info?.taxonomy) query.set("taxonomy", "true");
     return query.toString();
   }
 
-  // What it says of one image, a Blob. Throws Problem, or the signal's reason.
+  // Classifies an image, a Blob. Throws Problem, or the signal's reason.
   async predict(image, name, signal) {
     const body = new FormData();
     body.append("file", image, name);
@@ -72,38 +72,38 @@ export class Server extends EventTarget {
     const started = performance.now();
     let response, answer;
     try {
-      response = await this.#ask(`v1/predict?${query}`, { method: "POST", body, signal });
+      response = await this.#fetch(`v1/predict?${query}`, { method: "POST", body, signal });
       answer = await response.json().catch((error) => (response.ok ? Promise.reject(error) : {}));
     } catch {
       signal?.throwIfAborted();
-      await this.#look();
-      this.look();
+      await this.#check();
+      this.check();
       throw Problem.lost();
     }
     const ms = performance.now() - started;
     if (response.ok) {
-      if (answer.model !== this.info.model || answer.weights !== this.info.weights) this.#again();
+      if (answer.model !== this.info.model || answer.weights !== this.info.weights) this.#reload();
       return { answer, ms, query, status: response.status, timing: response.headers.get("Server-Timing") ?? "" };
     }
     const problem = Problem.of(response, answer);
     if (problem.status === 401) this.#become("locked", problem.message);
-    if (problem.code === "not_ready") this.#again("starting", problem.message);
+    if (problem.code === "not_ready") this.#reload("starting", problem.message);
     throw problem;
   }
 
-  // Another model is served, or none at the moment.
-  #again(state = "asking", detail = "") {
+  // Another model is served, or the model is not ready.
+  #reload(state = "connecting", detail = "") {
     this.#become(state, detail);
-    this.look();
+    this.check();
   }
 
-  async #look() {
+  async #check() {
     try {
-      const signal = AbortSignal.timeout(LOOK_MS);
-      const probe = await this.#ask("readyz", { signal });
+      const signal = AbortSignal.timeout(CHECK_MS);
+      const probe = await this.#fetch("readyz", { signal });
       if (probe.status >= 500) return this.#unready(await probe.json().catch(() => ({})));
       if (this.state === "ready") return;
-      const response = await this.#ask("v1/info", { signal });
+      const response = await this.#fetch("v1/info", { signal });
       const body = await response.json();
       if (response.status === 401) return this.#become("locked", body.detail);
       if (!response.ok) return this.#unready(body);
@@ -111,12 +111,12 @@ export class Server extends EventTarget {
       this.keyed ||= Boolean(this.key);
       this.#become("ready");
     } catch {
-      this.#become("away");
+      this.#become("unreachable");
     }
   }
 
   #unready(body) {
-    this.#become(body.code === "not_ready" ? "starting" : "away", body.detail);
+    this.#become(body.code === "not_ready" ? "starting" : "unreachable", body.detail);
   }
 
   #become(state, detail = "") {
@@ -126,13 +126,13 @@ export class Server extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  #ask(path, options) {
+  #fetch(path, options) {
     const headers = this.key ? { "X-API-Key": this.key } : {};
     return fetch(url(path), { ...options, headers, cache: "no-store" });
   }
 }
 
-// The key lasts until the tab is closed, or until the page is left where storage is switched off.
+// The key is stored until the tab is closed, or until the page is left if storage is disabled.
 function remembered(key) {
   try {
     if (key) sessionStorage.setItem(STORED, key);

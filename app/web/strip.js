@@ -1,4 +1,4 @@
-// This visit's photographs as a row of thumbnails to choose from: radio buttons, so that arrow keys work.
+// The photographs of this visit as a row of thumbnails. They are radio buttons, so that arrow keys work.
 
 import { element, percent } from "./text.js";
 
@@ -9,7 +9,7 @@ export class Strip {
   #root;
   #list;
   #items = new Map(); // photo -> its parts
-  #drawing = Promise.resolve(); // one after the other: a photograph may be large
+  #drawing = Promise.resolve(); // one at a time, because photographs may be large
 
   constructor(photos, root) {
     this.#photos = photos;
@@ -24,7 +24,7 @@ export class Strip {
     const { list } = this.#photos;
     for (const photo of this.#items.keys()) if (!list.includes(photo)) this.#items.delete(photo);
     this.#list.replaceChildren(...list.map((photo) => this.#item(photo).item));
-    this.#root.hidden = list.length < 2; // one alone is on the stage
+    this.#root.hidden = list.length < 2; // a single one is on the stage
     this.#count();
   }
 
@@ -41,7 +41,7 @@ export class Strip {
     Object.assign(parts.radio, { type: "radio", name: "visit" });
     parts.radio.addEventListener("change", () => this.#photos.choose(photo));
     parts.label.title = photo.name;
-    parts.picture.textContent = /\.\w{1,5}$/.exec(photo.name)?.[0].slice(1) ?? ""; // until there is a picture
+    parts.picture.textContent = /\.\w{1,5}$/.exec(photo.name)?.[0].slice(1) ?? ""; // until the thumbnail is drawn
     parts.label.append(parts.radio, parts.picture, parts.name, parts.score);
     parts.item.append(parts.label);
     this.#items.set(photo, parts);
@@ -81,7 +81,7 @@ export class Strip {
   }
 }
 
-// A small JPEG of a file, or null where the browser cannot show it.
+// A small JPEG of a file, or null if the browser does not support its format.
 async function thumbnail(file) {
   const bitmap = await createImageBitmap(file, { resizeHeight: EDGE, resizeQuality: "medium" }).catch(() => null);
   if (!bitmap) return null;

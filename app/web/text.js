@@ -1,4 +1,4 @@
-// Numbers and elements as the page writes them.
+// Formats numbers and text, and creates elements.
 
 export function percent(score) {
   return score < 0.0005 ? "< 0.1%" : `${(score * 100).toFixed(1)}%`;
@@ -15,13 +15,13 @@ export function size(bytes) {
 }
 
 export function sentence(text = "", end = ".") {
-  const said = text.charAt(0).toUpperCase() + text.slice(1);
-  return said && !/[.!?…]$/.test(said) ? said + end : said;
+  const written = text.charAt(0).toUpperCase() + text.slice(1);
+  return written && !/[.!?…]$/.test(written) ? written + end : written;
 }
 
 export function element(tag, className = "", text = "") {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
+  const created = document.createElement(tag);
+  if (className) created.className = className;
+  if (text) created.textContent = text;
+  return created;
 }

@@ -1,4 +1,4 @@
-// Where the time went: one bar, a part for each stage that Server-Timing names, and what is left to the network.
+// The durations of a request: one bar with the stages of Server-Timing; the rest is the network.
 
 import { element, milliseconds } from "./text.js";
 
@@ -24,9 +24,9 @@ function parsed(header) {
 }
 
 function slice(stage, ms) {
-  const made = element("i", stage);
-  made.style.flexGrow = ms;
-  return made;
+  const part = element("i", stage);
+  part.style.flexGrow = ms;
+  return part;
 }
 
 function entry(stage, name, ms) {

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import structlog
 
 from app import loading
+from app.api.service import Service
 from app.classifier import Classifier, Served
 from app.engine.base import Facts
 from app.errors import Internal, ModelError, NotReady
@@ -60,9 +61,9 @@ class HttpProcess(child.Child):
         # The limit on bytes in memory is one for all processes, but one body must always fit.
         share = max(settings.max_inflight_bytes // settings.workers, settings.max_body_bytes)
         settings = settings.model_copy(update={"max_inflight_bytes": min(settings.max_inflight_bytes, share)})
-        self._app = create_app(settings, self._lifecycle, self._start)
-        self._app.state.exposition = self._exposition
-        self._classifier: Classifier = self._app.state.classifier
+        self._app = create_app(settings, self._lifecycle, self._start, self._exposition)
+        self._service: Service = self._app.state.service
+        self._classifier = self._service.classifier
         self._server = QuietServer(config(self._app, settings), self._lifecycle, delay_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: asyncio.Future[bytes] | None = None
@@ -88,7 +89,7 @@ class HttpProcess(child.Child):
                     self._engine_answers = True  # a new engine, or we are new to it
                 threading.Thread(target=self._connect, args=(sock,), name="topk-engine", daemon=True).start()
             case "samples":
-                snapshot = metrics.snapshot(self._app.state.metrics.registry)
+                snapshot = metrics.snapshot(self._service.metrics.registry)
                 self.tell({"do": "samples", "samples": snapshot})
             case "metrics":
                 assert self._loop

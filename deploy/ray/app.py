@@ -55,17 +55,16 @@ class Topk:
         self._replicas = serve.get_deployment_handle(context.deployment, context.app_name)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = create_app(self._settings)
-        app.state.exposition = self._exposition
+        app = create_app(self._settings, exposition=self._exposition)
         app.add_middleware(Proxied)
         return app
 
     async def check_health(self) -> None:
         """Raises what is wrong, if anything is: ``serve status`` shows it, and another replica takes its place."""
-        state = self.app.state
-        if state.lifecycle.failure:
-            raise state.lifecycle.failure
-        if not state.classifier.ready:
+        service = self.app.state.service
+        if service.lifecycle.failure:
+            raise service.lifecycle.failure
+        if not service.classifier.ready:
             raise NotReady("the model is not loaded")
 
     async def metrics(self) -> Snapshot:
@@ -77,7 +76,7 @@ class Topk:
                 help,
                 [[sample, labels | {"replica": self._name}, value] for sample, labels, value in samples],
             ]
-            for family, kind, help, samples in snapshot(self.app.state.metrics.registry)
+            for family, kind, help, samples in snapshot(self.app.state.service.metrics.registry)
         ]
 
     async def _exposition(self) -> bytes:

@@ -51,11 +51,11 @@ class InProcess:
         self.app = app
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.engine: HeldEngine = app.state.classifier.engine
+        self.engine: HeldEngine = app.state.service.classifier.engine
 
     def outcome(self, name: str) -> float:
         """Images that ended in this outcome so far."""
-        return self.app.state.metrics.registry.get_sample_value("topk_images_total", {"outcome": name}) or 0.0
+        return self.app.state.service.metrics.registry.get_sample_value("topk_images_total", {"outcome": name}) or 0.0
 
     @contextmanager
     def held(self) -> Iterator[HeldEngine]:

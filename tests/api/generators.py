@@ -44,10 +44,19 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         case.headers["X-Request-Timeout-Ms"] = "60000"
     if not case.meta or case.meta.generation.mode.is_negative:
         return
-    if "confidence" in case.query:
-        case.query["taxonomy"] = "true"
+    _combine(case)
     if case.path.endswith("/infer"):
         _agree(case)
+
+
+def _combine(case: Any) -> None:
+    """Options are given once, in the query or in the body; ``confidence`` needs ``taxonomy``."""
+    options = case.body if isinstance(case.body, dict) else {}
+    for name in options:
+        case.query.pop(name, None)
+    if case.query.get("confidence") is not None or options.get("confidence") is not None:
+        case.query["taxonomy"] = "true"
+        options.pop("taxonomy", None)
 
 
 def _agree(case: Any) -> None:

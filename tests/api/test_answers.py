@@ -37,7 +37,7 @@ ALL = [
 
 
 def test_an_answer_is_no_larger_than_foreseen(app_server: InProcess) -> None:
-    classifier = app_server.app.state.classifier
+    classifier = app_server.app.state.service.classifier
     whole = Want(k=1000, logits=True, probabilities=True)
     for answer, want in (
         (infer(app_server, ALL), whole),
@@ -52,18 +52,18 @@ def test_an_answer_is_no_larger_than_foreseen(app_server: InProcess) -> None:
 def test_all_outputs_of_as_many_images_as_there_may_be_fit(app_server: InProcess) -> None:
     whole = Want(k=1000, logits=True, probabilities=True)
     for most in (1, 32, 1000):
-        assert check_size(app_server.app.state.classifier, whole, most, most) > 100_000 * most
+        assert check_size(app_server.app.state.service.classifier, whole, most, most) > 100_000 * most
 
 
 def test_an_answer_that_would_be_larger_is_refused_with_what_to_do(app_server: InProcess) -> None:
-    with pytest.raises(PayloadTooLarge, match="ask for fewer images, classes or outputs"):
-        check_size(app_server.app.state.classifier, Want(k=10**9, features=True), 150, 32)
+    with pytest.raises(PayloadTooLarge, match="request fewer images, classes or outputs"):
+        check_size(app_server.app.state.service.classifier, Want(k=10**9, features=True), 150, 32)
 
 
 @pytest.mark.parametrize(("size", "beside"), [(1000, False), (10**6, True)])
 def test_a_large_answer_is_built_beside_the_event_loop(size: int, beside: bool) -> None:
     scope: dict[str, Any] = {"type": "http"}
-    Exchange("id", answer_bytes=size).attach(scope)
+    Exchange("id", response_bytes=size).attach(scope)
 
     async def thread() -> threading.Thread:
         return await build(Request(scope), threading.current_thread)

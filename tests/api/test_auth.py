@@ -33,7 +33,7 @@ def test_without_keys_nobody_is_asked() -> None:
 def test_a_file_without_keys_opens_nothing(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# none yet\n")
-    with pytest.raises(ModelError, match="holds no API key"):
+    with pytest.raises(ModelError, match="contains no API key"):
         keys(api_keys_file=file)
 
 
@@ -111,7 +111,7 @@ def test_keys_are_never_logged(tmp_path: Path) -> None:
     answer = None
     while answer != 200:
         answer = httpx2.get(f"{server.url}/v1/info", headers={"X-API-Key": "secret-of-another-file"}).status_code
-    server.wait_for("API keys read again")
+    server.wait_for("API keys reloaded")
     assert server.stop() == 0
     assert len(server.log) > 12
     assert "secret" not in str(server.log)

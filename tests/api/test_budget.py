@@ -178,7 +178,7 @@ def keyed() -> Iterator[InProcess]:
 @pytest.mark.parametrize("key", ["alice", "mallory"], ids=["another caller", "the same caller"])
 def test_uploads_that_fill_the_memory_and_stall_make_room(keyed: InProcess, wait_until: Wait, key: str) -> None:
     """No wait of fixed length: it is asked again until the stalled ones are old enough to tell."""
-    uploads = keyed.app.state.uploads
+    uploads = keyed.app.state.service.uploads
     wires = [Wire(keyed.port) for _ in range(3)]
     try:
         for wire in wires:
@@ -204,7 +204,7 @@ def test_uploads_that_fill_the_memory_and_stall_make_room(keyed: InProcess, wait
 
 
 def test_who_has_no_key_makes_nobody_lose_an_upload(keyed: InProcess, wait_until: Wait) -> None:
-    uploads = keyed.app.state.uploads
+    uploads = keyed.app.state.service.uploads
     wires = [Wire(keyed.port) for _ in range(3)]
     for wire in wires:
         wire.head("/v1/predict", f"Content-Length: {MIB}", "Content-Type: image/jpeg", "X-API-Key: mallory")

@@ -83,7 +83,7 @@ def test_others_are_read_over_several_turns(app_server: InProcess, size: int) ->
 
 def test_small_segments_of_a_body_of_known_length_are_read(app_server: InProcess, wait_until: Wait) -> None:
     """As a slow device sends them: byte by byte, two thousand times, each waited for."""
-    uploads = app_server.app.state.uploads
+    uploads = app_server.app.state.service.uploads
     with Wire(app_server.port) as wire:
         wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
@@ -146,7 +146,7 @@ def test_attackers_in_tiny_chunks_hold_up_nobody(app_server: InProcess) -> None:
 def test_a_client_that_leaves_amid_its_chunks_is_let_go(
     app_server: InProcess, wait_until: Wait, caplog: pytest.LogCaptureFixture
 ) -> None:
-    uploads = app_server.app.state.uploads
+    uploads = app_server.app.state.service.uploads
     for _ in range(5):
         with Wire(app_server.port) as wire:
             wire.head("/v1/predict", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")

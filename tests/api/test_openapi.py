@@ -110,7 +110,7 @@ def test_every_example_works(keyed_server: Server, document: dict[str, Any]) -> 
             for kind, content in operation.get("requestBody", {"content": {None: {}}})["content"].items():
                 sent: dict[str, Any] = {}
                 if kind == "multipart/form-data":
-                    [field] = content["schema"]["properties"]
+                    [field] = content["schema"]["required"]
                     sent = {"files": {field: photo}}
                 elif "example" in content:
                     sent = {"json": content["example"]}
@@ -136,9 +136,12 @@ def test_without_keys_none_is_described(embedded_server: Server) -> None:
 
 
 def test_the_model_is_described(document: dict[str, Any]) -> None:
-    assert document["components"]["schemas"]["TopK"]["maximum"] == 1000
+    described = document["components"]["schemas"]["TopK"]
+    assert (described["type"], described["minimum"], described["maximum"]) == ("integer", 1, 1000)
     [top_k] = [p for p in document["paths"]["/v1/predict"]["post"]["parameters"] if p["name"] == "top_k"]
-    assert (top_k["schema"]["maximum"], top_k["schema"]["type"]) == (1000, "integer")
+    assert top_k["schema"]["$ref"] == "#/components/schemas/TopK"
+    body = document["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
+    assert body["multipart/form-data"]["schema"]["properties"]["top_k"]["$ref"] == "#/components/schemas/TopK"
 
 
 def test_a_path_of_several_protocols_tells_all_its_methods(keyed_server: Server) -> None:
@@ -177,7 +180,7 @@ def test_what_is_rendered_before_the_model_is_known_is_not_kept() -> None:
     client = TestClient(app)  # without a lifespan: nothing is loaded
     before = client.get("/openapi.json").json()
     assert "maximum" not in before["components"]["schemas"]["TopK"]
-    classifier = app.state.classifier
+    classifier = app.state.service.classifier
     classifier.model, classifier.ready = SimpleNamespace(name="mine", labels=("a", "b")), True
     after = client.get("/openapi.json").json()
     assert after["components"]["schemas"]["TopK"]["maximum"] == 2

@@ -41,14 +41,14 @@ def refused(answer: httpx2.Response, status: int = 400) -> str:
 def test_a_header_that_is_no_length_is_refused(app_server: InProcess, length: str) -> None:
     url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
     headers = [(b"Inference-Header-Content-Length", length.encode("latin-1"))]
-    assert "must be the bytes of JSON" in refused(httpx2.post(url, content=PHOTO, headers=headers))
+    assert "must be the length of the JSON" in refused(httpx2.post(url, content=PHOTO, headers=headers))
 
 
 def test_bytes_that_say_so_are_an_image(app_server: InProcess) -> None:
     url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
     answer = httpx2.post(url, content=PHOTO, headers={"Content-Type": "application/octet-stream"})
     assert answer.json()["outputs"][0]["shape"] == [1, 1000]
-    assert "no JSON" in refused(httpx2.post(url, content=PHOTO))
+    assert "not JSON" in refused(httpx2.post(url, content=PHOTO))
 
 
 def test_a_count_may_be_written_as_a_number_of_any_kind(app_server: InProcess) -> None:
@@ -70,30 +70,30 @@ def test_data_in_the_json_and_behind_it_is_told_so(app_server: InProcess, tail: 
 
 def test_an_output_without_a_name_is_told_so(app_server: InProcess) -> None:
     answer = infer(app_server, {**asked(data=[BASE64]), "outputs": [{}]})
-    assert refused(answer) == "an output must have a name: scores or logits"
+    assert refused(answer) == "an output must have a name, scores or logits"
 
 
 @pytest.mark.parametrize("value", [None, True, "1.5"])
 def test_what_is_no_number_is_not_taken_for_one(app_server: InProcess, value: Any) -> None:
     data = [0.5] * (3 * 224 * 224 - 1) + [value]
-    said = refused(infer(app_server, asked("FP32", data=data, shape=[1, 3, 224, 224])))
-    assert said == "data must be 150528 numbers; null, true and strings are none"
+    detail = refused(infer(app_server, asked("FP32", data=data, shape=[1, 3, 224, 224])))
+    assert detail == "data must be numbers; null, booleans and strings are not numbers"
 
 
 @pytest.mark.parametrize(
-    ("tail", "said"),
+    ("tail", "detail"),
     [
-        (ELEMENT[:-1], "longer than what is left"),
-        (ELEMENT + b"\0\0\0", "ends within a length"),
-        (ELEMENT + ELEMENT, "wants 1 images, not 2"),
-        (struct.pack("<I", 2**32 - 1), "longer than what is left"),
+        (ELEMENT[:-1], "is truncated within an element of"),
+        (ELEMENT + b"\0\0\0", "truncated within a length"),
+        (ELEMENT + ELEMENT, "requires 1 images, got 2"),
+        (struct.pack("<I", 2**32 - 1), "is truncated within an element of"),
         (struct.pack("<I", 0), "image[0]: the image is empty"),
-        (struct.pack("<I", 0) * 10_000, "images; at most 32"),
+        (struct.pack("<I", 0) * 10_000, "images; a request may have at most 32"),
     ],
 )
-def test_elements_must_be_whole(app_server: InProcess, tail: bytes, said: str) -> None:
+def test_elements_must_be_whole(app_server: InProcess, tail: bytes, detail: str) -> None:
     answer = infer(app_server, asked(size=len(tail)), tail)
-    assert said in refused(answer, 413 if "at most" in said else 400)
+    assert detail in refused(answer, 413 if "at most" in detail else 400)
 
 
 @pytest.mark.parametrize("length", [0, 5, len(json.dumps(asked(size=len(ELEMENT)))) - 1])
@@ -225,13 +225,15 @@ HUGE = 2**63
     ids=["many and huge", "three hundred", "huge", "2**31", "nine", "many", "a float", "beyond 64 bits", "nested"],
 )
 def test_a_shape_is_judged_before_it_is_multiplied_or_shown(app_server: InProcess, datatype: str, shape: Any) -> None:
-    said = refused(infer(app_server, asked(datatype, shape, data=[BASE64])))
-    assert "shape must be" in said
-    assert len(said) < 100
+    detail = refused(infer(app_server, asked(datatype, shape, data=[BASE64])))
+    assert "shape must be" in detail
+    assert len(detail) < 100
 
 
 def test_a_shape_of_the_largest_numbers_is_shown(app_server: InProcess) -> None:
-    assert "images; at most 32" in refused(infer(app_server, asked(shape=[2**31 - 1] * 8, data=[BASE64])), 413)
+    assert "images; a request may have at most 32" in refused(
+        infer(app_server, asked(shape=[2**31 - 1] * 8, data=[BASE64])), 413
+    )
     assert refused(infer(app_server, asked("FP32", [1] + [2**31 - 1] * 7, data=[1]))).count(str(2**31 - 1)) == 7
 
 
@@ -264,22 +266,22 @@ def test_an_error_does_not_show_all_that_was_sent(app_server: InProcess, changes
 
 
 @pytest.mark.parametrize(
-    ("outputs", "said"),
+    ("outputs", "detail"),
     [
-        ([{"name": "scores"}] * 6000, "outputs must be at most 4, not 6000"),
-        ([{"name": "scores"}, {"name": "logits"}] * 3, "outputs must be at most 4, not 6"),
-        ([{"name": "scores"}] * 2, "outputs must differ"),
-        ([{"name": "scores", "parameters": {"binary_data": binary}} for binary in (True, False)], "must differ"),
-        ([{"name": "logits", "parameters": {"classification": k}} for k in (1, 2)], "must differ"),
-        ([{"name": "x" * 10**6}], "no output of str: there are scores and logits"),
-        ([{"name": {"a": [HUGE] * 1000}}], "no output of dict"),
-        ([{"name": "scores", "parameters": {"classification": HUGE}}], "must be a whole number, 1 to 2147483647"),
-        ([{"name": "scores", "parameters": {"classification": 1e300}}], "must be a whole number, 1 to 2147483647"),
+        ([{"name": "scores"}] * 6000, "outputs must have at most 4 elements, got 6000"),
+        ([{"name": "scores"}, {"name": "logits"}] * 3, "outputs must have at most 4 elements, got 6"),
+        ([{"name": "scores"}] * 2, "outputs has duplicates"),
+        ([{"name": "scores", "parameters": {"binary_data": binary}} for binary in (True, False)], "has duplicates"),
+        ([{"name": "logits", "parameters": {"classification": k}} for k in (1, 2)], "has duplicates"),
+        ([{"name": "x" * 10**6}], "the name of an output must be scores or logits, got 'xxx"),
+        ([{"name": {"a": [HUGE] * 1000}}], "scores or logits, got an object"),
+        ([{"name": "scores", "parameters": {"classification": HUGE}}], "a whole number between 1 and 2147483647"),
+        ([{"name": "scores", "parameters": {"classification": 1e300}}], "a whole number between 1 and 2147483647"),
     ],
 )
-def test_outputs_are_few_and_different(app_server: InProcess, outputs: list[Any], said: str) -> None:
+def test_outputs_are_few_and_different(app_server: InProcess, outputs: list[Any], detail: str) -> None:
     answer = infer(app_server, {**asked(data=[BASE64]), "outputs": outputs})
-    assert said in refused(answer)
+    assert detail in refused(answer)
     assert len(answer.content) < 200
 
 
@@ -304,8 +306,8 @@ def test_more_numbers_than_json_is_for_are_refused_unread(app_server: InProcess)
     """About a million, which are seven images; as binary data as many as a request may have are taken."""
     document = json.dumps(asked("FP32", [7, 3, 224, 224], data=[0])).replace("[0]", "[" + "0," * 1_200_000 + "0]")
     url = f"{app_server.url}/v2/models/efficientnet_lite0/infer"
-    said = refused(httpx2.post(url, content=document.encode()))
-    assert "send fewer images, or tensors as binary data" in said
+    detail = refused(httpx2.post(url, content=document.encode()))
+    assert "send fewer images, or tensors as binary data" in detail
     rows = np.zeros((7, 3, 224, 224), "<f4")
     assert infer(app_server, asked("FP32", list(rows.shape), rows.nbytes), rows.tobytes()).status_code == 200
 
@@ -314,7 +316,7 @@ def test_values_are_nested_no_deeper_than_shapes_are(app_server: InProcess) -> N
     data: Any = [BASE64]
     for _ in range(8):
         data = [data]
-    assert "nested at most 8 deep" in refused(infer(app_server, asked(data=data)))
+    assert "nested at most 8 levels deep" in refused(infer(app_server, asked(data=data)))
     assert infer(app_server, asked(data=data[0])).status_code == 200
 
 
@@ -323,4 +325,4 @@ def test_values_are_nested_no_deeper_than_shapes_are(app_server: InProcess) -> N
 def test_a_wrong_value_is_found_wherever_it_is(app_server: InProcess, wrong: Any, place: int) -> None:
     data: list[Any] = [0.5] * (3 * 224 * 224)
     data[place] = wrong
-    assert "data must be 150528 numbers" in refused(infer(app_server, asked("FP32", [1, 3, 224, 224], data=data)))
+    assert "data must be numbers" in refused(infer(app_server, asked("FP32", [1, 3, 224, 224], data=data)))

@@ -4,7 +4,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from app.api.routes import _of_length_one
+from app.api.routes import unit_length
 from tests.api.conftest import InProcess
 from tests.conftest import CAT
 
@@ -75,7 +75,7 @@ def test_a_misspelt_parameter_is_named(app_server: InProcess, name: str) -> None
     for path in ("/v1/predict", "/v1/predict/batch"):
         answer = post(app_server, f"{path}?{name}=1", content=PHOTO)
         assert code(answer) == (400, "invalid_parameter")
-        assert answer.json()["detail"].startswith(f"{name}: there is no such parameter; ")
+        assert answer.json()["detail"].startswith(f"unknown parameter {name}; use ")
     assert post(app_server, f"/v1/embed?{name}=1", content=PHOTO).status_code == 200  # it has none of these
     assert code(post(app_server, "/v1/embed?Normalise=1&NORMALIZE=1", content=PHOTO)) == (400, "invalid_parameter")
     assert post(app_server, "/v1/predict?trace=1&top_k=2", content=PHOTO).status_code == 200
@@ -209,7 +209,7 @@ def test_normalize_is_true_or_false(app_server: InProcess, query: str) -> None:
 @pytest.mark.parametrize("scale", [0, 1e-30, 1, 1e30])
 def test_features_of_any_size_can_be_normalised(scale: float) -> None:
     features = (np.array([3, 0, -4]) * scale).astype(np.float32)
-    found = _of_length_one(features)
+    found = unit_length(features)
     assert found.dtype == np.float32
     assert found == pytest.approx(np.array([0.6, 0, -0.8]) if scale else np.zeros(3), abs=1e-6)
 
@@ -257,7 +257,7 @@ def test_an_image_in_the_place_of_json_is_told_so(app_server: InProcess) -> None
     ):
         answer = post(app_server, path, content=PHOTO, headers=json)
         assert answer.status_code == 400
-        assert "the body is no JSON: an image " in answer.text
+        assert "the body is binary, not JSON; send " in answer.text
         assert advice in answer.text
 
 

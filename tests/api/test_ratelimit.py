@@ -42,7 +42,7 @@ def test_a_batch_that_is_refused_costs_one_image() -> None:
     with served(rate_limit="4/hour") as server, httpx2.Client(base_url=server.url) as client:
         too_many = client.post("/v1/predict/batch", files=files(5))
         assert (too_many.status_code, "retry-after" in too_many.headers) == (429, False)
-        assert too_many.json()["detail"].startswith("5 images in one request are more than the rate limit, 4/hour")
+        assert too_many.json()["detail"].startswith("the request has 5 images, more than the rate limit of 4/hour")
         assert client.post("/v1/predict/batch", files=files(2)).status_code == 200
         later = client.post("/v1/predict/batch", files=files(3))
         assert (later.status_code, 3500 < int(later.headers["retry-after"]) <= 3600) == (429, True)
@@ -52,7 +52,7 @@ def test_a_batch_that_is_refused_costs_one_image() -> None:
 def test_batches_above_the_limit_are_read_only_as_often_as_uploads() -> None:
     with served(rate_limit="3/hour") as server, httpx2.Client(base_url=server.url) as client:
         refused = [client.post("/v1/predict/batch", files=files(4)).json()["detail"] for _ in range(5)]
-        assert [detail.startswith("4 images in one request") for detail in refused] == [True] * 3 + [False] * 2
+        assert [detail.startswith("the request has 4 images") for detail in refused] == [True] * 3 + [False] * 2
         assert client.post("/v1/predict", content=PHOTO).status_code == 429
 
 

@@ -64,13 +64,13 @@ def test_so_does_one_that_is_refused_for_overload(app_server: InProcess) -> None
 
 def test_overload_is_refused_before_anything_is_decoded(app_server: InProcess) -> None:
     with busy(app_server):
-        decoded = app_server.app.state.metrics.registry.get_sample_value("topk_decode_seconds_count")
+        decoded = app_server.app.state.service.metrics.registry.get_sample_value("topk_decode_seconds_count")
         shed = app_server.outcome("shed")
         answer = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO, headers={"X-Request-Timeout-Ms": "1"})
         assert answer.status_code == 503
         assert answer.json()["retry_after_ms"] >= 1
         assert app_server.outcome("shed") == shed + 1
-        assert app_server.app.state.metrics.registry.get_sample_value("topk_decode_seconds_count") == decoded
+        assert app_server.app.state.service.metrics.registry.get_sample_value("topk_decode_seconds_count") == decoded
 
 
 def test_what_a_missing_route_is_sent_is_answered_too(app_server: InProcess) -> None:
@@ -121,7 +121,7 @@ def test_a_part_of_a_batch_is_bounded_like_an_image_and_fails_alone(small_limits
     kind, body = multipart(("file", "a.jpg", b"x" * 1_300_000), ("file", "b.jpg", PHOTO))
     url, headers = f"{small_limits.url}/v1/predict/batch", {"X-API-Key": "first-key"}
     large, cat = httpx2.post(url, content=body, headers=headers | {"Content-Type": kind}).json()["results"]
-    detail = "an image of more than 1000000 bytes"
+    detail = "the image is larger than 1000000 bytes"
     assert large == {"filename": "a.jpg", "error": {"code": "payload_too_large", "detail": detail}}
     assert cat["predictions"][0]["label"] == "Egyptian cat"
     images = [base64.b64encode(content).decode() for content in (PHOTO, b"x" * 1_000_001)]
@@ -226,19 +226,19 @@ def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "detail"),
     [
-        ("a=" + "b" * 8191, "the query has 8193 bytes; at most 8192"),
-        ("&".join(f"a{number}=1" for number in range(101)), "the query has 101 parameters; at most 100"),
+        ("a=" + "b" * 8191, "the query has 8193 bytes; the limit is 8192"),
+        ("&".join(f"a{number}=1" for number in range(101)), "the query has 101 parameters; the limit is 100"),
         ("a&" * 30_000, "the query has 60000 bytes"),
         ("%61" * 20_000, "the query has 60000 bytes"),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/nothing", "/livez", "/web/app.js"])
-def test_a_long_query_is_refused_wherever_it_is_sent(app_server: InProcess, path: str, query: str, said: str) -> None:
+def test_a_long_query_is_refused_wherever_it_is_sent(app_server: InProcess, path: str, query: str, detail: str) -> None:
     answer = httpx2.get(f"{app_server.url}{path}?{query}")
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
-    assert said in answer.json()["detail"]
+    assert detail in answer.json()["detail"]
     assert answer.headers["x-request-id"]
 
 

@@ -108,7 +108,7 @@ def test_a_defect_is_a_500_that_shows_nothing_and_that_a_page_elsewhere_can_read
     def broken(*_: object) -> None:
         raise RuntimeError("secret internals")
 
-    monkeypatch.setattr(small_limits.app.state.classifier, "predictions", broken)
+    monkeypatch.setattr(small_limits.app.state.service.classifier, "predictions", broken)
     headers = {"Origin": "https://page.example", "X-API-Key": "first-key"}
     answer = httpx2.post(f"{small_limits.url}/v1/predict", content=PHOTO, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
@@ -120,7 +120,7 @@ def test_a_defect_is_a_500_that_shows_nothing_and_that_a_page_elsewhere_can_read
 def test_metrics_count_requests_by_route_and_status(app_server: InProcess) -> None:
     def count(route: str, status: str) -> float:
         labels = {"route": route, "status": status, "protocol": "topk"}
-        return app_server.app.state.metrics.registry.get_sample_value("topk_requests_total", labels) or 0
+        return app_server.app.state.service.metrics.registry.get_sample_value("topk_requests_total", labels) or 0
 
     before = count("/v1/predict", "200"), count("/v1/predict", "415"), count("unmatched", "404")
     httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO)

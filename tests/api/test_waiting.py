@@ -21,7 +21,7 @@ def predict(server: InProcess, **headers: str) -> httpx2.Response:
 def hold_all_streams(pool: ThreadPoolExecutor, server: InProcess, engine: object) -> list[object]:
     """One request on each stream, and the device holding them."""
     holders = []
-    for _ in range(server.app.state.classifier.engine.streams):
+    for _ in range(server.app.state.service.classifier.engine.streams):
         holders.append(pool.submit(predict, server))
         assert engine.entered.acquire(timeout=30)  # type: ignore[attr-defined]
     return holders
@@ -34,7 +34,7 @@ def test_a_client_that_leaves_while_queued_never_reaches_the_device(app_server: 
         with Wire(app_server.port) as wire:
             wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
             wire.send(PHOTO)
-            wait_until(lambda: len(app_server.app.state.classifier.served.queue) == 1)
+            wait_until(lambda: len(app_server.app.state.service.classifier.served.queue) == 1)
         wait_until(lambda: app_server.outcome("abandoned") == abandoned + 1)
         engine.gate.set()
         assert [holder.result().status_code for holder in holders] == [200] * len(holders)
@@ -43,7 +43,7 @@ def test_a_client_that_leaves_while_queued_never_reaches_the_device(app_server: 
 
 
 def test_a_client_that_leaves_while_uploading_is_let_go(app_server: InProcess, wait_until: Wait) -> None:
-    uploads = app_server.app.state.uploads
+    uploads = app_server.app.state.service.uploads
     with Wire(app_server.port) as wire:
         wire.head("/v1/predict", "Content-Length: 5000", "Content-Type: image/jpeg")
         wire.send(PHOTO[:4000])

@@ -64,8 +64,8 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
 def test_tabs_turn_by_arrow_keys(page: Page) -> None:
     page.focus("#tab-curl")
     page.keyboard.press("ArrowLeft")
-    expect(page.get_by_role("tab", name="Answer")).to_be_focused()
-    expect(page.get_by_role("tab", name="Answer")).to_have_attribute("aria-selected", "true")
+    expect(page.get_by_role("tab", name="Response")).to_be_focused()
+    expect(page.get_by_role("tab", name="Response")).to_have_attribute("aria-selected", "true")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tabpanel", name="JavaScript")).to_contain_text("await fetch(")

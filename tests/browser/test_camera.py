@@ -151,7 +151,7 @@ def test_without_a_secure_context_the_reason_is_said(blank: Page, embedded_serve
     blank.goto(f"http://{INSECURE}:{embedded_server.port}/")
     blank.click("#camera")
     expect(blank.locator("#problem-title")).to_have_text("The camera cannot be used")
-    expect(blank.locator("#problem-detail")).to_have_text("Browsers allow it on https and on localhost only.")
+    expect(blank.locator("#problem-detail")).to_have_text("Browsers allow cameras on https and on localhost only.")
     expect(blank.locator("#camera")).to_be_visible()
 
 
@@ -160,7 +160,7 @@ def test_a_camera_that_may_not_be_used_is_said_to_be_one(launch: Launch, embedde
         page = opened(new_page(browser), embedded_server.url)
         page.click("#camera")
         expect(page.locator("#problem-title")).to_have_text("The camera cannot be used")
-        expect(page.locator("#problem-detail")).to_have_text("The browser was not allowed to use it.")
+        expect(page.locator("#problem-detail")).to_have_text("Access was not allowed in the browser.")
         expect(page.locator("#camera")).to_be_visible()
         page.set_input_files("#file", CAT)
         expect_cat(page)
@@ -170,7 +170,7 @@ def test_where_there_is_none_the_reason_is_said(launch: Launch, embedded_server:
     with launch(cameras=0) as browser:
         page = opened(new_page(browser), embedded_server.url)
         page.click("#camera")
-        expect(page.locator("#problem-detail")).to_have_text("There is none.")
+        expect(page.locator("#problem-detail")).to_have_text("No camera was found.")
 
 
 def test_the_other_camera_takes_over(launch: Launch, embedded_server: Server) -> None:

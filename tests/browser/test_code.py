@@ -46,7 +46,7 @@ def _run(command: list[str], folder: Path) -> str:
 def test_the_command_is_the_request(asked: Page, photograph: Path) -> None:
     answer = json.loads(_run(["bash", "-c", _shown(asked, "curl")], photograph.parent))
     assert CATS.match(answer["predictions"][0]["label"])
-    assert json.loads(_shown(asked, "Answer").removeprefix("HTTP 200\n")) == answer
+    assert json.loads(_shown(asked, "Response").removeprefix("HTTP 200\n")) == answer
 
 
 def test_the_python_is_the_request(asked: Page, photograph: Path) -> None:

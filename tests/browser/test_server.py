@@ -30,7 +30,7 @@ def test_a_full_server_is_told_and_asked_again(blank: Page, walled_server: Serve
     with _full(walled_server):
         page.set_input_files("#file", CAT)
         expect(page.locator("#problem-title")).to_have_text("The server is busy")
-        expect(page.locator("#problem-detail")).to_have_text(re.compile(r"Trying again in \d+ s\.$"))
+        expect(page.locator("#problem-detail")).to_have_text(re.compile(r"Retrying in \d+ s\.$"))
         expect(page.locator("#problem-code")).to_have_text("503 overloaded")
         keep(page, "overloaded")
     expect_cat(page)
@@ -43,9 +43,9 @@ def test_a_server_that_is_gone_is_waited_for(blank: Page) -> None:
     page = opened(blank, address)
     assert server.stop() == 0
     page.set_input_files("#file", CAT)
-    expect(page.locator("#served")).to_have_attribute("data-state", "away")
+    expect(page.locator("#served")).to_have_attribute("data-state", "unreachable")
     expect(page.locator("#problem-title")).to_have_text("No answer")
-    expect(page.locator("#problem-detail")).to_contain_text("It is sent again as soon as the server is ready.")
+    expect(page.locator("#problem-detail")).to_contain_text("The photo is sent again when the server is ready.")
     keep(page, "gone")
     back = Server("--model", "efficientnet_lite0", "--port", str(port))
     try:
@@ -91,10 +91,10 @@ def test_a_request_that_is_always_lost_is_given_up(page: Page) -> None:
 
 def test_a_key_is_asked_for_until_it_is_right(blank: Page, walled_server: Server) -> None:
     blank.goto(f"{walled_server.url}/")
-    expect(blank.locator("#key-hint")).to_have_text("It is kept until this tab is closed.")
+    expect(blank.locator("#key-hint")).to_have_text("The key is stored until you close this tab.")
     blank.get_by_label("API key").fill("wrong")
     blank.keyboard.press("Enter")
-    expect(blank.locator("#key-hint")).to_have_text("The API key is not known.")
+    expect(blank.locator("#key-hint")).to_have_text("The API key is not valid.")
     expect(blank.locator("#key")).to_be_focused()
     keep(blank, "key")
     blank.get_by_label("API key").fill(KEY)

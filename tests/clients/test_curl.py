@@ -42,7 +42,7 @@ def test_torchserve_says_what_is_wrong(embedded_server: Server) -> None:
 def test_tensorflow_serving(embedded_server: Server, counts: Any) -> None:
     """Its documented requests, which name no content type: curl says that they are forms."""
     predict = f"{embedded_server.url}/v1/models/{MODEL}:predict"
-    with counts(embedded_server, "v1", 5):
+    with counts(embedded_server, "kserve-v1", 5):
         status = curl(f"{embedded_server.url}/v1/models/{MODEL}")
         body = json.dumps({"signature_name": "serving_default", "instances": [{"b64": BASE64}, {"b64": BASE64}]})
         rows = curl("-d", "@-", "-X", "POST", predict, content=body)

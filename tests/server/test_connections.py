@@ -98,7 +98,7 @@ def test_one_that_leaves_is_found_to_have_left(server: InProcess) -> None:
         for wire in wires:
             wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
             wire.send(PHOTO)
-        wait_until(lambda: engine.images + len(server.app.state.classifier.served.queue) == 4)
+        wait_until(lambda: engine.images + len(server.app.state.service.classifier.served.queue) == 4)
         for wire in wires:
             wire.socket.close()
         wait_until(lambda: server.outcome("abandoned") == abandoned + 4)
@@ -239,7 +239,7 @@ def in_mid_body(stack: contextlib.ExitStack, server: InProcess, count: int, sent
         wire = stack.enter_context(Wire(server.port))
         wire.send(BODY + bytes(sent))
         wires.append(wire)
-    wait_until(lambda: server.app.state.uploads.inflight >= sent * count)
+    wait_until(lambda: server.app.state.service.uploads.inflight >= sent * count)
     return wires
 
 
@@ -275,7 +275,7 @@ def test_nor_is_what_is_computed(few: InProcess) -> None:
         waiting = [stack.enter_context(Wire(few.port)) for _ in range(MOST + 1)]
         for wire in waiting:
             wire.send(request)
-        wait_until(lambda: engine.images + len(few.app.state.classifier.served.queue) == MOST + 1)
+        wait_until(lambda: engine.images + len(few.app.state.service.classifier.served.queue) == MOST + 1)
         with Wire(few.port) as newcomer:  # beyond the limit, and beyond what is kept beyond it
             assert newcomer.status() == 503
             newcomer.read_all()
@@ -289,7 +289,7 @@ def test_a_health_check_is_served_while_all_connections_compute(few: InProcess) 
         waiting = [stack.enter_context(Wire(few.port)) for _ in range(MOST)]
         for wire in waiting:
             wire.send(request)
-        wait_until(lambda: engine.images + len(few.app.state.classifier.served.queue) == MOST)
+        wait_until(lambda: engine.images + len(few.app.state.service.classifier.served.queue) == MOST)
         for _ in range(3):
             is_served(few)
         engine.gate.set()

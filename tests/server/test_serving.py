@@ -211,7 +211,7 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
         (["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
         ([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is too large; the maximum is 65535"),
-        ([*MODEL, "--api-keys-file", "nowhere"], "API keys cannot be read"),
+        ([*MODEL, "--api-keys-file", "nowhere"], "cannot read the API keys"),
     ],
 )
 def test_what_cannot_be_served_is_said_plainly_with_exit_code_1(options: list[str], words: str) -> None:

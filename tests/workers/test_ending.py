@@ -65,7 +65,7 @@ def test_ctrl_c_while_loading_ends_at_once(start: Start) -> None:
     ("options", "words"),
     [
         (["--model", "nonesuch"], "no model 'nonesuch'"),
-        (["--api-keys-file", "nowhere"], "API keys cannot be read"),
+        (["--api-keys-file", "nowhere"], "cannot read the API keys"),
         (["--workers", "-1"], "--workers: '-1' is too small; the minimum is 0"),
     ],
 )

@@ -1,33 +1,40 @@
-"""What other servers' clients speak: a module a protocol, with its routes, its bodies, its answers and its errors."""
-
-from types import ModuleType
+"""The protocols of other servers, one module or package each: its routes, bodies, responses and errors."""
 
 from fastapi import FastAPI
 
 from app.api.protocols import huggingface, kserve, litserve, openinference, sagemaker, torchserve, vertex
+from app.api.protocols.protocol import Protocol
+from app.api.service import Protocols
 from app.settings import PROTOCOLS, Settings
 
-_MODULES: dict[str, ModuleType] = {
-    module.NAME: module for module in (openinference, kserve, torchserve, huggingface, vertex, sagemaker, litserve)
+_ALL = {
+    module.PROTOCOL.name: module.PROTOCOL
+    for module in (openinference, kserve, torchserve, huggingface, vertex, sagemaker, litserve)
 }
+"""Vertex AI's routes come before others that may have the same path: its environment names them explicitly."""
+
+
+def enabled(settings: Settings) -> Protocols:
+    """The protocols that the settings enable, as error responses and shared paths need them."""
+    documents = {}
+    if {kserve.NAME, sagemaker.NAME, vertex.NAME} & set(settings.protocols):  # their contracts include it
+        documents["instances"] = (kserve.NAME, kserve.instances)
+    if huggingface.NAME in settings.protocols:
+        documents["inputs"] = (huggingface.NAME, huggingface.inputs)
+    protocols = _selected(settings)
+    return Protocols(
+        error_bodies={protocol.name: protocol.error_body for protocol in _ALL.values() if protocol.error_body},
+        prefixes={protocol.prefix: protocol.name for protocol in protocols if protocol.prefix},
+        documents=documents,
+    )
 
 
 def include(app: FastAPI, settings: Settings) -> None:
-    """Add the routes of the protocols that the settings name.
+    """Add the routes of the enabled protocols."""
+    for protocol in _selected(settings):
+        app.include_router(protocol.routes(settings))
 
-    Vertex AI's come before those that it may share a path with: it is asked for by name.
-    """
-    assert set(_MODULES) == set(PROTOCOLS)
-    app.state.shapes = {name: module.problem for name, module in _MODULES.items() if hasattr(module, "problem")}
-    spoken = set(settings.protocols)
-    app.state.prefixes = {
-        module.PREFIX: name for name, module in _MODULES.items() if name in spoken and hasattr(module, "PREFIX")
-    }
-    app.state.documents = {}
-    if spoken & {kserve.NAME, sagemaker.NAME, vertex.NAME}:  # whose contracts have it
-        app.state.documents["instances"] = (kserve.NAME, kserve.instances)
-    if huggingface.NAME in spoken:
-        app.state.documents["inputs"] = (huggingface.NAME, huggingface.inputs)
-    for name, module in _MODULES.items():
-        if name in spoken:
-            app.include_router(module.routes(settings))
+
+def _selected(settings: Settings) -> list[Protocol]:
+    assert set(_ALL) == set(PROTOCOLS)
+    return [protocol for name, protocol in _ALL.items() if name in settings.protocols]

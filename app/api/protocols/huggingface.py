@@ -1,17 +1,26 @@
-"""Hugging Face's image classification, as its endpoints and ``InferenceClient`` have it (``@huggingface/tasks``)."""
+"""Hugging Face's image classification, as its endpoints and ``InferenceClient`` define it (``@huggingface/tasks``)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from app.api import schemas
-from app.api.classify import DEFAULT_K, as_json, gate
-from app.api.forms import Form, Upload
-from app.api.protocols.asked import MOST, SAID, Asked, One, answer_any, count, members, named, said
+from app.api.answers import as_json
+from app.api.excerpts import shown
+from app.api.forms import Contents, Form, Upload
+from app.api.gate import gate
+from app.api.inquiry import Inquiry
+from app.api.options import DEFAULT_K
+from app.api.protocols.inquiries import ImageInquiry, answer_any
+from app.api.protocols.members import MOST, members, whole_number
+from app.api.protocols.protocol import ErrorMessage, ModelName, Protocol, error_message, named
+from app.api.schemas.document import response
+from app.api.schemas.errors import NAMED, UPLOAD, errors
+from app.api.schemas.requests import CAT, Base64, image_body
 from app.api.uploads import Uploads
 from app.classifier import Classifier, Result
 from app.engine import Want
@@ -22,13 +31,25 @@ NAME = "huggingface"
 _FORM = Form(documents=True)
 _FUNCTIONS = ("softmax", "sigmoid", "none")
 
-problem = said
-Model = Annotated[str, Path(description="The served model's name.")]
+
+class LabelScore(BaseModel):
+    label: str
+    score: float
+
+
+class InputsParameters(BaseModel):
+    top_k: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
+
+
+class InputsRequest(BaseModel):
+    inputs: Base64
+    parameters: InputsParameters | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One image in JSON, with its parameters. ``k`` beyond the classes means all of them."""
+    """One image in JSON, with its parameters. A ``k`` larger than the number of classes means all of them."""
 
     images: list[Upload]
     k: int
@@ -43,18 +64,18 @@ class Inputs:
         return as_json(_entries(classifier, result, _scores(result, self.function)))
 
 
-def inputs(document: dict[str, Any], uploads: Uploads) -> Asked:
+def inputs(document: dict[str, object], uploads: Uploads) -> Inquiry:
     """``{"inputs": "<base64>", "parameters": {...}}``. Raises MalformedRequest, InvalidParameter, PayloadTooLarge."""
     parameters = members(document.get("parameters"), "parameters")
     k = parameters.get("top_k")
     function = parameters.get("function_to_apply")
     function = "softmax" if function is None else function
-    if function not in _FUNCTIONS:
-        raise InvalidParameter(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}")
-    return Inputs(uploads.images([document["inputs"]]), DEFAULT_K if k is None else count(k, "top_k"), function)
+    if not isinstance(function, str) or function not in _FUNCTIONS:
+        raise InvalidParameter(f"function_to_apply must be one of {', '.join(_FUNCTIONS)}, got {shown(function)}")
+    return Inputs(uploads.images([document["inputs"]]), DEFAULT_K if k is None else whole_number(k, "top_k"), function)
 
 
-def _entries(classifier: Classifier, result: Result, scores: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+def _entries(classifier: Classifier, result: Result, scores: npt.NDArray[np.float32]) -> list[dict[str, object]]:
     labels = classifier.model.labels
     return [
         {"label": labels[class_id].label, "score": score}
@@ -63,59 +84,46 @@ def _entries(classifier: Classifier, result: Result, scores: npt.NDArray[np.floa
 
 
 def _scores(result: Result, function: str) -> npt.NDArray[np.float32]:
-    """The best classes' scores; all three functions rank them alike."""
+    """The scores of the best classes. All three functions rank the classes the same."""
     if function == "softmax":
         return result.row.scores
     if result.row.logits is None:
-        raise Internal("no logits came from the device")
+        raise Internal("the device returned no logits")
     logits: npt.NDArray[np.float32] = result.row.logits[result.row.class_ids]
     return logits if function == "none" else np.float32(0.5) * (1 + np.tanh(logits / 2))
 
 
-async def model_root(request: Request, model: Model) -> Response:
+async def model_root(request: Request, model: ModelName) -> Response:
     """The best classes of one image: its bytes, or base64 in JSON with parameters."""
     named(request, model)
     return await root(request)
 
 
 async def root(request: Request) -> Response:
-    """The best classes of one image, as dedicated endpoints answer."""
-    return await answer_any(request, _FORM, One(lambda c, result: _entries(c, result, result.row.scores)))
+    """The best classes of one image, as on dedicated endpoints."""
+    return await answer_any(request, _FORM, _inquiry)
+
+
+def _inquiry(contents: Contents) -> ImageInquiry:
+    return ImageInquiry(contents.images, lambda classifier, result: _entries(classifier, result, result.row.scores))
 
 
 def routes(settings: Settings) -> APIRouter:
-    """Its routes."""
     router = APIRouter(tags=[NAME])
     for path, endpoint, summary, statuses in (
-        ("/models/{model:path}", model_root, "Image classification by a model's name", schemas.NAMING),
-        ("/", root, "Image classification", schemas.UPLOADING),
+        ("/models/{model:path}", model_root, "Image classification by a model's name", NAMED),
+        ("/", root, "Image classification", UPLOAD),
     ):
         router.post(
             path,
             summary=summary,
             dependencies=gate(_FORM),
-            responses=schemas.errors(statuses, said, SAID)
-            | {200: schemas.answer([{"label": "Egyptian cat", "score": 0.3864}])},
-            openapi_extra=_BODY,
+            responses=errors(statuses, ErrorMessage, error_message) | {200: response(list[LabelScore], _EXAMPLE)},
+            openapi_extra=image_body(InputsRequest, example=_REQUEST),
         )(endpoint)
     return router
 
 
-_BODY = schemas.image_body(
-    several=False,
-    json={
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "inputs": schemas.ONE_BASE64,
-            "parameters": {
-                "type": ["object", "null"],
-                "properties": {
-                    "top_k": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST},
-                    "function_to_apply": {"enum": [*_FUNCTIONS, None]},
-                },
-            },
-        },
-    },
-    example={"inputs": schemas.CAT, "parameters": {"top_k": 5, "function_to_apply": "softmax"}},
-)
+_EXAMPLE = [{"label": "Egyptian cat", "score": 0.3864}]
+_REQUEST = {"inputs": CAT, "parameters": {"top_k": 5, "function_to_apply": "softmax"}}
+PROTOCOL = Protocol(NAME, routes, error_body=error_message)

@@ -1,16 +1,18 @@
-"""LitServe's default path, which most tutorials use as well: ``/predict``."""
+"""LitServe's default path, ``/predict``, which most tutorials use as well."""
 
 from fastapi import APIRouter
 
-from app.api import schemas
-from app.api.protocols import plain
+from app.api.protocols import image
+from app.api.protocols.protocol import Protocol
 from app.settings import Settings
 
 NAME = "litserve"
 
 
 def routes(settings: Settings) -> APIRouter:
-    """Its route."""
     router = APIRouter(tags=[NAME])
-    plain.route(router, "/predict", "Classify an image", plain.RESPONSES, schemas.image_body(several=False))
+    image.route(router, "/predict", "Classify an image", image.RESPONSES, image.BODY)
     return router
+
+
+PROTOCOL = Protocol(NAME, routes)

@@ -1,18 +1,22 @@
-"""Amazon SageMaker's contract with a container: ``/ping`` and ``/invocations``."""
+"""Amazon SageMaker's container contract: ``/ping`` and ``/invocations``."""
 
 from fastapi import APIRouter
 
-from app.api import schemas
-from app.api.protocols import plain, torchserve
+from app.api.protocols import image, torchserve
+from app.api.protocols.protocol import Protocol
+from app.api.schemas.errors import errors
 from app.settings import Settings
 
 NAME = "sagemaker"
 
 
 def routes(settings: Settings) -> APIRouter:
-    """Its routes; TorchServe's ``/ping`` is the same."""
+    """TorchServe has the same ``/ping``."""
     router = APIRouter(tags=[NAME])
     if torchserve.NAME not in settings.protocols:
-        torchserve.ping_route(router, schemas.errors([503]))
-    plain.route(router, "/invocations", "Invocations", plain.RESPONSES, schemas.image_body(several=False))
+        torchserve.ping_route(router, errors([503]))
+    image.route(router, "/invocations", "Invocations", image.RESPONSES, image.BODY)
     return router
+
+
+PROTOCOL = Protocol(NAME, routes)

@@ -1,44 +1,55 @@
-"""TorchServe's inference API, whose maintenance upstream has ended: ``/predictions`` and ``/ping``."""
+"""TorchServe's inference API, no longer maintained upstream: ``/predictions`` and ``/ping``."""
 
 from http import HTTPStatus
-from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
-from app.api import health, schemas
-from app.api.classify import as_json, gate
-from app.api.forms import Form
-from app.api.protocols.asked import VERSION, One, answer_any, named
+from app.api import health
+from app.api.answers import as_json
+from app.api.forms import Contents, Form
+from app.api.gate import gate
+from app.api.protocols.inquiries import ImageInquiry, answer_any
+from app.api.protocols.protocol import ModelName, Protocol, Version, named
+from app.api.schemas.document import Responses, response
+from app.api.schemas.errors import NAMED, errors
+from app.api.schemas.requests import OneImage, image_body
 from app.classifier import Classifier, Result
 from app.errors import TopkError
 from app.settings import Settings
 
 NAME = "torchserve"
-PREFIX = "/predictions/"
 _FORM = Form(fields=("data", "body", "file", "image"), documents=True)
 _TYPES = {404: "ModelNotFoundException", 500: "InternalServerException"}
 
-Model = Annotated[str, Path(description="The served model's name.")]
-Version = Annotated[str, Path(description="There is only `1`.", examples=[VERSION])]
+
+class TorchServeError(BaseModel):
+    code: int
+    type: str
+    message: str
 
 
-def problem(error: TopkError) -> dict[str, Any]:
-    """An error as TorchServe's frontend has it."""
+class TorchServeStatus(BaseModel):
+    status: str
+
+
+def error_body(error: TopkError) -> dict[str, object]:
+    """An error as TorchServe's frontend writes it."""
     phrase = HTTPStatus(error.status).phrase.title()
     kind = _TYPES.get(error.status) or "".join(filter(str.isalpha, phrase)) + "Exception"
     return {"code": error.status, "type": kind, "message": error.detail}
 
 
 def best(classifier: Classifier, result: Result) -> dict[str, float]:
-    """Label to probability, highest first. Classes that share a label are told apart by their index."""
-    answer: dict[str, float] = {}
+    """Label to probability, highest first. The index is appended to a label that several classes share."""
+    scores: dict[str, float] = {}
     for prediction in classifier.predictions(result.row):
         name = prediction.label.replace(" ", "_")
-        while name in answer:
+        while name in scores:
             name = f"{name}_{prediction.class_id}"
-        answer[name] = prediction.score
-    return answer
+        scores[name] = prediction.score
+    return scores
 
 
 async def ping(request: Request) -> Response:
@@ -47,28 +58,32 @@ async def ping(request: Request) -> Response:
     return as_json({"status": "Healthy"})
 
 
-async def predictions(request: Request, model: Model) -> Response:
+async def predictions(request: Request, model: ModelName) -> Response:
     """The five best classes of one image: its bytes (`curl -T cat.jpg`), or the multipart field `data`."""
     named(request, model)
-    return await answer_any(request, _FORM, One(best))
+    return await answer_any(request, _FORM, _inquiry)
 
 
-async def version_predictions(request: Request, model: Model, version: Version) -> Response:
+async def version_predictions(request: Request, model: ModelName, version: Version) -> Response:
     """The same for a version."""
     named(request, model, version)
-    return await answer_any(request, _FORM, One(best))
+    return await answer_any(request, _FORM, _inquiry)
 
 
-def ping_route(router: APIRouter, errors: schemas.Responses) -> None:
-    """``/ping``, which SageMaker asks as well."""
-    router.get("/ping", summary="Ready", responses=errors | {200: schemas.answer({"status": "Healthy"})})(ping)
+def _inquiry(contents: Contents) -> ImageInquiry:
+    return ImageInquiry(contents.images, best)
+
+
+def ping_route(router: APIRouter, error_responses: Responses) -> None:
+    """Add ``/ping``, which SageMaker requests as well."""
+    responses = error_responses | {200: response(TorchServeStatus, {"status": "Healthy"})}
+    router.get("/ping", summary="Readiness", responses=responses)(ping)
 
 
 def routes(settings: Settings) -> APIRouter:
-    """Its routes."""
     router = APIRouter(tags=[NAME])
-    ping_route(router, schemas.errors([503], problem, _ERROR))
-    for path, endpoint, of in (
+    ping_route(router, errors([503], TorchServeError, error_body))
+    for path, endpoint, suffix in (
         ("/predictions/{model}", predictions, ""),
         ("/predictions/{model}/{version}", version_predictions, " of a version"),
     ):
@@ -77,18 +92,13 @@ def routes(settings: Settings) -> APIRouter:
                 path,
                 endpoint,
                 methods=[method],
-                summary=f"Predictions{of}",
+                summary=f"Predictions{suffix}",
                 dependencies=gate(_FORM),
-                responses=schemas.errors(schemas.NAMING, problem, _ERROR) | {200: schemas.answer(_BEST, _SHAPE)},
-                openapi_extra=schemas.image_body(several=False, field="data"),
+                responses=errors(NAMED, TorchServeError, error_body) | {200: response(dict[str, float], _BEST)},
+                openapi_extra=image_body(OneImage, field="data"),
             )
     return router
 
 
 _BEST = {"Egyptian_cat": 0.3864, "tiger_cat": 0.3632, "tabby": 0.176, "lynx": 0.0175, "window_screen": 0.0012}
-_SHAPE = {"type": "object", "additionalProperties": {"type": "number"}}
-_ERROR = {
-    "type": "object",
-    "required": ["code", "type", "message"],
-    "properties": {"code": {"type": "integer"}, "type": {"type": "string"}, "message": {"type": "string"}},
-}
+PROTOCOL = Protocol(NAME, routes, prefix="/predictions/", error_body=error_body)

@@ -1,17 +1,17 @@
-"""Google Vertex AI's contract with a container, whose paths its environment names."""
+"""Google Vertex AI's container contract, whose paths come from the environment."""
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api import health, schemas
-from app.api.classify import as_json
-from app.api.protocols import kserve, plain
-from app.api.protocols.asked import SAID, said
+from app.api import health
+from app.api.answers import as_json
+from app.api.protocols import image, kserve
+from app.api.protocols.protocol import ErrorMessage, Protocol, error_message
+from app.api.schemas.document import response
+from app.api.schemas.errors import UPLOAD, errors
 from app.settings import Settings
 
 NAME = "vertex"
-
-problem = said
 
 
 async def healthy(request: Request) -> Response:
@@ -21,12 +21,15 @@ async def healthy(request: Request) -> Response:
 
 
 def routes(settings: Settings) -> APIRouter:
-    """Its routes, where there are any."""
     router = APIRouter(tags=[NAME])
     if path := settings.aip_health_route:
-        responses = schemas.errors([503], said, SAID) | {200: schemas.answer({"status": "ready"})}
-        router.get(path, summary="Ready", responses=responses)(healthy)
+        responses = errors([503], ErrorMessage, error_message)
+        responses |= {200: response(health.Health, {"status": "ready"})}
+        router.get(path, summary="Readiness", responses=responses)(healthy)
     if path := settings.aip_predict_route:
-        responses = schemas.errors(schemas.UPLOADING, said, SAID) | {200: kserve.PREDICTIONS}
-        plain.route(router, path, "Predictions", responses, kserve.INSTANCES)
+        responses = errors(UPLOAD, ErrorMessage, error_message) | {200: kserve.PREDICTIONS}
+        image.route(router, path, "Predictions", responses, kserve.INSTANCES)
     return router
+
+
+PROTOCOL = Protocol(NAME, routes, error_body=error_message)
