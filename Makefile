@@ -1,5 +1,5 @@
-# make serve | test | test-production | lint | image | test-image | constraints | audit. They install what they need
-# once; nothing is reinstalled when nothing changed.
+# make serve | test | test-all | lint | image | test-image | constraints | audit. Each installs what it needs, once;
+# nothing is installed again while pyproject.toml stays the same.
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -10,20 +10,23 @@ option = $(if $(call asked,$(1)),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
-.PHONY: serve test test-production lint image test-image constraints audit clean
+.PHONY: serve test test-all lint image test-image constraints audit clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve
 	@exec $(BIN)/topk serve $(OPTIONS)
 
-# Two processes, since most tests wait for a server to start half of their time; JOBS=0 is one.
+# JOBS processes run the tests; JOBS=0 runs them in one, without pytest-xdist.
 JOBS = 2
-test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-# What needs nginx, prometheus and the like, or takes long: `make test-production`.
-test-production: $(VENV)/.production
-	$(BIN)/python -m pytest -m production $(ARGS)
+# All tests except the slow ones: about four minutes on two cores.
+test: $(VENV)/.test
+	$(PYTEST) $(ARGS)
+
+# All tests. Some need nginx, Prometheus, Chromium and the like, and are skipped where that is not installed.
+test-all: $(VENV)/.test-all
+	$(PYTEST) -m '' $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -48,11 +51,11 @@ image:
 	  $(BUILD_FLAGS) .
 
 # The image's tests, and of what takes longest: variants that export their model while they are built. As root.
-test-image: $(VENV)/.production
-	TEST_IMAGES=all $(BIN)/python -m pytest -m production tests/production/test_image.py $(ARGS)
+test-image: $(VENV)/.test-all
+	TEST_IMAGES=all $(BIN)/python -m pytest -m '' tests/production/test_image.py $(ARGS)
 
 # Vulnerabilities that PyPI knows of in what the image installs; it fails where they cannot be looked up.
-audit: $(VENV)/.production
+audit: $(VENV)/.test-all
 	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt
 
 # Which releases the image has: the newest that fit together.
@@ -67,8 +70,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@ $(VENV)/.serve
 
-$(VENV)/.production: pyproject.toml $(VENV)/.python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[production]'
+$(VENV)/.test-all: pyproject.toml $(VENV)/.python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test-all]'
 	@touch $@ $(VENV)/.test $(VENV)/.serve
 
 # The first Python of 3.11 or newer, tried by running it: a name on the PATH may be a shim of nothing.

@@ -30,15 +30,17 @@ SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache of this run's own, for this process and all that it starts: each model is converted once.
+    """Give the run a model cache of its own. pytest-xdist's workers inherit it, so each model is converted once.
 
-    Ctrl-C works in what it starts also where a shell runs all this in its background, and has it ignored.
+    A shell that runs pytest in the background makes it ignore SIGINT. Restore the default, which child processes
+    inherit.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
-    config.add_cleanup(cache.cleanup)
-    os.environ["TOPK_CACHE_DIR"] = cache.name
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers have it
+        cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["TOPK_CACHE_DIR"] = cache.name
 
 
 def environment() -> dict[str, str]:
@@ -48,9 +50,9 @@ def environment() -> dict[str, str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """What needs packages of its own is not even read where it is left out."""
-    left_out = config.option.markexpr == "not production" and collection_path.name == "production"
-    return True if left_out else None
+    """Do not import tests/production where it is not run: it needs the packages of ``.[test-all]``."""
+    deselected = config.option.markexpr == "not slow" and collection_path.name == "production"
+    return True if deselected else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

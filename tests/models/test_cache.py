@@ -109,7 +109,7 @@ def test_an_entry_without_a_checksum_is_not_trusted(copy: Path) -> None:
         cache._load(entry, None)
 
 
-@pytest.mark.parametrize("name", ["openvino.bin", pytest.param("model.json", marks=pytest.mark.production)])
+@pytest.mark.parametrize("name", ["openvino.bin", pytest.param("model.json", marks=pytest.mark.slow)])
 def test_a_damaged_entry_is_converted_again(copy: Path, weights: Path, name: str) -> None:
     [entry] = copy.iterdir()
     sound = (entry / name).read_bytes()

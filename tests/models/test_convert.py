@@ -36,7 +36,7 @@ def compiled(network: openvino.Model) -> Any:
     return openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-@pytest.mark.parametrize("architecture", FAMILIES + [pytest.param(name, marks=pytest.mark.production) for name in SLOW])
+@pytest.mark.parametrize("architecture", FAMILIES + [pytest.param(name, marks=pytest.mark.slow) for name in SLOW])
 @torch.inference_mode()
 def test_every_family_computes_in_openvino_what_it_computes_in_torch(architecture: str) -> None:
     preprocessing = zoo.preprocessing(architecture, None)

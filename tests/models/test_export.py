@@ -83,7 +83,7 @@ def test_a_few_photographs_are_too_few(weights: Path, tmp_path: Path) -> None:
     assert "calibration needs 20 or more" in ran.stderr
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, tmp_path: Path) -> None:
     """Classes that hardly differ, so that int8 orders them anew."""
     state = load_file(weights)
@@ -107,7 +107,7 @@ def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, 
     assert json.loads((tmp_path / "mine" / "model.json").read_text())["precision"] == "int8"
 
 
-@pytest.mark.production
+@pytest.mark.slow
 @pytest.mark.shared
 def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
     folder = PHOTOGRAPHS[0].parents[1]

@@ -308,7 +308,7 @@ def test_official_weights_come_from_the_hub_once(hub: ThreadingHTTPServer, weigh
 DOCUMENT = (REPOSITORY / "docs" / "models.md").read_text()
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_the_document_s_commands_work_and_print_what_it_shows(
     hub: ThreadingHTTPServer, resnet18_weights: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from tests.production import picture
 from tests.workers.conftest import Service
 
 pytestmark = [
-    pytest.mark.production,
+    pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus is installed"),
 ]
 

@@ -296,7 +296,7 @@ def test_a_health_check_is_served_while_all_connections_compute(few: InProcess) 
         assert [wire.status() for wire in waiting] == [200] * MOST
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_bodies_in_all_the_files_there_are_keep_nobody_out() -> None:
     server = Server("--model", "efficientnet_lite0", under=("prlimit", "--nofile=60:160"))
     try:
@@ -322,7 +322,7 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_after_a_storm_of_resets_a_newcomer_is_served_first_and_the_reset_cost_little() -> None:
     server = Server("--model", "efficientnet_lite0")
     process = psutil.Process(server.process.pid)
