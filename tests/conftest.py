@@ -1,5 +1,6 @@
 """What tests share: where the real weights and photographs are, and a real server in a process of its own."""
 
+import functools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpcore2
 import httpx2
 import pytest
 
@@ -32,6 +34,8 @@ SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run a model cache of its own. pytest-xdist's workers inherit it, so each model is converted once.
 
+    All clients of a process share one TLS context: to load the certificates takes longer than several requests.
+
     A shell that runs pytest in the background makes it ignore SIGINT. Restore the default, which child processes
     inherit.
     """
@@ -41,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
         config.add_cleanup(cache.cleanup)
         os.environ["TOPK_CACHE_DIR"] = cache.name
+    httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 def environment() -> dict[str, str]:

@@ -40,7 +40,7 @@ def model() -> tuple[str, str]:
 
 
 def network() -> ov.Model:
-    """Grey levels, float32 [n, 224, 224, 3], to ``features`` and ``logits``: a pool, two convolutions, a linear layer."""
+    """From grey levels, float32 [n, 224, 224, 3], to ``features`` and ``logits``."""
     random = np.random.default_rng(0)
 
     def weights(*shape: int) -> ov.Node:

@@ -8,10 +8,11 @@ import httpx2
 import psutil
 import pytest
 
+from tests import tiny
 from tests.conftest import CAT, Server
 
 PHOTO = CAT.read_bytes()
-MODEL = ("--model", "efficientnet_lite0", "--workers", "2")
+MODEL = (*tiny.model(), "--workers", "2")
 
 
 class Service(Server):
@@ -63,7 +64,7 @@ def start() -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """One for all tests that leave it as it was."""
-    service = Service()
+    """One for all tests that leave it as it was, with the embedded model."""
+    service = Service("--model", "efficientnet_lite0")
     yield service
     assert service.stop() == 0
