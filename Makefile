@@ -20,11 +20,11 @@ serve: $(VENV)/.serve
 JOBS = 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
-# All tests except the slow ones: about four minutes on two cores.
+# The tests that are not slow and run on a fresh clone without a browser: at most four minutes on two cores.
 test: $(VENV)/.test
 	$(PYTEST) $(ARGS)
 
-# All tests. Some need nginx, Prometheus, Chromium and the like, and are skipped where that is not installed.
+# All tests. Those that need ../shared, nginx, Prometheus, Chromium and the like are skipped where it is missing.
 test-all: $(VENV)/.test-all
 	$(PYTEST) -m '' $(ARGS)
 

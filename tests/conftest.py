@@ -30,6 +30,9 @@ KSERVE = [
 ]
 SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json")
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+"""One set of a test's parameters that is slow."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run a model cache of its own. pytest-xdist's workers inherit it, so each model is converted once.
@@ -56,7 +59,7 @@ def environment() -> dict[str, str]:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not import tests/production where it is not run: it needs the packages of ``.[test-all]``."""
-    deselected = config.option.markexpr == "not slow" and collection_path.name == "production"
+    deselected = "not slow" in config.option.markexpr and collection_path.name == "production"
     return True if deselected else None
 
 

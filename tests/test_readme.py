@@ -194,6 +194,7 @@ def test_training_says_what_the_readme_shows(tmp_path: Path) -> None:
     assert float(accuracy) >= 90
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tmp_path: Path) -> None:
     """The whole network for an epoch, on made pictures, from seeded weights."""
     [train] = [command for command in commands("topk train") if "--fine-tune" in command]
@@ -212,6 +213,7 @@ def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tm
     assert {(p["label"], p["wnid"]) for p in answer["predictions"]} == {("disc", None), ("square", None)}
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_served_as_the_readme_says(tmp_path: Path) -> None:
     [export] = commands("topk export")
     [serve] = [command for command in commands("topk serve") if "my-resnet50" in command]
@@ -228,6 +230,7 @@ SERVED = [command for command in commands("topk serve") if "my-" not in command]
 PLAIN = re.findall(r"^    (make serve)\b", README, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [*PLAIN, *commands("make serve"), *SERVED])
 def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
     """With a port of its own, and seeded weights where the command's own are not to be had."""

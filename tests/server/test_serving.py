@@ -19,7 +19,7 @@ from app.server import serving as listening
 from app.settings import Settings
 from tests import tiny
 from tests.api.wire import Wire
-from tests.conftest import CAT, REPOSITORY, RESNET50, Server
+from tests.conftest import CAT, REPOSITORY, RESNET50, Server, slow
 from tests.workers.conftest import wait_until
 
 PHOTO = CAT.read_bytes()
@@ -206,8 +206,8 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
         (["--model", "nonesuch"], "no model 'nonesuch'"),
         (["--weights", "nowhere.safetensors"], "weights need the architecture"),
         (["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
-        ([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
+        slow(["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
+        slow([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is more than 65535"),
         ([*MODEL, "--api-keys-file", "nowhere"], "API keys cannot be read"),
     ],
@@ -273,6 +273,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_that_work_was_cut_off() -> None:
     assert "Traceback" not in str(server.log)
 
 
+@pytest.mark.slow
 def test_weights_that_compute_no_numbers_are_refused_at_start(tmp_path: Path) -> None:
     network = torchvision.models.resnet18()
     torch.nn.init.constant_(network.fc.weight, float("nan"))
