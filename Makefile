@@ -18,7 +18,7 @@ serve: $(VENV)/.serve
 
 # JOBS processes run the tests; JOBS=0 runs them in one, without pytest-xdist.
 JOBS = 2
-PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The tests that are not slow and run on a fresh clone without a browser: at most four minutes on two cores.
 test: $(VENV)/.test

@@ -1,5 +1,6 @@
 """What tests share: where the real weights and photographs are, and a real server in a process of its own."""
 
+import contextlib
 import functools
 import json
 import os
@@ -164,6 +165,19 @@ class Server:
         with self._seen:
             self._silent = True
             self._seen.notify_all()
+
+
+@pytest.fixture(scope="module")
+def priority() -> Iterator[None]:
+    """Raise the priority of a module's servers and clients, where the user may: the tests beside them then wait.
+
+    For tests that put a server under load and measure it.
+    """
+    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, normal - 5)
+    yield
+    os.setpriority(os.PRIO_PROCESS, 0, normal)
 
 
 @pytest.fixture(scope="session")

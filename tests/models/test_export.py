@@ -53,6 +53,7 @@ def expected(weights: Path) -> Answers:
     return predictions("--model", "resnet18", "--weights", weights)
 
 
+@pytest.mark.slow
 def test_an_exported_folder_answers_as_the_model_does(weights: Path, expected: Answers, tmp_path: Path) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine")
     assert ran.returncode == 0, ran.stderr
@@ -60,6 +61,7 @@ def test_an_exported_folder_answers_as_the_model_does(weights: Path, expected: A
     assert predictions("--model", tmp_path / "mine") == expected
 
 
+@pytest.mark.slow
 def test_a_folder_for_openvino_only_has_no_weights_for_torch(weights: Path, expected: Answers, tmp_path: Path) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", "--openvino-only")
     assert ran.returncode == 0, ran.stderr
@@ -76,6 +78,7 @@ def test_int8_and_photographs_go_together(weights: Path, tmp_path: Path, options
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_a_few_photographs_are_too_few(weights: Path, tmp_path: Path) -> None:
     command = ["export", "resnet18", "--weights", weights, "--out", tmp_path / "mine"]
     ran = topk(*command, "--precision", "int8", "--calibrate", CAT.parent)
