@@ -52,6 +52,7 @@ def test_an_open_loop_offers_its_rate_and_leaves_at_the_slo() -> None:
     assert 0 < point["good"] < point["requests"]
 
 
+@pytest.mark.slow
 def test_refusals_are_counted_with_their_latency() -> None:
     with Known(200, "refuse") as server:
         [point] = found(server.url, "--clients", "2", *SHORT)["points"]
@@ -60,6 +61,7 @@ def test_refusals_are_counted_with_their_latency() -> None:
     assert point["refused_p99_ms"] > 0
 
 
+@pytest.mark.slow
 def test_the_mean_batch_is_that_of_the_point() -> None:
     asked: list[None] = []
 
@@ -72,6 +74,7 @@ def test_the_mean_batch_is_that_of_the_point() -> None:
     assert point["batch_size_mean"] == 4
 
 
+@pytest.mark.slow
 def test_a_capacity_is_searched_rate_by_rate() -> None:
     with Known(200, *[503] * 200) as server:
         result = found(server.url, "--find-capacity", "--clients", "2", "--seconds", "0.2", "--warmup", "0")
@@ -95,6 +98,7 @@ def test_an_unknown_host_is_one_plain_line() -> None:
     assert "refused" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_answers_that_refuse_what_is_sent_are_warned_of() -> None:
     with Known(200, 422) as server:
         ran = bench(server.url, "--clients", "1", *SHORT)
@@ -162,6 +166,7 @@ def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> Non
     assert "efficientnet_lite0" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_table_is_what_a_person_sees(embedded_server: Server) -> None:
     ran = bench(embedded_server.url, "--clients", "2", *SHORT)
     assert ran.returncode == 0
