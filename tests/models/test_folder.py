@@ -194,6 +194,7 @@ def test_weights_of_another_architecture_are_refused(copy: Path) -> None:
         folder.load(copy).build()
 
 
+@pytest.mark.slow
 def test_without_weights_it_is_served_by_openvino_alone(written: Model, tmp_path: Path) -> None:
     folder.write(written, tmp_path / "slim", weights=False)
     assert not (tmp_path / "slim" / "model.safetensors").exists()

@@ -53,6 +53,7 @@ def test_epochs_are_drawn(trained: tuple[Trained, Path], best: int, kept: str) -
     assert tuned.as_dict()["training"]["fine_tuning"]["best"] == best
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_and_prints_one_object(shapes: Path, tmp_path: Path) -> None:
     place, made = tmp_path / "training.html", tmp_path / "my-shapes"
     ran = topk(
