@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from app.commands.train.run import Trained
 from tests.commands.test_cli import topk
 from tests.commands.train.conftest import make
@@ -26,6 +28,7 @@ def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_predict_prints_all_of_few_classes(trained: tuple[Trained, Path], shapes: Path) -> None:
     picture, model = str(shapes / "disc" / "0.png"), str(trained[1])
     ran = topk("predict", picture, "--model", model, "--json")
