@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY, environment
 MODEL = ("--model", "efficientnet_lite0")
 
 
+@pytest.mark.slow
 def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     make(tmp_path / "few", count=5)
     ran = topk("train", str(tmp_path / "few"), "--out", str(tmp_path / "out"), *MODEL)
