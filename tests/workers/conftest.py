@@ -12,14 +12,13 @@ from tests import tiny
 from tests.conftest import CAT, Server
 
 PHOTO = CAT.read_bytes()
-MODEL = (*tiny.model(), "--workers", "2")
 
 
 class Service(Server):
-    """``topk serve --workers 2``."""
+    """``topk serve --workers 2`` with the tiny model, unless the options name another."""
 
     def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
-        super().__init__(*MODEL, *options, env=env)
+        super().__init__(*tiny.model(), "--workers", "2", *options, env=env)
 
     def children(self, kind: str = "") -> list[psutil.Process]:
         """Its living processes of this kind, ``http`` or ``engine``."""
