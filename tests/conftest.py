@@ -1,5 +1,7 @@
-"""What tests share: where the real weights and photographs are, and a real server in a process of its own."""
+"""Shared by all tests: paths of the real weights and photographs, and a real server in its own process."""
 
+import contextlib
+import functools
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpcore2
 import httpx2
 import pytest
 
@@ -28,29 +31,37 @@ KSERVE = [
 ]
 SERVE = (sys.executable, "-m", "app", "serve", "--host", "127.0.0.1", "--port", "0", "--log-format", "json")
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+"""One set of a test's parameters that is slow."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache of this run's own, for this process and all that it starts: each model is converted once.
+    """Give the run a model cache of its own. pytest-xdist's workers inherit it, so each model is converted once.
 
-    Ctrl-C works in what it starts also where a shell runs all this in its background, and has it ignored.
+    All clients of a process share one TLS context: to load the certificates takes longer than several requests.
+
+    A shell that runs pytest in the background makes it ignore SIGINT. Restore the default, which child processes
+    inherit.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
-    config.add_cleanup(cache.cleanup)
-    os.environ["TOPK_CACHE_DIR"] = cache.name
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers have it
+        cache = tempfile.TemporaryDirectory(prefix="topk-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["TOPK_CACHE_DIR"] = cache.name
+    httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 def environment() -> dict[str, str]:
-    """What a process that a test starts gets: no settings of the user's, but this run's cache."""
+    """The environment for the processes that tests start: none of the user's settings, and this run's cache."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("TOPK_", "AIP_")) and k != "PORT"}
     return mine | {"TOPK_CACHE_DIR": os.environ["TOPK_CACHE_DIR"]}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """What needs packages of its own is not even read where it is left out."""
-    left_out = config.option.markexpr == "not production" and collection_path.name == "production"
-    return True if left_out else None
+    """Do not import tests/production where it is not run: it needs the packages of ``.[test-all]``."""
+    deselected = "not slow" in config.option.markexpr and collection_path.name == "production"
+    return True if deselected else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,23 +85,23 @@ def _cuda() -> bool:
 
 
 def overloaded_ms(answer: httpx2.Response) -> int | None:
-    """After how many milliseconds an overloaded service wants to be asked again; None for any other answer."""
+    """The ``retry_after_ms`` of an overload response; None for any other response."""
     if answer.status_code != 503 or answer.headers.get("content-type") != "application/problem+json":
         return None
-    told: dict[str, int | str] = answer.json()
-    return int(told["retry_after_ms"]) if told["code"] == "overloaded" else None
+    problem: dict[str, int | str] = answer.json()
+    return int(problem["retry_after_ms"]) if problem["code"] == "overloaded" else None
 
 
 class Server:
-    """``topk serve`` as a process, on a port of its own choosing. ``log`` holds its log lines so far, parsed.
+    """``topk serve`` as a process, on a free port. ``log`` contains its parsed log lines so far.
 
-    ``under`` is a command that runs it, such as prlimit's, which is the same process then.
+    ``under`` is a command that executes it in the same process, such as prlimit.
     """
 
     def __init__(self, *options: str, env: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> None:
         self.log: list[dict[str, object]] = []
         self._seen = threading.Condition()
-        self._silent = False  # once it has closed its standard error, which is when it ends
+        self._silent = False  # True when it has closed its standard error, which it does at its end
         self.process = subprocess.Popen(
             [*under, *SERVE, *options],
             cwd=REPOSITORY,
@@ -103,7 +114,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Its address, once it is ready."""
+        """Its address. Waits until it is ready."""
         return str(self.wait_for("ready")["address"])
 
     @property
@@ -111,7 +122,7 @@ class Server:
         return int(self.url.rsplit(":", 1)[1])
 
     def wait_for(self, event: str, seconds: float = 120, **fields: object) -> dict[str, object]:
-        """The first log line of this event with these fields, waited for."""
+        """The first log line of this event with these fields. Waits for it."""
 
         def match() -> dict[str, object] | None:
             return next((line for line in self.log if {"event": event, **fields}.items() <= line.items()), None)
@@ -120,10 +131,10 @@ class Server:
             self._seen.wait_for(lambda: match() or self._silent, seconds)
         if found := match():
             return found
-        raise AssertionError(f"no {event!r} in the log; the server said: {self.log[-5:]}")
+        raise AssertionError(f"no {event!r} in the log, which ends with {self.log[-5:]}")
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample of its metrics."""
+        """The value of one of its metrics."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         for line in httpx2.get(f"{self.url}/metrics", timeout=60).text.splitlines():
             sample, _, value = line.rpartition(" ")
@@ -132,7 +143,7 @@ class Server:
         raise AssertionError(f"no metric {name} {labels}")
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
-        """Signal it and wait for its exit code."""
+        """Send it a signal and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(sig)
         code = self.process.wait(60)
@@ -156,9 +167,22 @@ class Server:
             self._seen.notify_all()
 
 
+@pytest.fixture(scope="module")
+def priority() -> Iterator[None]:
+    """Raise the priority of a module's servers and clients, where the user may: the tests beside them then wait.
+
+    For tests that put a server under load and measure it.
+    """
+    normal = os.getpriority(os.PRIO_PROCESS, 0)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, 0, normal - 5)
+    yield
+    os.setpriority(os.PRIO_PROCESS, 0, normal)
+
+
 @pytest.fixture(scope="session")
 def embedded_server() -> Iterator[Server]:
-    """The embedded EfficientNet-Lite0: needs neither network nor ../shared."""
+    """The embedded EfficientNet-Lite0. It needs neither a network nor ../shared."""
     server = Server("--model", "efficientnet_lite0")
     yield server
     assert server.stop() == 0
@@ -166,7 +190,7 @@ def embedded_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def keyed_server() -> Iterator[Server]:
-    """The same behind the key ``my-key``, with Vertex AI's routes and much patience."""
+    """The same model with the API key ``my-key``, Vertex AI's routes and a long request timeout."""
     env = {"TOPK_API_KEYS": "my-key", "TOPK_REQUEST_TIMEOUT_MS": "60000"}
     env |= {"AIP_HEALTH_ROUTE": "/aip/health", "AIP_PREDICT_ROUTE": "/aip/predict"}
     server = Server("--model", "efficientnet_lite0", env=env)
@@ -176,7 +200,7 @@ def keyed_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def resnet_server() -> Iterator[Server]:
-    """The real ResNet-50 weights of ../shared, as served by default."""
+    """ResNet-50 with the real weights of ../shared and the default settings."""
     server = Server("--model", "resnet50", "--weights", str(RESNET50))
     yield server
     assert server.stop() == 0
@@ -184,7 +208,7 @@ def resnet_server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 whose weights are random but always the same ones, as safetensors."""
+    """A ResNet-18 with seeded random weights, as safetensors."""
     import torchvision
     from safetensors.torch import save_file
 
@@ -197,7 +221,7 @@ def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def resnet18_folder(resnet18_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a model folder named ``resnet18``. Not to be changed: copy it."""
+    """The same as a model folder named ``resnet18``. Tests must not change it; they copy it."""
     from app.models import folder, zoo
 
     path = tmp_path_factory.mktemp("folders") / "resnet18"
@@ -207,7 +231,7 @@ def resnet18_folder(resnet18_weights: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def kserve_python() -> Iterator[str]:
-    """An interpreter that has KServe's SDK, which wants older releases than we do, and half a gigabyte."""
+    """A Python with KServe's SDK, which needs older releases than topk, and half a gigabyte."""
     with tempfile.TemporaryDirectory(prefix="topk-kserve-") as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
         python = f"{folder}/bin/python"

@@ -55,6 +55,7 @@ def test_what_has_no_report_to_write_draws_nothing() -> None:
     assert result.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_openvino_reports_nothing_to_its_makers(tmp_path: Path) -> None:
     """It would keep its client's id there, unless in CI."""
     variables = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}

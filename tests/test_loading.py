@@ -12,10 +12,11 @@ import httpx2
 import pytest
 
 from app.loading import hang
+from tests import tiny
 from tests.conftest import CAT, Server
 
 PHOTO = CAT.read_bytes()
-MODEL = ("--model", "efficientnet_lite0", "--watchdog-ms", "2000", "--request-timeout-ms", "60000")
+MODEL = (*tiny.model(), "--watchdog-ms", "2000", "--request-timeout-ms", "60000")
 HANGING = """
 import threading
 from app.engine import openvino

@@ -161,7 +161,7 @@ def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: P
     assert page.exists() == ("--report" in command)
 
 
-@pytest.mark.production
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
     """To half a point of accuracy, and a point elsewhere; the reference is the float32 of torch."""
@@ -178,7 +178,7 @@ def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
         assert [float(one) for one in got] == pytest.approx([float(one) for one in expected], abs=5)
 
 
-@pytest.mark.production
+@pytest.mark.slow
 @pytest.mark.shared
 def test_training_says_what_the_readme_shows(tmp_path: Path) -> None:
     command = commands("topk train")[0].replace("../shared", str(SHARED))
@@ -194,6 +194,7 @@ def test_training_says_what_the_readme_shows(tmp_path: Path) -> None:
     assert float(accuracy) >= 90
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tmp_path: Path) -> None:
     """The whole network for an epoch, on made pictures, from seeded weights."""
     [train] = [command for command in commands("topk train") if "--fine-tune" in command]
@@ -212,6 +213,7 @@ def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tm
     assert {(p["label"], p["wnid"]) for p in answer["predictions"]} == {("disc", None), ("square", None)}
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_served_as_the_readme_says(tmp_path: Path) -> None:
     [export] = commands("topk export")
     [serve] = [command for command in commands("topk serve") if "my-resnet50" in command]
@@ -228,6 +230,7 @@ SERVED = [command for command in commands("topk serve") if "my-" not in command]
 PLAIN = re.findall(r"^    (make serve)\b", README, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [*PLAIN, *commands("make serve"), *SERVED])
 def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
     """With a port of its own, and seeded weights where the command's own are not to be had."""
@@ -279,12 +282,14 @@ class Serving:
         self.process.communicate(timeout=60)
 
 
-def test_make_test_is_the_whole_suite() -> None:
-    ran = shell(f"make -n test VENV={sys.prefix}")
-    assert re.search(r"-m pytest --numprocesses [0-9]+ --dist loadfile *$", ran.stdout, re.MULTILINE)
+def test_ci_runs_the_lint_and_all_tests() -> None:
+    pytest_command = r"-m pytest --numprocesses [0-9]+ --dist loadfile --no-loadscope-reorder"
+    fast, everything = (shell(f"make -n {target} VENV={sys.prefix}").stdout for target in ("test", "test-all"))
+    assert re.search(rf"{pytest_command} *$", fast, re.MULTILINE)
+    assert re.search(rf"{pytest_command} -m '' *$", everything, re.MULTILINE)
     ci = (REPOSITORY / ".ci" / "run").read_text()
-    assert re.search(r"^make lint$", ci, re.MULTILINE)
-    assert re.search(r"^make test( |$)", ci, re.MULTILINE)
+    for target in ("lint", "test-all"):
+        assert re.search(rf"^make {target}$", ci, re.MULTILINE)
 
 
 def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:

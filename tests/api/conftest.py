@@ -15,6 +15,9 @@ from app.lifecycle import Lifecycle
 from app.main import create_app, start_loading
 from app.server.serving import Server, bind, config
 from app.settings import Settings
+from tests import tiny
+
+EMBEDDED = "efficientnet_lite0"
 
 structlog.configure(processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()])
 
@@ -71,7 +74,8 @@ class InProcess:
 
 @contextmanager
 def served(**options: Any) -> Iterator[InProcess]:
-    options = {"model": "efficientnet_lite0", "host": "127.0.0.1", "port": 0} | options
+    """An app with these settings; its model is the tiny one unless they name another."""
+    options = {"model": tiny.model()[1], "host": "127.0.0.1", "port": 0} | options
     settings = Settings(_env_file=None, **options)
     ready = threading.Event()
     lifecycle = Lifecycle(on_ready=ready.set, on_failure=ready.set)
@@ -92,7 +96,7 @@ def served(**options: Any) -> Iterator[InProcess]:
 @pytest.fixture(scope="session")
 def app_server() -> Iterator[InProcess]:
     """The embedded model with the default settings."""
-    with served() as server:
+    with served(model=EMBEDDED) as server:
         yield server
 
 
@@ -109,7 +113,7 @@ def small_limits() -> Iterator[InProcess]:
         "upload_ms": 1200,
         "cors_origins": "https://page.example",
     }
-    with served(**limits) as server:
+    with served(model=EMBEDDED, **limits) as server:
         yield server
 
 

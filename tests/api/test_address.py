@@ -10,6 +10,7 @@ import pytest
 
 from app.api import address
 from app.api.address import Forwarded
+from tests import tiny
 from tests.api.wire import Wire
 from tests.conftest import Server
 from tests.workers.conftest import wait_until
@@ -96,7 +97,7 @@ def test_no_escape_sequence_of_a_client_s_reaches_a_text_log() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ("--log-format", "text", "--trusted-proxies", "127.0.0.1", "--port", str(port))
-    server = Server("--model", "efficientnet_lite0", *options)
+    server = Server(*tiny.model(), *options)
     try:
         wait_until(lambda: listens(port), tries=12_000)
         for forwarded in ("\x1b[31mred", "\x9b31m", "::1%\x1b]0;title\x07", "1.2.3.4\x0b"):

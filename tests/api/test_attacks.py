@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import CAT, Server
 
-pytestmark = pytest.mark.production
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority")]
 
 PHOTO = CAT.read_bytes()
 BASE64 = base64.b64encode(PHOTO).decode()

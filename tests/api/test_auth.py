@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from app.api.auth import Keys
 from app.errors import ModelError, Unauthorized
 from app.settings import Settings
+from tests import tiny
 from tests.conftest import Server
 
 
@@ -101,7 +102,7 @@ def test_a_file_replaced_behind_a_link_is_read_again(tmp_path: Path) -> None:
 def test_keys_are_never_logged(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("secret-of-the-file\n")
-    options = ("--model", "efficientnet_lite0", "--log-level", "debug", "--api-keys-file", str(file))
+    options = (*tiny.model(), "--log-level", "debug", "--api-keys-file", str(file))
     server = Server(*options, env={"TOPK_API_KEYS": "secret-of-the-setting"})
     for key in ("secret-of-the-file", "secret-of-the-setting", "secret-that-is-wrong"):
         for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):

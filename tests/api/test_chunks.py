@@ -122,7 +122,7 @@ def test_what_comes_after_a_refusal_is_not_read(app_server: InProcess) -> None:
     assert httpx2.get(f"{app_server.url}/livez").status_code == 200
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_attackers_in_tiny_chunks_hold_up_nobody(app_server: InProcess) -> None:
     """CPU time of this process, which attacks itself; wall-clock figures are only printed."""
     body = chunked(bytes(300_000), 1)

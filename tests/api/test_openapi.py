@@ -150,6 +150,7 @@ def test_a_path_of_several_protocols_tells_all_its_methods(keyed_server: Server)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(keyed_server: Server, tmp_path: Path) -> None:
     """All of its checks: what is valid is taken and answered as described, what is not is refused, keys are asked."""
     config = tmp_path / "schemathesis.toml"

@@ -76,7 +76,7 @@ every = pytest.mark.parametrize(("protocol", "path", "document", "shape"), ROUTE
 
 @pytest.fixture(scope="module")
 def open_() -> Iterator[InProcess]:
-    with served(aip_predict_route="/aip", aip_health_route="/aip/health") as server:
+    with served(model=MODEL, aip_predict_route="/aip", aip_health_route="/aip/health") as server:
         yield server
 
 
@@ -84,7 +84,8 @@ def open_() -> Iterator[InProcess]:
 def locked() -> Iterator[InProcess]:
     limits: dict[str, Any] = {"max_upload_bytes": 100_000, "max_body_bytes": 300_000, "max_batch_images": 2}
     routes = {"aip_predict_route": "/aip", "aip_health_route": "/aip/health"}
-    with served(api_keys="first-key", upload_idle_ms=300, cors_origins="*", **limits, **routes) as server:
+    limits |= {"api_keys": "first-key", "upload_idle_ms": 300, "cors_origins": "*"}
+    with served(model=MODEL, **limits, **routes) as server:
         yield server
 
 
@@ -215,7 +216,7 @@ def test_probes_tell_that_it_is_not_ready(state: str) -> None:
 
 
 def test_every_instance_is_charged() -> None:
-    with served(rate_limit="5/hour") as server:
+    with served(model_name=MODEL, rate_limit="5/hour") as server:
         url = f"{server.url}/v1/models/{MODEL}:predict"
         assert httpx2.post(url, json=instances(*[BASE64] * 3)).status_code == 200
         limited = httpx2.post(url, json=instances(*[BASE64] * 3))  # costs one: its body has been read
@@ -249,7 +250,8 @@ def test_vertex_may_ask_on_any_path(path: str) -> None:
 
 
 def test_vertex_may_name_a_path_that_there_is() -> None:
-    with served(aip_predict_route="/v1/predict", aip_health_route="/ping", cors_origins="*") as server:
+    routes = {"aip_predict_route": "/v1/predict", "aip_health_route": "/ping"}
+    with served(model=MODEL, cors_origins="*", **routes) as server:
         assert httpx2.get(f"{server.url}/ping").json() == {"status": "Healthy"}
         ours = httpx2.post(f"{server.url}/v1/predict?top_k=1", files={"file": PHOTO}).json()
         assert [p["label"] for p in ours["predictions"]] == ["Egyptian cat"]

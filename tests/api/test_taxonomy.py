@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,6 +13,7 @@ from app.imagenet.labels import imagenet1k
 from app.main import create_app
 from app.models.folder import DESCRIPTION
 from app.settings import Settings
+from tests import tiny
 from tests.api.conftest import InProcess, served
 from tests.api.wire import Wire, multipart
 from tests.conftest import CAT
@@ -23,9 +23,9 @@ DOG, ROOT, SAMOYED = "n02084071", "n00001740", "n02111889"
 
 
 @pytest.fixture(scope="module")
-def without_wnids(resnet18_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+def without_wnids(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     """Somebody's own classes."""
-    folder = shutil.copytree(resnet18_folder, tmp_path_factory.mktemp("own") / "own")
+    folder = shutil.copytree(tiny.model()[1], tmp_path_factory.mktemp("own") / "own")
     description = json.loads((folder / DESCRIPTION).read_text())
     description["labels"] = [[label, None] for label, _ in description["labels"]]
     (folder / DESCRIPTION).write_text(json.dumps(description))

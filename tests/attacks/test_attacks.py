@@ -26,7 +26,7 @@ _DECODED_JPEGS = 300
 
 BY_SETUP: list[Attack] = sorted(ATTACKS, key=lambda attack: str(attack.setup))  # neighbours share a server
 
-pytestmark = pytest.mark.production
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority")]
 
 
 class Running:

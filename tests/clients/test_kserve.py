@@ -10,7 +10,7 @@ import pytest
 from tests.clients.conftest import LABELS, MODEL
 from tests.conftest import CAT, Server, environment
 
-pytestmark = pytest.mark.production
+pytestmark = pytest.mark.slow
 
 
 def test_its_client_gets_what_it_asks_for(embedded_server: Server, counts: Any, kserve_python: str) -> None:

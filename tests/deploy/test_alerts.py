@@ -8,6 +8,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import tiny
 from tests.conftest import CAT, REPOSITORY, Server
 from tests.deploy.manifests import DEPLOY, KUBERNETES, document, objects
 
@@ -31,7 +32,7 @@ def queries() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def several_processes() -> Iterator[Server]:
     """As the GPU overlay runs it: their metrics are summed."""
-    server = Server("--model", "efficientnet_lite0", "--workers", "2")
+    server = Server(*tiny.model(), "--workers", "2")
     yield server
     assert server.stop() == 0
 

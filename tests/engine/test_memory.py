@@ -47,7 +47,7 @@ queue.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
-@pytest.mark.parametrize("engine", ["openvino", pytest.param("torch", marks=pytest.mark.production)])
+@pytest.mark.parametrize("engine", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
 def test_a_batch_that_does_not_fit_is_answered_in_parts(engine: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT, engine], env=environment(), capture_output=True, text=True, timeout=200

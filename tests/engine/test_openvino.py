@@ -196,6 +196,7 @@ def test_a_file_that_is_no_network_is_a_clear_error(model: Model, tmp_path: Path
         broken.load()
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_converted_is_converted_at_load(model: Model, expected: list[Row]) -> None:
     engine = OpenVinoEngine(replace(model, openvino=None), "float32")
     engine.load()

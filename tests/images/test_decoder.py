@@ -313,6 +313,7 @@ sandbox.close()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux")
 def test_huge_pictures_take_no_memory_here_and_let_cheap_ones_pass() -> None:
     run = subprocess.run([sys.executable, "-c", STORM], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -110,7 +110,7 @@ def test_twenty_webp_of_38_bytes_are_judged_by_their_header(server: Server, calm
     report("20 WebP of 38 bytes", served / calm, memory)
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_twenty_pictures_of_49_million_pixels_do_not_starve_ordinary_clients(server: Server, calm: float) -> None:
     huge = next(case.data for case in hostile.cases() if case.name == "WebP of 49 million pixels")
     with Memory(server) as memory:

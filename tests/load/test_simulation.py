@@ -5,6 +5,7 @@ from itertools import chain
 
 import pytest
 
+from tests.conftest import slow
 from tests.simulation import CPU, GPU, PATIENCE_S, FixedWindow, Machine, Outcome, TopK, poisson, simulate
 
 SECONDS = 20.0
@@ -33,7 +34,7 @@ def test_an_excess_costs_a_cpu_only_what_refusing_costs(load: float, least: floa
 
 
 @both
-@pytest.mark.parametrize("load", [2, 4, 8])
+@pytest.mark.parametrize("load", [2, 4, slow(8)])
 def test_an_excess_costs_a_gpu_nothing(load: float, stated: bool) -> None:
     outcome = overloaded(GPU, load, stated, seconds=4)
     assert min(goodputs(outcome, GPU, 4)) >= 0.95

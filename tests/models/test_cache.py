@@ -18,7 +18,7 @@ from torch import nn
 
 from app.errors import ModelError, NotConvertible
 from app.models import cache, download
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, slow
 from tests.models.seeded import seeded
 
 
@@ -97,6 +97,7 @@ def forge(entry: Path, **values: object) -> None:
     path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | values))
 
 
+@pytest.mark.slow
 def test_a_forged_digest_is_not_served(copy: Path, weights: Path) -> None:
     [entry] = copy.iterdir()
     forge(entry, digest="0" * 64)
@@ -130,7 +131,8 @@ def test_an_entry_without_a_checksum_is_not_trusted(copy: Path) -> None:
         cache._load(entry, None)
 
 
-@pytest.mark.parametrize("name", ["openvino.bin", pytest.param("model.json", marks=pytest.mark.production)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["openvino.bin", "model.json"])
 def test_a_damaged_entry_is_converted_again(copy: Path, weights: Path, name: str) -> None:
     [entry] = copy.iterdir()
     sound = (entry / name).read_bytes()
@@ -156,6 +158,7 @@ def test_other_versions_are_other_entries(weights: Path, monkeypatch: pytest.Mon
     assert key("squeezenet1_1", weights) != before
 
 
+@pytest.mark.slow
 def test_two_at_once_both_have_it_and_leave_one_entry(weights: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         models = list(pool.map(lambda _: cache.converted("squeezenet1_1", weights, tmp_path), range(2)))
@@ -179,8 +182,8 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     ("spec", "words"),
     [
         ("alexnet", r"mine\.pth does not fit alexnet: features\.0\.weight has shape"),
-        ("resnet51", r"no model 'resnet51'; did you mean resnet50 or .*\? `topk models` lists"),
-        ("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; choose one of IMAGENET1K_V1"),
+        slow("resnet51", r"no model 'resnet51'; did you mean resnet50 or .*\? `topk models` lists"),
+        slow("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; choose one of IMAGENET1K_V1"),
     ],
 )
 def test_what_the_child_refuses_is_refused_in_its_words(spec: str, words: str, weights: Path, tmp_path: Path) -> None:
@@ -190,6 +193,7 @@ def test_what_the_child_refuses_is_refused_in_its_words(spec: str, words: str, w
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_network_that_does_not_convert_is_said_to_be_one(tmp_path: Path) -> None:
     network = seeded(torchvision.models.squeezenet1_1)
     nn.init.constant_(next(network.parameters()), float("nan"))
@@ -270,6 +274,7 @@ def test_what_was_left_by_the_killed_is_swept_and_what_is_in_use_is_not(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_package_of_our_name_in_the_working_directory_is_not_taken_for_us(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,8 +16,10 @@ from app.models.convert import to_openvino
 from app.models.model import Model
 from tests.models.seeded import seeded
 
-FAMILIES = ["alexnet", "squeezenet1_1", "shufflenet_v2_x0_5", "efficientnet_b0"]
+FAMILIES = ["alexnet", "squeezenet1_1"]
 SLOW = [  # each brings operations that those before it do not have
+    "shufflenet_v2_x0_5",
+    "efficientnet_b0",
     "mobilenet_v3_small",
     "googlenet",
     "densenet121",
@@ -36,7 +38,7 @@ def compiled(network: openvino.Model) -> Any:
     return openvino.Core().compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-@pytest.mark.parametrize("architecture", FAMILIES + [pytest.param(name, marks=pytest.mark.production) for name in SLOW])
+@pytest.mark.parametrize("architecture", FAMILIES + [pytest.param(name, marks=pytest.mark.slow) for name in SLOW])
 @torch.inference_mode()
 def test_every_family_computes_in_openvino_what_it_computes_in_torch(architecture: str) -> None:
     preprocessing = zoo.preprocessing(architecture, None)

@@ -53,6 +53,7 @@ def expected(weights: Path) -> Answers:
     return predictions("--model", "resnet18", "--weights", weights)
 
 
+@pytest.mark.slow
 def test_an_exported_folder_answers_as_the_model_does(weights: Path, expected: Answers, tmp_path: Path) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine")
     assert ran.returncode == 0, ran.stderr
@@ -60,6 +61,7 @@ def test_an_exported_folder_answers_as_the_model_does(weights: Path, expected: A
     assert predictions("--model", tmp_path / "mine") == expected
 
 
+@pytest.mark.slow
 def test_a_folder_for_openvino_only_has_no_weights_for_torch(weights: Path, expected: Answers, tmp_path: Path) -> None:
     ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", "--openvino-only")
     assert ran.returncode == 0, ran.stderr
@@ -77,6 +79,7 @@ def test_int8_and_photographs_go_together(weights: Path, tmp_path: Path, options
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_a_few_photographs_are_too_few(weights: Path, tmp_path: Path) -> None:
     command = ["export", "resnet18", "--weights", weights, "--out", tmp_path / "mine"]
     ran = topk(*command, "--precision", "int8", "--calibrate", CAT.parent)
@@ -84,7 +87,7 @@ def test_a_few_photographs_are_too_few(weights: Path, tmp_path: Path) -> None:
     assert "calibration needs at least 20" in ran.stderr
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, tmp_path: Path) -> None:
     """Classes that hardly differ, so that int8 orders them anew."""
     state = load_file(weights)
@@ -108,7 +111,7 @@ def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, 
     assert json.loads((tmp_path / "mine" / "model.json").read_text())["precision"] == "int8"
 
 
-@pytest.mark.production
+@pytest.mark.slow
 @pytest.mark.shared
 def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
     folder = PHOTOGRAPHS[0].parents[1]

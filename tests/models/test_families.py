@@ -25,7 +25,7 @@ from app.engine import Row, Want, create
 from app.models import zoo
 from app.models.model import Model
 from app.settings import Settings
-from tests.conftest import CAT
+from tests.conftest import CAT, slow
 from tests.models.seeded import seeded
 from tests.models.test_split import MetaParameters
 
@@ -55,6 +55,7 @@ FAMILIES: list[tuple[str, str, int | None]] = [
 ]
 
 TOLERANCE = 1e-4  # of the range: the sums run in another order
+FAST = ("alexnet", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0")
 CASES = [(*family, "openvino" if family[0] in ("resnet18", "squeezenet1_1") else "torch") for family in FAMILIES]
 if os.environ.get("TEST_MODELS") == "all":
     TOLERANCE = 1e-3  # a hundred layers of sums
@@ -132,7 +133,9 @@ def image_of(size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("architecture", "entry", "dim", "engine"), CASES)
+@pytest.mark.parametrize(
+    ("architecture", "entry", "dim", "engine"), [case if case[0] in FAST else slow(*case) for case in CASES]
+)
 def test_answers_and_features_are_those_of_torchvision_s_own_loop(
     architecture: str, entry: str, dim: int | None, engine: str, tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from app.models import embedded, folder, resolve, zoo
 from app.models.model import Model
 from app.models.openvino import ov
 from app.settings import Settings
+from tests.conftest import slow
 from tests.models.conftest import files_of_at_most
 from tests.models.seeded import images
 
@@ -195,6 +196,7 @@ def test_weights_of_another_architecture_are_refused(copy: Path) -> None:
         folder.load(copy).build()
 
 
+@pytest.mark.slow
 def test_without_weights_it_is_served_by_openvino_alone(written: Model, tmp_path: Path) -> None:
     folder.write(written, tmp_path / "slim", weights=False)
     assert not (tmp_path / "slim" / "model.safetensors").exists()
@@ -204,6 +206,7 @@ def test_without_weights_it_is_served_by_openvino_alone(written: Model, tmp_path
         model.build()
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_the_embedded_model_goes_into_a_folder_and_comes_back(tmp_path: Path) -> None:
     expected = embedded.embedded()
@@ -228,7 +231,7 @@ def test_a_place_where_no_folder_can_be_is_refused(written: Model, tmp_path: Pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("weights", [True, False], ids=["safetensors", "OpenVINO"])
+@pytest.mark.parametrize("weights", [True, slow(False)], ids=["safetensors", "OpenVINO"])
 def test_a_full_disk_is_said_in_a_sentence(written: Model, tmp_path: Path, weights: bool) -> None:
     with files_of_at_most(1_000_000), pytest.raises(ModelError, match=r"mine cannot be written: .* disk may be full"):
         folder.write(written, tmp_path / "mine", weights=weights)

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from app.models import zoo
 from app.models.split import AUXILIARY, FeaturesAndLogits, set_classes, split
+from tests.conftest import slow
 from tests.models.seeded import images, seeded
 
 DIMS = {
@@ -42,6 +43,7 @@ def on_meta(architecture: str, crop: int = 224) -> FeaturesAndLogits:
         return split(zoo.network(architecture, crop).to("meta").eval())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", zoo.entries(), ids=lambda entry: f"{entry.architecture}:{entry.name}")
 def test_every_architecture_gives_features_and_logits(entry: zoo.OfficialWeights) -> None:
     crop = zoo.preprocessing(entry.architecture, entry.name).crop
@@ -72,9 +74,9 @@ def test_features_are_the_input_of_the_last_layer(architecture: str) -> None:
         "shufflenet_v2_x0_5",
         "squeezenet1_0",
         "squeezenet1_1",
-        "swin_t",
-        "vgg11",
-        "vit_b_32",
+        slow("swin_t"),
+        slow("vgg11"),
+        slow("vit_b_32"),
     ],
 )
 @torch.inference_mode()

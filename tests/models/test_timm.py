@@ -28,7 +28,7 @@ from app.models import folder, resolve
 from app.models import timm as ours
 from app.models.split import SeveralHeads, split
 from app.settings import Settings
-from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, environment
+from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, environment, slow
 from tests.models.seeded import images, seeded
 from tests.models.test_families import assert_close, served_row
 
@@ -175,7 +175,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("engine", ["torch", slow("openvino")])
 def test_answers_are_those_of_timm_s_own_loop(weights: Path, engine: str) -> None:
     model = resolve(Settings(model="timm:test_resnet.r160_in1k", weights=weights, _env_file=None))
     assert (model.name, model.weights) == ("test_resnet.r160_in1k", "mine")
@@ -191,6 +191,7 @@ def test_answers_are_those_of_timm_s_own_loop(weights: Path, engine: str) -> Non
     assert_close(row.features, features)
 
 
+@pytest.mark.slow
 def test_it_goes_into_a_folder_and_comes_back(weights: Path, tmp_path: Path) -> None:
     model = resolve(Settings(model="timm:test_resnet", weights=weights, _env_file=None))
     folder.write(model, tmp_path / "mine")
@@ -286,6 +287,7 @@ print(json.dumps([said(fetch) for fetch in fetches]))
 """
 
 
+@pytest.mark.slow
 def test_official_weights_come_from_the_hub_once(hub: ThreadingHTTPServer, weights: Path, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{hub.server_port}"
     names = ["test_resnet.r160_in1k", "test_resnet.r160_in1k", "test_vit.r160_in1k"]
@@ -308,7 +310,7 @@ def test_official_weights_come_from_the_hub_once(hub: ThreadingHTTPServer, weigh
 DOCUMENT = (REPOSITORY / "docs" / "models.md").read_text()
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_the_document_s_commands_work_and_print_what_it_shows(
     hub: ThreadingHTTPServer, resnet18_weights: Path, tmp_path: Path
 ) -> None:

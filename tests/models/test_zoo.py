@@ -16,7 +16,7 @@ from app.errors import ModelError
 from app.images import Preprocessing
 from app.models import zoo
 from app.models.model import Model
-from tests.conftest import RESNET50
+from tests.conftest import RESNET50, slow
 from tests.models.seeded import images, seeded
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,8 +132,8 @@ def test_an_entry_means_that_entry(checkpoints: Path) -> None:
         ("mnasnet0_5", "IMAGENET1K_V1"),
         ("resnet18", "IMAGENET1K_V1"),
         ("squeezenet1_1", "IMAGENET1K_V1"),
-        ("vit_b_32", "IMAGENET1K_V1"),
-        ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
+        slow("vit_b_32", "IMAGENET1K_V1"),
+        slow("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
     ],
 )
 def test_official_weights_compute_what_torchvision_s_own_builder_computes(

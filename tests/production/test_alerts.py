@@ -7,7 +7,7 @@ import pytest
 
 from tests.deploy.manifests import DEPLOY, document
 
-pytestmark = pytest.mark.production
+pytestmark = pytest.mark.slow
 
 RULES = DEPLOY / "prometheus" / "alerts.yml"
 CASES = Path(__file__).with_name("alerts_test.yml")

@@ -29,7 +29,7 @@ from tests.production import picture
 from tests.workers.conftest import Service
 
 pytestmark = [
-    pytest.mark.production,
+    pytest.mark.slow,
     pytest.mark.skipif(not shutil.which("prometheus"), reason="no prometheus is installed"),
 ]
 
@@ -169,7 +169,7 @@ def expire(service: Service) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("prometheus")
     with ExitStack() as stack:
-        single, several = Server("--model", "efficientnet_lite0"), Service()
+        single, several = Server("--model", "efficientnet_lite0"), Service("--model", "efficientnet_lite0")
         servers = (single, several)
         for server in servers:
             stack.callback(server.stop)

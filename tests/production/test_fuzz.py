@@ -32,7 +32,7 @@ MIB = 2**20
 MEMORY_MIB = 1024
 PHOTO = CAT.read_bytes()
 
-pytestmark = [pytest.mark.production, pytest.mark.timeout(2 * SECONDS + 300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * SECONDS + 300)]
 
 
 @pytest.mark.parametrize("name", mutants.seeds())

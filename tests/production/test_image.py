@@ -25,7 +25,7 @@ from tests.production.container import Container, pip_settings
 
 MISSING = [tool for tool in ("buildah", "debootstrap", "runc") if not shutil.which(tool)]
 pytestmark = [
-    pytest.mark.production,
+    pytest.mark.slow,
     pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
     pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone builds an image here"),

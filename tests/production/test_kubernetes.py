@@ -23,7 +23,7 @@ from app.settings import Settings
 from tests.conftest import REPOSITORY, Server, environment
 from tests.deploy.manifests import KSERVE, KUBERNETES, document
 
-pytestmark = pytest.mark.production
+pytestmark = pytest.mark.slow
 
 API_VERSIONS = ("1.31", "1.37")  # the oldest that has all that is used, and the newest that is known
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}

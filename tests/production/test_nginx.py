@@ -22,7 +22,11 @@ NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 TRICKLE_S = int(os.environ.get("TRICKLE_S", "12"))
 PHOTO = CAT.read_bytes()
 
-pytestmark = [pytest.mark.production, pytest.mark.skipif(not NGINX, reason="nginx is not installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("priority"),
+    pytest.mark.skipif(not NGINX, reason="nginx is not installed"),
+]
 
 
 def free_port() -> int:

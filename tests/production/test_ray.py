@@ -32,7 +32,7 @@ from app.settings import Settings
 from tests.api.wire import Wire
 from tests.conftest import CAT, REPOSITORY, overloaded_ms
 
-pytestmark = pytest.mark.production
+pytestmark = pytest.mark.slow
 
 PHOTO = CAT.read_bytes()
 MODEL = "efficientnet_lite0"

@@ -43,7 +43,7 @@ OUTCOMES = {
     "deadline_exceeded": "expired",
 }
 
-pytestmark = [pytest.mark.production, pytest.mark.timeout(300 + REQUESTS // 5)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority"), pytest.mark.timeout(300 + REQUESTS // 5)]
 
 
 LARGE = [pytest.param("resnet50", marks=pytest.mark.shared)] if REQUESTS >= 20_000 else []

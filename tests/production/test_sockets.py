@@ -22,7 +22,7 @@ HEAD = f"POST /v1/predict HTTP/1.1\r\nHost: topk\r\nContent-Length: {len(PHOTO)}
 MIB = 2**20
 IDLE_S = 4
 
-pytestmark = pytest.mark.production
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority")]
 
 
 @pytest.fixture(scope="module")

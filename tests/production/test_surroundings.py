@@ -26,7 +26,7 @@ FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1
 DAY_S = 86_400
 Start = Callable[..., Server]
 
-pytestmark = pytest.mark.production
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority")]
 
 
 @pytest.fixture

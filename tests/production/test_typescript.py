@@ -10,7 +10,7 @@ import pytest
 from tests.clients.document import BLOCKS, TEXT, code_for, overloaded_at_first
 from tests.conftest import REPOSITORY, Server
 
-pytestmark = pytest.mark.production
+pytestmark = pytest.mark.slow
 
 GENERATOR = "openapi-typescript@7.13.0"
 PACKAGES = [GENERATOR, "typescript@5.9.3", "@types/node@20.19.0"]

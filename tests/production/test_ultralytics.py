@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Server, environment
 
-pytestmark = pytest.mark.production
+pytestmark = pytest.mark.slow
 
 FLOAT32 = ("--trust-checkpoint", "--precision", "float32", "--no-fast-decode")
 

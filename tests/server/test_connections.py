@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from app.server import connections
+from tests import tiny
 from tests.api.conftest import InProcess, served
 from tests.api.wire import Wire
 from tests.conftest import CAT, Server
@@ -296,9 +297,9 @@ def test_a_health_check_is_served_while_all_connections_compute(few: InProcess) 
         assert [wire.status() for wire in waiting] == [200] * MOST
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_bodies_in_all_the_files_there_are_keep_nobody_out() -> None:
-    server = Server("--model", "efficientnet_lite0", under=("prlimit", "--nofile=60:160"))
+    server = Server(*tiny.model(), under=("prlimit", "--nofile=60:160"))
     try:
         server.wait_for("ready")
         with contextlib.ExitStack() as stack:
@@ -322,9 +323,9 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-@pytest.mark.production
+@pytest.mark.slow
 def test_after_a_storm_of_resets_a_newcomer_is_served_first_and_the_reset_cost_little() -> None:
-    server = Server("--model", "efficientnet_lite0")
+    server = Server(*tiny.model())
     process = psutil.Process(server.process.pid)
 
     def cpu() -> float:

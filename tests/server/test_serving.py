@@ -17,11 +17,19 @@ from app.lifecycle import Lifecycle
 from app.main import create_app
 from app.server import serving as listening
 from app.settings import Settings
+from tests import tiny
 from tests.api.wire import Wire
-from tests.conftest import CAT, REPOSITORY, RESNET50, Server
+from tests.conftest import CAT, REPOSITORY, RESNET50, Server, slow
+from tests.workers.conftest import wait_until
 
 PHOTO = CAT.read_bytes()
-MODEL = ("--model", "efficientnet_lite0")
+MODEL = tiny.model()
+EMBEDDED = ("--model", "efficientnet_lite0")
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def children(server: Server) -> list[psutil.Process]:
@@ -65,8 +73,7 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:
         for wire in wires:
             wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
             wire.send(PHOTO[:-1])
-        while server.metric("topk_inflight_bytes") < 50 * (len(PHOTO) - 1):
-            pass
+        wait_until(lambda: server.metric("topk_inflight_bytes") == 50 * (len(PHOTO) - 1))
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("draining")
         for wire in wires:
@@ -134,7 +141,7 @@ def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
 def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_nothing(
     sig: signal.Signals, workers: str, tmp_path: Path
 ) -> None:
-    server = Server(*MODEL, "--workers", workers, env={"TOPK_CACHE_DIR": str(tmp_path)})
+    server = Server(*EMBEDDED, "--workers", workers, env={"TOPK_CACHE_DIR": str(tmp_path)})
     server.wait_for("converting the model, once on this machine")
     while not (converting := [child for child in children(server) if "conversion" in " ".join(child.cmdline())]):
         pass
@@ -150,13 +157,9 @@ def test_until_the_model_is_warm_the_service_says_so() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     listener.close()
-    server = Server("--port", str(port), *MODEL)
-    answer = None
-    while answer is None:
-        try:
-            answer = httpx2.post(f"http://127.0.0.1:{port}/v1/predict", content=PHOTO)
-        except httpx2.ConnectError:
-            assert server.process.poll() is None
+    server = Server("--port", str(port), *EMBEDDED)
+    wait_until(lambda: listens(port))
+    answer = httpx2.post(f"http://127.0.0.1:{port}/v1/predict", content=PHOTO)
     assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
     assert httpx2.get(f"http://127.0.0.1:{port}/livez").status_code == 200
     assert httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 503
@@ -170,18 +173,13 @@ def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> Non
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     server = Server("--port", str(port), "--workers", workers, "--no-listen-early", *MODEL)
-    answer = None
-    while answer is None:
-        try:
-            answer = httpx2.get(f"http://127.0.0.1:{port}/readyz")
-        except httpx2.ConnectError:
-            assert server.process.poll() is None
-    assert answer.status_code == 200
+    wait_until(lambda: listens(port))
+    assert httpx2.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
     assert server.stop() == 0
 
 
 def test_it_says_that_it_is_ready_once_it_can_be_asked() -> None:
-    settings = Settings(model="efficientnet_lite0", host="127.0.0.1", port=0, listen_early=False, _env_file=None)
+    settings = Settings(model=MODEL[1], host="127.0.0.1", port=0, listen_early=False, _env_file=None)
     refused: list[bool] = []
 
     def ask() -> None:
@@ -208,8 +206,8 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
         (["--model", "nonesuch"], "no model 'nonesuch'"),
         (["--weights", "nowhere.safetensors"], "weights need the architecture"),
         (["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
-        ([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
+        slow(["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
+        slow([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is too large; the maximum is 65535"),
         ([*MODEL, "--api-keys-file", "nowhere"], "cannot read the API keys"),
     ],
@@ -268,14 +266,14 @@ def test_a_second_ctrl_c_ends_at_once_and_says_that_work_was_cut_off() -> None:
     with Wire(server.port) as wire:
         wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
         wire.send(PHOTO[:-1])
-        while server.metric("topk_inflight_bytes") < len(PHOTO) - 1:
-            pass
+        wait_until(lambda: server.metric("topk_inflight_bytes") == len(PHOTO) - 1)
         server.process.send_signal(signal.SIGINT)
         server.wait_for("draining")
         assert server.stop(signal.SIGINT) == 130
     assert "Traceback" not in str(server.log)
 
 
+@pytest.mark.slow
 def test_weights_that_compute_no_numbers_are_refused_at_start(tmp_path: Path) -> None:
     network = torchvision.models.resnet18()
     torch.nn.init.constant_(network.fc.weight, float("nan"))
@@ -293,8 +291,9 @@ def test_clients_that_leave_leave_no_trace_in_the_log(embedded_server: Server) -
             with Wire(embedded_server.port) as wire:
                 wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
                 wire.send(PHOTO)
-        while embedded_server.metric("topk_queue_images") or embedded_server.metric("topk_inflight_bytes"):
-            pass
+        wait_until(
+            lambda: not any(embedded_server.metric(f"topk_{held}") for held in ("queue_images", "inflight_bytes"))
+        )
         if embedded_server.metric("topk_images_total", outcome="abandoned") > left:
             break
     assert embedded_server.metric("topk_images_total", outcome="abandoned") > left

@@ -18,13 +18,15 @@ from app.errors import ModelError
 from app.main import create_app
 from app.settings import Settings
 from app.telemetry.tracing import Traces
+from tests import tiny
 from tests.api.wire import Wire, multipart
 from tests.conftest import CAT, REPOSITORY, Server, environment
 
 PHOTO = CAT.read_bytes()
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 STAGES = {"upload", "decode", "queue", "inference"}
-MODEL = ("--model", "efficientnet_lite0")
+MODEL = tiny.model()
+EMBEDDED = ("--model", "efficientnet_lite0")
 
 
 class Collector(ThreadingHTTPServer):
@@ -125,7 +127,7 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module", params=["one process", "workers"])
 def server(request: pytest.FixtureRequest, collector: Collector) -> Iterator[Server]:
     workers = ("--workers", "2") if request.param == "workers" else ()
-    server = Server(*MODEL, *workers, env=collector.variables)
+    server = Server(*EMBEDDED, *workers, env=collector.variables)
     yield server
     assert server.stop() == 0
 

@@ -8,17 +8,17 @@ import httpx2
 import psutil
 import pytest
 
+from tests import tiny
 from tests.conftest import CAT, Server
 
 PHOTO = CAT.read_bytes()
-MODEL = ("--model", "efficientnet_lite0", "--workers", "2")
 
 
 class Service(Server):
-    """``topk serve --workers 2``."""
+    """``topk serve --workers 2`` with the tiny model, unless the options name another."""
 
     def __init__(self, *options: str, env: dict[str, str] | None = None) -> None:
-        super().__init__(*MODEL, *options, env=env)
+        super().__init__(*tiny.model(), "--workers", "2", *options, env=env)
 
     def children(self, kind: str = "") -> list[psutil.Process]:
         """Its living processes of this kind, ``http`` or ``engine``."""
@@ -63,7 +63,7 @@ def start() -> Iterator[Callable[..., Service]]:
 
 @pytest.fixture(scope="session")
 def service() -> Iterator[Service]:
-    """One for all tests that leave it as it was."""
-    service = Service()
+    """One for all tests that leave it as it was, with the embedded model."""
+    service = Service("--model", "efficientnet_lite0")
     yield service
     assert service.stop() == 0

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.api.wire import Wire
-from tests.workers.conftest import PHOTO, Service
+from tests.workers.conftest import PHOTO, Service, wait_until
 
 Start = Callable[..., Service]
 
@@ -21,8 +21,7 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them(start: Start) ->
         for wire in wires:
             wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
             wire.send(PHOTO[:-1])
-        while service.metric("topk_inflight_bytes") < 50 * (len(PHOTO) - 1):
-            pass
+        wait_until(lambda: service.metric("topk_inflight_bytes") == 50 * (len(PHOTO) - 1))
         service.process.send_signal(signal.SIGTERM)
         service.wait_for("draining")
         for wire in wires:
@@ -54,7 +53,7 @@ def test_a_terminal_s_signal_that_reaches_all_processes_ends_with_zero(start: St
 
 
 def test_ctrl_c_while_loading_ends_at_once(start: Start) -> None:
-    service = start()
+    service = start("--model", "efficientnet_lite0")
     with pytest.raises(AssertionError):
         service.wait_for("ready", seconds=0.5)
     assert service.stop(signal.SIGINT) in (0, 130)  # 130 while it is still being imported

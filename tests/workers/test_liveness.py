@@ -18,7 +18,7 @@ from tests.workers.conftest import PHOTO, Service, wait_until
 
 Start = Callable[..., Service]
 
-pytestmark = pytest.mark.production
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority")]
 LIMIT_MS = 2000
 WATCHDOG = {"TOPK_WATCHDOG_MS": str(LIMIT_MS)}
 

@@ -67,6 +67,7 @@ def test_clients_of_a_closed_loop_state_no_timeout() -> None:
     assert not any("x-request-timeout-ms" in request.headers for request in server.requests)
 
 
+@pytest.mark.slow
 def test_refusals_are_counted_with_their_latency() -> None:
     with Known(200, "refuse") as server:
         [point] = found(server.url, "--clients", "2", *SHORT)["points"]
@@ -75,6 +76,7 @@ def test_refusals_are_counted_with_their_latency() -> None:
     assert point["refused_p99_ms"] > 0
 
 
+@pytest.mark.slow
 def test_the_mean_batch_is_that_of_the_point() -> None:
     asked: list[None] = []
 
@@ -87,6 +89,7 @@ def test_the_mean_batch_is_that_of_the_point() -> None:
     assert point["batch_size_mean"] == 4
 
 
+@pytest.mark.slow
 def test_a_capacity_is_searched_rate_by_rate() -> None:
     with Known("patient") as server:
         options = ("--clients", "2", "--seconds", "0.2", "--warmup", "0", "--slo-ms", "1000")
@@ -111,6 +114,7 @@ def test_an_unknown_host_is_one_plain_line() -> None:
     assert "refused" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_answers_that_refuse_what_is_sent_are_warned_of() -> None:
     with Known(200, 422) as server:
         ran = bench(server.url, "--clients", "1", *SHORT)
@@ -178,6 +182,7 @@ def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> Non
     assert "efficientnet_lite0" in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_table_is_what_a_person_sees(embedded_server: Server) -> None:
     ran = bench(embedded_server.url, "--clients", "2", *SHORT)
     assert ran.returncode == 0

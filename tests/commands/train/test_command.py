@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from app.commands.train.run import Trained
 from tests.commands.runner import topk
 from tests.commands.train.conftest import make
@@ -16,6 +18,7 @@ from tests.conftest import REPOSITORY, environment
 MODEL = ("--model", "efficientnet_lite0")
 
 
+@pytest.mark.slow
 def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     make(tmp_path / "few", count=5)
     ran = topk("train", str(tmp_path / "few"), "--out", str(tmp_path / "out"), *MODEL)
@@ -26,6 +29,7 @@ def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_predict_prints_all_of_few_classes(trained: tuple[Trained, Path], shapes: Path) -> None:
     picture, model = str(shapes / "disc" / "0.png"), str(trained[1])
     ran = topk("predict", picture, "--model", model, "--json")

@@ -63,6 +63,7 @@ def test_it_learns_and_keeps_the_best_epoch(sides: tuple[list[Example], list[Exa
     assert again.scores[0] == found.scores[found.best]
 
 
+@pytest.mark.slow
 def test_what_does_not_help_ends_early_and_leaves_the_network_as_it_was(
     sides: tuple[list[Example], list[Example]],
 ) -> None:
@@ -74,6 +75,7 @@ def test_what_does_not_help_ends_early_and_leaves_the_network_as_it_was(
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(sides: tuple[list[Example], list[Example]]) -> None:
     states = []
     for _ in range(2):

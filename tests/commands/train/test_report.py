@@ -21,6 +21,7 @@ def words(page: str) -> str:
     return " ".join(" ".join(found.texts).split())
 
 
+@pytest.mark.slow
 def test_it_tells_how_the_model_was_made(trained: tuple[Trained, Path]) -> None:
     page = report.page(trained[0], PIXELS)
     text = words(page)
@@ -36,12 +37,13 @@ def test_it_tells_how_the_model_was_made(trained: tuple[Trained, Path]) -> None:
     assert page.count("<svg") == 2  # the choice of C, and the calibration
 
 
-def test_where_all_are_right_the_axis_ends_at_all(trained: tuple[Trained, Path]) -> None:
+def test_where_all_are_right_the_axis_ends_at_all() -> None:
     drawn = chart.epochs(Tuning((Score(1.0, 0.1), Score(1.0, 0.05)), best=1))
     assert ">100<" in drawn
     assert ">102<" not in drawn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("best", "kept"), [(1, "2 epochs; kept: 1"), (0, "2 epochs; kept: the linear head")])
 def test_epochs_are_drawn(trained: tuple[Trained, Path], best: int, kept: str) -> None:
     found = trained[0]
@@ -53,6 +55,7 @@ def test_epochs_are_drawn(trained: tuple[Trained, Path], best: int, kept: str) -
     assert tuned.as_dict()["training"]["fine_tuning"]["best"] == best
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_and_prints_one_object(shapes: Path, tmp_path: Path) -> None:
     place, made = tmp_path / "training.html", tmp_path / "my-shapes"
     ran = topk(

@@ -92,6 +92,7 @@ def test_it_is_served_with_its_own_labels(trained: Found, shapes: Path) -> None:
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_either_engine_answers_with_all_of_few_classes(trained: Found, shapes: Path, engine: str) -> None:
     held_out = sorted(shapes.rglob("*.png"))[:4]
@@ -117,6 +118,7 @@ def rows_of(model: Path, paths: list[Path], **options: object) -> list[Row]:
     return rows  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_it_is_trained_further(trained: Found, tmp_path: Path) -> None:
     three = make(tmp_path / "three", names=("disc", "ring", "square"))
     found = learn(TrainingPlan(three, tmp_path / "out"), settings(trained[1]), PROGRESS)
@@ -133,6 +135,7 @@ def test_what_is_exported_of_it_still_tells_what_it_is(trained: Found, tmp_path:
     assert {name: copied[name] for name in names} == {name: told[name] for name in names}
 
 
+@pytest.mark.slow
 def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, shapes: Path, tmp_path: Path) -> None:
     plan = TrainingPlan(shapes, tmp_path / "out", fine_tune=True, epochs=1, batch_size=6)
     found = learn(plan, settings(), PROGRESS)
@@ -143,6 +146,7 @@ def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, sh
     assert any("fine-tuned for 1 epoch" in line for line in replace(trained[0], learned=found).summary())
 
 
+@pytest.mark.slow
 def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: Path) -> None:
     val = make(tmp_path / "val", count=10)
     for path in [val / name / f"{seed}.png" for name in ("disc", "square") for seed in range(7)]:
@@ -152,6 +156,7 @@ def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: 
     assert found.warnings == [f"ignored 2 training images, also in {val}"]
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> None:
     val = make(tmp_path / "val", count=9, names=("disc",))
     for seed in range(8):
