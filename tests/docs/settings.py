@@ -10,9 +10,10 @@ PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 _HEAD = """\
 # Settings
 
-Each setting is an environment variable, a line in the file `.env` in the working directory, and an option of `topk serve`. The option
-has no prefix: `TOPK_MAX_PIXELS` is `--max-pixels`. An option wins over the environment, and the environment wins over `.env`. An
-empty variable counts as unset, except for API keys.
+Each setting is an environment variable, a line in the file `.env` in the working directory, and an option of
+`topk serve`. The option has no prefix: `TOPK_MAX_PIXELS` is `--max-pixels`. An option wins over the environment, and
+the environment wins over `.env`. An empty variable counts as unset, except for API keys. Unknown `TOPK_` variables are
+logged as a warning. One that resembles a security setting, such as `TOPK_API_KEY`, stops the start.
 
 `python -m tests.docs.settings` generates this page from `app/settings`.
 
