@@ -148,8 +148,8 @@ def test_training_says_what_the_page_shows(tmp_path: Path) -> None:
     command = TRAINING.replace("PHOTOGRAPHS", str(photographs)).replace("my-model", f"{tmp_path}/my-model")
     ran = shell(f"{command} --weights {SHARED / 'weights' / 'resnet18.safetensors'}")
     assert ran.returncode == 0, ran.stderr
-    shown = pages.shown("docs/train.md", "text", "learned from")
-    for pattern in (r"^learned from .*$", r"^ *(top-\d)", r"^(linear head: C = \d+)", r"^(12 images of 4 classes)"):
+    shown = pages.shown("docs/train.md", "text", "trained on")
+    for pattern in (r"^trained on .*$", r"^ *(top-\d)", r"^(linear head: C = \d+)", r"^(12 images of 4 classes)"):
         assert re.findall(pattern, ran.stdout, re.MULTILINE) == re.findall(pattern, shown, re.MULTILINE)
     [accuracy] = re.findall(r"^ *top-1 +([\d.]+) %", ran.stdout, re.MULTILINE)
     assert float(accuracy) >= 90
