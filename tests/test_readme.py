@@ -297,12 +297,14 @@ class Serving:
         self.process.communicate(timeout=60)
 
 
-def test_make_test_is_the_whole_suite() -> None:
-    ran = shell(f"make -n test VENV={sys.prefix}")
-    assert re.search(r"-m pytest --numprocesses [0-9]+ --dist loadfile *$", ran.stdout, re.MULTILINE)
+def test_ci_runs_the_lint_and_all_tests() -> None:
+    pytest_command = r"-m pytest --numprocesses [0-9]+ --dist loadfile --no-loadscope-reorder"
+    fast, everything = (shell(f"make -n {target} VENV={sys.prefix}").stdout for target in ("test", "test-all"))
+    assert re.search(rf"{pytest_command} *$", fast, re.MULTILINE)
+    assert re.search(rf"{pytest_command} -m '' *$", everything, re.MULTILINE)
     ci = (REPOSITORY / ".ci" / "run").read_text()
-    assert re.search(r"^make lint$", ci, re.MULTILINE)
-    assert re.search(r"^make test( |$)", ci, re.MULTILINE)
+    for target in ("lint", "test-all"):
+        assert re.search(rf"^make {target}$", ci, re.MULTILINE)
 
 
 def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:
