@@ -1,42 +1,38 @@
-"""The README's tables against the code, and its commands run as they stand."""
+"""README and docs: their commands run as they stand, and print what they show.
+
+Blocks that begin with ``# needs`` need what a clone does not have; tests/docs checks their options. docs/clients.md and
+docs/protocols.md are run by tests/clients.
+"""
 
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 import torch
 import torchvision
 
-from app import errors
-from app.main import create_app
-from app.settings import PROTOCOLS, Settings
+from app.api.auth import Keys
+from app.settings import Settings
 from tests.commands.train.conftest import coarse, make
-from tests.conftest import CAT, REPOSITORY, SHARED, Server, environment
+from tests.conftest import CAT, REPOSITORY, RESNET50, SHARED, Server, environment
+from tests.docs import pages
 
-README = (REPOSITORY / "README.md").read_text()
 BIN = Path(sys.executable).parent
 
 
-def commands(prefix: str) -> list[str]:
-    """Lines of the README's shell blocks that begin with this word."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith(prefix)]
-
-
-def rows(first_header: str) -> dict[str, list[str]]:
-    """A table's rows by their first cell."""
-    table = README[README.index(f"| {first_header} |") :].split("\n\n")[0].splitlines()[2:]
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
-    return {row[0]: row[1:] for row in cells}
+def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
+    """The distinct commands that begin with this, of these pages or all, in blocks with or without ``# needs``."""
+    found = [command for command in pages.commands(*of) if not command.page.endswith(("clients.md", "protocols.md"))]
+    lines = [command.line for command in found if bool(command.needs) == needing and command.line.startswith(prefix)]
+    return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
@@ -44,53 +40,18 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
 
 
-def defaults(field: Any) -> str:
-    default = field.default
-    if default in (None, ()) or default == "":
-        return ""
-    if isinstance(default, tuple):
-        return f"`{','.join(map(str, default))}`"
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def test_the_settings_table_is_the_settings() -> None:
-    documented = rows("setting")
-    assert documented == {
-        f"`TOPK_{name.upper()}`": [defaults(field), field.description] for name, field in Settings.model_fields.items()
-    }
-
-
-def test_the_api_table_names_every_route() -> None:
-    documented = set(re.findall(r"`(?:GET |POST )?(/[^\s`]*)`", " ".join(rows("request"))))
-    others = {name: re.findall(r"`(?:GET |POST )?(/[^\s`]*)`", row[0]) for name, row in rows("protocol").items()}
-    assert [name.strip("`") for name in others] == list(PROTOCOLS)
-    paths = create_app(Settings(_env_file=None)).openapi()["paths"]
-    served = {re.sub("(/versions)?/{version}", "", path) for path in paths} | {"/", "/docs", "/openapi.json"}
-    assert documented.union(*others.values()) == served
-
-
-def test_the_error_table_is_the_error_tree() -> None:
-    def tree(error: type[errors.TopkError]) -> Iterator[type[errors.TopkError]]:
-        yield error
-        for below in error.__subclasses__():
-            yield from tree(below)
-
-    assert {code.strip("`"): int(row[0]) for code, row in rows("code").items()} == {
-        error.code: error.status for error in tree(errors.TopkError)
-    }
-
-
-def test_the_metrics_table_names_what_is_exported(embedded_server: Server) -> None:
+def test_the_metrics_table_has_every_metric(embedded_server: Server) -> None:
     exported = httpx2.get(f"{embedded_server.url}/metrics").text
-    documented = re.findall(r"`(topk_\w+)`", " ".join(rows("metric")))
+    documented = re.findall(r"`(topk_\w+)`", " ".join(pages.rows("docs/metrics.md", "metric")))
     for name in documented:
         assert f"# TYPE {name}" in exported
     assert set(re.findall(r"# TYPE (topk_\w+)", exported)) == set(documented)
 
 
 def test_the_first_curl_answers_what_the_readme_shows(embedded_server: Server) -> None:
-    shown = json.loads(re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0])
-    got = json.loads(shell(commands("curl")[0].replace("localhost:8000", embedded_server.url)).stdout)
+    shown = json.loads(pages.blocks("README.md", "json")[0].text)
+    [command] = commands("curl", "README.md")
+    got = json.loads(shell(command.replace("localhost:8000", embedded_server.url)).stdout)
     assert (got["model"], got["weights"]) == (shown["model"], shown["weights"])
     scores = {prediction["class_id"]: prediction["score"] for prediction in got["predictions"]}
     for prediction in shown["predictions"][:4]:
@@ -98,18 +59,18 @@ def test_the_first_curl_answers_what_the_readme_shows(embedded_server: Server) -
     assert got["predictions"][0].keys() == shown["predictions"][0].keys()
 
 
-def test_the_wordnet_answer_is_what_the_readme_shows(embedded_server: Server) -> None:
-    shown = json.loads(re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1])
-    [command] = [command for command in commands("curl") if "taxonomy=true" in command]
+def test_the_wordnet_answer_is_what_the_page_shows(embedded_server: Server) -> None:
+    shown = json.loads(pages.blocks("docs/wordnet.md", "json")[0].text)
+    [command] = [command for command in commands("curl", "docs/wordnet.md") if "taxonomy=true" in command]
     got = json.loads(shell(command.replace("localhost:8000", embedded_server.url)).stdout)
     assert got.keys() == shown.keys()
     for place, expected in zip(got["taxonomy"][:-1], shown["taxonomy"][:-1], strict=True):  # the cats are a near-tie
         assert place == expected | {"score": pytest.approx(expected["score"], abs=0.02)}
 
 
-def test_the_tree_is_what_the_readme_shows() -> None:
-    [shown] = re.findall(r"^```\n(entity.*?)^```", README, re.MULTILINE | re.DOTALL)
-    [command] = [command for command in commands("topk predict") if "--taxonomy" in command]
+def test_the_tree_is_what_the_page_shows() -> None:
+    shown = pages.shown("docs/wordnet.md", "text", "entity")
+    [command] = commands("topk predict", "docs/wordnet.md")
     assert shell(f"{command} --precision float32").stdout.partition("\nentity")[2].strip() == shown[6:].strip()
 
 
@@ -120,11 +81,11 @@ def test_every_curl_works_as_typed(embedded_server: Server, command: str) -> Non
     assert "code" not in json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("command", [c for c in commands("topk") if c.split()[1] in ("predict", "models")])
+@pytest.mark.parametrize("command", commands("topk predict") + commands("topk models") + commands("topk --help"))
 def test_every_topk_command_works_as_typed(command: str) -> None:
     ran = shell(command)
     assert ran.returncode == 0, ran.stderr
-    assert ("cat" in ran.stdout) or ("resnet50" in ran.stdout)
+    assert any(word in ran.stdout for word in ("cat", "resnet50", "resnet10t", "Usage"))
 
 
 @pytest.mark.parametrize("command", commands("topk bench"))
@@ -147,15 +108,15 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-EVALUATIONS = commands("topk evaluate")
+REFERENCE, *EVALUATIONS = commands("topk evaluate", "docs/evaluate.md", needing=True)
 
 
-@pytest.mark.parametrize("command", [command for command in EVALUATIONS if "photographs" in command])
+@pytest.mark.parametrize("command", EVALUATIONS)
 def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: Path, command: str) -> None:
     """Only with its photographs and its report elsewhere."""
     page = photographs.parent / "evaluation.html"
     command = command.replace("localhost:8000", embedded_server.url).replace("evaluation.html", str(page))
-    ran = shell(command.replace("photographs", str(photographs)))
+    ran = shell(command.replace("PHOTOGRAPHS", str(photographs)))
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["n"] == 1 if "--json" in command else "1 image of 1 class" in ran.stdout
     assert page.exists() == ("--report" in command)
@@ -163,12 +124,11 @@ def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: P
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
+def test_the_evaluation_of_resnet50_is_what_the_page_shows() -> None:
     """To half a point of accuracy, and a point elsewhere; the reference is the float32 of torch."""
-    [command] = [command for command in EVALUATIONS if "../shared" in command]
-    ran = shell(command.replace("../shared", str(SHARED)))
+    ran = shell(f"{REFERENCE.replace('PHOTOGRAPHS', str(SHARED / 'images' / 'imagenet'))} --weights {RESNET50}")
     assert ran.returncode == 0, ran.stderr
-    [shown] = re.findall(r"^```\n(resnet50 \(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    shown = pages.shown("docs/evaluate.md", "text", "resnet50 (")
     for name, bounds, expected in (("top-1", 0.5, 85.0), ("top-5", 0.5, 97.5)):
         for text in (shown, ran.stdout):
             [found] = re.findall(rf"^ {name} +([\d.]+) % .* ([\d.]+) % *$", text, re.MULTILINE)
@@ -178,31 +138,30 @@ def test_the_evaluation_of_resnet50_is_what_the_readme_shows() -> None:
         assert [float(one) for one in got] == pytest.approx([float(one) for one in expected], abs=5)
 
 
+TRAINING, TUNING = commands("topk train", "docs/train.md", needing=True)
+
+
 @pytest.mark.slow
 @pytest.mark.shared
-def test_training_says_what_the_readme_shows(tmp_path: Path) -> None:
-    command = commands("topk train")[0].replace("../shared", str(SHARED))
-    coarse(tmp_path / "photographs")
-    ran = shell(
-        command.replace("photographs", str(tmp_path / "photographs")).replace("my-model", f"{tmp_path}/my-model")
-    )
+def test_training_says_what_the_page_shows(tmp_path: Path) -> None:
+    photographs = coarse(tmp_path / "photographs")
+    command = TRAINING.replace("PHOTOGRAPHS", str(photographs)).replace("my-model", f"{tmp_path}/my-model")
+    ran = shell(f"{command} --weights {SHARED / 'weights' / 'resnet18.safetensors'}")
     assert ran.returncode == 0, ran.stderr
-    [shown] = re.findall(r"^```\n(learned from .*?)^```", README, re.MULTILINE | re.DOTALL)
-    for pattern in (r"^learned from .*$", r"^ *(top-\d)", r"^(linear head: C = \d+)", r"^(12 images of 4 classes)"):
+    shown = pages.shown("docs/train.md", "text", "trained on")
+    for pattern in (r"^trained on .*$", r"^ *(top-\d)", r"^(linear head: C = \d+)", r"^(12 images of 4 classes)"):
         assert re.findall(pattern, ran.stdout, re.MULTILINE) == re.findall(pattern, shown, re.MULTILINE)
     [accuracy] = re.findall(r"^ *top-1 +([\d.]+) %", ran.stdout, re.MULTILINE)
     assert float(accuracy) >= 90
 
 
 @pytest.mark.slow
-def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tmp_path: Path) -> None:
+def test_a_trained_model_is_served_as_the_page_says(resnet18_weights: Path, tmp_path: Path) -> None:
     """The whole network for an epoch, on made pictures, from seeded weights."""
-    [train] = [command for command in commands("topk train") if "--fine-tune" in command]
-    [serve] = [command for command in commands("topk serve") if "my-model" in command]
+    [serve] = commands("topk serve", "docs/train.md", needing=True)
     photographs, model = make(tmp_path / "photographs"), tmp_path / "my-model"
-    train = re.sub(r"--weights \S+", f"--weights {resnet18_weights} --epochs 1", train)
-    train = train.replace("training.html", f"{tmp_path}/training.html").replace("my-tuned-model", str(model))
-    ran = shell(train.replace("photographs", str(photographs)))
+    train = TUNING.replace("training.html", f"{tmp_path}/training.html").replace("my-tuned-model", str(model))
+    ran = shell(f"{train.replace('PHOTOGRAPHS', str(photographs))} --weights {resnet18_weights} --epochs 1")
     assert ran.returncode == 0, ran.stderr
     assert "fine-tuned for 1 epoch" in ran.stdout
     assert "Epoch by epoch" in (tmp_path / "training.html").read_text()
@@ -214,29 +173,85 @@ def test_a_trained_model_is_served_as_the_readme_says(resnet18_weights: Path, tm
 
 
 @pytest.mark.slow
-def test_an_exported_model_is_served_as_the_readme_says(tmp_path: Path) -> None:
-    [export] = commands("topk export")
-    [serve] = [command for command in commands("topk serve") if "my-resnet50" in command]
-    weights = str(seeded_weights("resnet50", tmp_path / "resnet50.pth"))
-    folder = tmp_path / "my-resnet50"
-    export = re.sub(r"--weights \S+", f"--weights {weights}", export)
-    ran = shell(export.replace("my-resnet50", str(folder)))
-    assert ran.returncode == 0, ran.stderr
-    with Serving(serve.replace("my-resnet50", str(folder)), tmp_path) as address:
-        assert httpx2.get(f"{address}/v1/info").json()["model"] == "my-resnet50"
-
-
-SERVED = [command for command in commands("topk serve") if "my-" not in command]
-PLAIN = re.findall(r"^    (make serve)\b", README, re.MULTILINE)
+def test_the_tutorial_leads_from_photographs_to_an_answer(tmp_path: Path) -> None:
+    """Its folders of made pictures, in a folder of its own, with the model that needs no download."""
+    photographs, test = make(tmp_path / "photographs"), make(tmp_path / "test", count=2)
+    picture = photographs / "disc" / "0.png"
+    train, evaluate, serve, call = (
+        commands(prefix, "docs/tutorial.md", needing=True)[0]
+        for prefix in ("topk train", "topk evaluate", "topk serve", "curl")
+    )
+    assert [train.split()[2], evaluate.split()[2]] == [photographs.name, test.name]
+    for command in (train.replace("resnet18", "efficientnet_lite0"), evaluate):
+        ran = shell(f"cd {tmp_path} && {command}")
+        assert ran.returncode == 0, ran.stderr
+    assert {"training.html", "evaluation.html"} <= {path.name for path in tmp_path.iterdir()}
+    with Serving(serve.replace("my-model", f"{tmp_path}/my-model"), tmp_path) as address:
+        got = json.loads(shell(call.replace("PHOTO.jpg", str(picture)).replace("localhost:8000", address)).stdout)
+    shown = json.loads(pages.shown("docs/tutorial.md", "json", "{"))
+    assert got.keys() == shown.keys()
+    assert (got["model"], got["weights"]) == (shown["model"], shown["weights"])
+    assert got["predictions"][0].keys() == shown["predictions"][0].keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [*PLAIN, *commands("make serve"), *SERVED])
-def test_every_way_to_serve_works(command: str, tmp_path: Path) -> None:
+def test_an_exported_model_is_served_as_the_page_says(tmp_path: Path) -> None:
+    [export] = commands("topk export", "docs/models.md")
+    [serve] = commands("topk serve --model my-", "docs/models.md")
+    folder = tmp_path / "my-efficientnet"
+    ran = shell(export.replace("my-efficientnet", str(folder)))
+    assert ran.returncode == 0, ran.stderr
+    with Serving(serve.replace("my-efficientnet", str(folder)), tmp_path) as address:
+        assert httpx2.get(f"{address}/v1/info").json()["model"] == "my-efficientnet"
+
+
+def test_keys_are_rotated_as_the_page_says(tmp_path: Path) -> None:
+    first, second = (
+        line.replace("topk-keys", str(tmp_path / "topk-keys")) for line in commands("(umask", "docs/operations.md")
+    )
+    file = tmp_path / "topk-keys"
+    assert shell(first).returncode == 0
+    [old] = file.read_text().split()
+    assert file.stat().st_mode & 0o077 == 0
+    keys = Keys(Settings(_env_file=None, api_keys_file=file), clock=iter(range(0, 1000, 10)).__next__)
+    assert shell(second).returncode == 0
+    assert file.read_text().split()[0] == old
+    assert file.stat().st_mode & 0o077 == 0
+    assert len({keys.check(key) for key in file.read_text().split()}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin:/bin"), reason="nginx is not installed")
+def test_nginx_accepts_the_tls_example(tmp_path: Path) -> None:
+    """With a certificate of its own, and a port that nobody else has."""
+    certificate = f"-keyout {tmp_path}/key -out {tmp_path}/certificate"
+    assert shell(f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost {certificate}").returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = pages.shown("docs/operations.md", "nginx", "server").replace("listen 443", f"listen 127.0.0.1:{port}")
+    server = re.sub(r"/etc/\S*fullchain.pem", f"{tmp_path}/certificate", server)
+    server = re.sub(r"/etc/\S*privkey.pem", f"{tmp_path}/key", server)
+    paths = "".join(f"{kind}_temp_path {tmp_path};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    http = f"{paths} access_log off; {server}"
+    (tmp_path / "nginx.conf").write_text(f"pid {tmp_path}/pid; error_log stderr; events {{}} http {{ {http} }}")
+    ran = shell(f"PATH=$PATH:/usr/sbin nginx -t -c {tmp_path}/nginx.conf")
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        *commands("make serve", "README.md"),
+        *commands("make serve", "README.md", needing=True),
+        *commands("topk serve", "README.md"),
+    ],
+)
+def test_every_way_to_serve_in_the_readme_works(command: str, tmp_path: Path) -> None:
     """With a port of its own, and seeded weights where the command's own are not to be had."""
     command = re.sub(r"PORT=\d+|--port \d+", "", command)
-    if found := re.search(r"WEIGHTS=(\S+)", command):
-        command = command.replace(found[1], str(seeded_weights("resnet50", tmp_path / "resnet50.pth")))
+    if "WEIGHTS.safetensors" in command:
+        command = command.replace("WEIGHTS.safetensors", str(seeded_weights("resnet50", tmp_path / "resnet50.pth")))
     if found := re.search(r"MODEL=(\w+):(\w+)", command):
         url = torchvision.models.get_model_weights(found[1])[found[2]].url
         seeded_weights(found[1], tmp_path / "torch" / "hub" / "checkpoints" / url.rsplit("/", 1)[-1])

@@ -14,7 +14,12 @@ from app.errors import Overloaded
 from tests.conftest import REPOSITORY, Server
 
 TEXT = (REPOSITORY / "docs" / "clients.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```\n(?:```text\n(.*?)^```)?", TEXT, re.MULTILINE | re.DOTALL)
+SAMPLES = TEXT[TEXT.index("## curl") :]
+BLOCKS = [
+    block
+    for block in re.findall(r"^```(\w+)\n(.*?)^```\n(?:```text\n(.*?)^```)?", SAMPLES, re.MULTILINE | re.DOTALL)
+    if not block[1].startswith("# needs")
+]
 _OVERLOADED = Overloaded("the answer would come too late", 0.3)
 
 

@@ -28,6 +28,6 @@ def test_a_client_runs(keyed_server: Server, tmp_path: Path, language: str, code
 
 
 def test_every_language_is_there() -> None:
-    assert [language for language, _, _ in BLOCKS] == ["sh", "python", "python", "js", "ts", "swift", "kotlin"]
+    assert [language for language, _, _ in BLOCKS] == ["sh", "python", "python", "js", "tsx", "ts", "swift", "kotlin"]
     for language in ("Swift", "Kotlin"):
         assert f"## {language}\n\nNot run by a test." in TEXT
