@@ -85,7 +85,7 @@ def served(**options: Any) -> Iterator[InProcess]:
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        assert ready.wait(120)
+        assert ready.wait(280)
         assert not lifecycle.failure
         yield InProcess(app, listener.getsockname()[1])
     finally:
