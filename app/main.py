@@ -1,4 +1,4 @@
-"""Wiring: load -> warm -> serve -> drain. ``create_app`` for any ASGI server, ``serve`` with ours."""
+"""Builds the ASGI app from its parts, loads the model in the background, and watches the device."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,12 +44,12 @@ def create_app(
     load: Callable[[Classifier, Lifecycle], None] | None = None,
     exposition: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
-    """The ASGI app. It answers at once and loads its model in the background; ``/readyz`` tells when it is warm.
+    """Create the ASGI app. It loads the model in the background; ``/readyz`` reports when the model is warm.
 
-    ``load`` makes the classifier ready, at start and on the event loop, where it is not to load the model itself.
-    ``exposition`` renders the metrics, where they are not this app's alone.
+    ``load`` replaces ``start_loading``. It is called at start-up, on the event loop.
+    ``exposition`` renders the metrics, if they are not those of this app alone.
 
-    Raises ModelError where the API keys' file cannot be read, or traces cannot be exported.
+    Raises ModelError if the file of API keys cannot be read, or if traces cannot be exported.
     """
     if settings is None:
         unknown_names(environment())  # a misspelt name of the API keys must not open the service
@@ -64,7 +64,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         (load or start_loading)(classifier, state)
         while not (settings.listen_early or state.ready or state.draining or state.failure):  # noqa: ASYNC110
-            await asyncio.sleep(_STARTING_S)  # a signal's handler wakes no event loop
+            await asyncio.sleep(_STARTING_S)  # a signal handler does not wake the event loop
         yield
         if state.watch:
             state.watch.cancel()
@@ -83,7 +83,7 @@ def create_app(
         openapi_url=None,  # ``openapi.describe`` adds the route
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # to a host that the request itself names
+        redirect_slashes=False,  # redirects would go to the request's own Host
         telemetry=traces.of_requests if traces else _UNTRACED,
     )
     app.state.service = Service(
@@ -109,7 +109,7 @@ def create_app(
     app.add_exception_handler(TopkError, problems.on_topk_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_exception_handler(RequestValidationError, problems.on_validation_error)
-    # The last one added is the outermost.
+    # The middleware added last is the outermost.
     app.add_middleware(AnswerHead)
     app.add_middleware(Defects)
     app.add_middleware(Bounds)
@@ -133,7 +133,7 @@ def _traces(settings: Settings) -> "Traces | None":
 
 
 def start_loading(classifier: Classifier, lifecycle: Lifecycle, create: loading.Create = engine.create) -> None:
-    """Load the classifier's model in the background, then watch the device. On the event loop."""
+    """Load the classifier's model in the background, then watch the device. Call it on the event loop."""
 
     def loaded(failure: ModelError | None) -> None:
         if failure:
@@ -150,7 +150,7 @@ def start_loading(classifier: Classifier, lifecycle: Lifecycle, create: loading.
 
 
 async def _watch(classifier: Classifier, lifecycle: Lifecycle) -> None:
-    """If the device hangs, answer all requests that wait and end the process: a new one recovers the device."""
+    """If the device hangs, fail all waiting requests and end the process. Only a new process recovers the device."""
     error = await loading.hang(classifier.running_s, classifier.settings.watchdog_ms / 1000)
     lifecycle.failure = ModelError(error.detail)
     classifier.abandon(error)

@@ -1,11 +1,11 @@
-"""One connection, as uvicorn's protocol, with bounds on time, size and number, and one strict reading of HTTP.
+"""HTTP connections: uvicorn's protocol, with limits on time, size and number, and strict parsing.
 
-A request head must be complete within a time limit and a size limit, and a client must take its answer within that
-time. When all connections are in use, the client that keeps the server waiting most makes room for a newcomer. What
-two HTTP parsers may read differently is refused, so that no request hides in another's body behind a proxy (RFC 9112,
-section 11.2). A refusal arrives: what its client still writes is read and discarded for a moment, as in
-``api.middleware``. A client that has closed only its sending side still gets its answer. The requests of a client that
-has left are not started.
+A request head must be complete within a time limit and a size limit, and a client must read its response within the
+same time. When all connections are in use, the slowest client is disconnected to make room for a new one. Requests
+that two HTTP parsers may read differently are refused, so that no request can hide in the body of another behind a
+proxy (RFC 9112, section 11.2). After a refusal, further input is read and discarded for a moment, as in
+``api.middleware``, so that the response reaches the client. A client that closes only its sending side still gets its
+response. Requests of disconnected clients are not started.
 """
 
 import asyncio
@@ -30,27 +30,27 @@ from app.api.middleware import DISCARD_BYTES, DISCARD_S
 
 log = structlog.get_logger("topk")
 
-HEAD_BYTES = 65_536  # also of a chunk's own head, and of trailers
+HEAD_BYTES = 65_536  # also the limit for a chunk header, and for trailers
 PATH_BYTES = 8192
-MOST_FIELDS = 100  # header fields of a request, and as many trailers
+MAX_FIELDS = 100  # header fields of a request; the same limit applies to trailers
 
-_MOST = 16_384  # connections of a process
-_OTHER_FILES = 64  # that a process opens: listener, logs, pages, what the engine needs
-_OVER = 16  # connections above the limit while nobody can make room
-_SAY_S = 10.0
+_MAX_CONNECTIONS = 16_384  # per process
+_OTHER_FILES = 64  # other open files of a process: listener, logs, pages, the engine's files
+_EXTRA_CONNECTIONS = 16  # connections above the limit while none can be closed
+_WARN_S = 10.0
 _PROBE_S = 0.01
 _TCP_CLOSE = 7  # TCP_CLOSE in linux/tcp.h, after a reset
-_ADVANCE_BYTES = 16_384  # what every client is presumed to have sent at once: a new one is not yet slow
-_RANKED, _RANKED_S = 128, 1.0  # clients that are ranked at once, and how long the ranking counts
-_CHUNKED_AT_ONCE = 4  # connections that read on in one turn of the event loop, where chunks are left
-_LARGE_BYTES = 2**20  # larger bodies take turns: eight of them would make each turn of the event loop take milliseconds
+_ADVANCE_BYTES = 16_384  # added to every client's byte count, so that a new one does not count as slow
+_RANKED, _RANKED_S = 128, 1.0  # clients per ranking, and how long a ranking is valid
+_CHUNKED_AT_ONCE = 4  # connections that continue with pending chunks in one turn of the event loop
+_LARGE_BYTES = 2**20  # larger bodies take turns: eight at once would make each turn of the event loop last milliseconds
 _LARGE_AT_ONCE = 1
-_AT_ONCE = 8  # requests that are started, or told that their client has left, in one turn of the event loop
+_AT_ONCE = 8  # requests that start, or learn of a disconnect, in one turn of the event loop
 
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
 _AUTHORITY = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
-_FRAMING = re.compile(rb"\n(content-length|transfer-encoding):", re.IGNORECASE)
+_FRAMING_FIELD = re.compile(rb"\n(content-length|transfer-encoding):", re.IGNORECASE)
 _OTHER_VERSION = re.compile(rb" (HTTP/(?!1\.)\d{1,9}(?:\.\d{1,9})?)\r?\n")
 
 Refusal = tuple[HTTPStatus, str]
@@ -58,24 +58,25 @@ Refusal = tuple[HTTPStatus, str]
 
 @dataclass(slots=True)
 class Shared:
-    """What the connections of one server share. Times in seconds.
+    """The state that the connections of one server share. Times are in seconds.
 
-    ``timers``: the connections that wait for a request head, or for a refused client to leave. ``ranked``: the slowest
-    clients, the slowest first, with the time since which each was waited for. ``later``: calls of which a few are made
-    in each turn of the event loop. ``started``: requests in this turn.
+    ``limit`` is the maximum number of connections. ``timers`` has the connections that wait for a request head, or for
+    a refused client to disconnect. ``ranked`` has the slowest clients, the slowest first, with the ``since`` of each.
+    ``scheduled`` has calls, of which each turn of the event loop makes a few. ``started`` counts the requests that have
+    started in this turn. ``warned_at`` is the time of the last warning that all connections are in use.
     """
 
     timeout_s: float
-    most: int
+    limit: int
     timers: dict["Connection", TimerHandle] = field(default_factory=dict)
     ranked: deque[tuple["Connection", float]] = field(default_factory=deque)
     ranked_at: float = float("-inf")
-    later: deque[Callable[[], object]] = field(default_factory=deque)
+    scheduled: deque[Callable[[], object]] = field(default_factory=deque)
     started: int = 0
-    said: float = float("-inf")
+    warned_at: float = float("-inf")
 
     def slowest(self, connections: Iterable["Connection"], newcomer: "Connection", now: float) -> "Connection | None":
-        """The connection that can best be spared for ``newcomer``; None where all have requests that are computed."""
+        """The slowest connection except ``newcomer``. None if the server waits for no other client."""
         for again in (now - self.ranked_at > _RANKED_S, True):
             if again:
                 self._rank(connections, now)
@@ -86,55 +87,55 @@ class Shared:
         return None
 
     def _rank(self, connections: Iterable["Connection"], now: float) -> None:
-        """Rank many at once: to look at all connections for each newcomer would cost milliseconds."""
+        """Rank many connections at once: a look at all of them for each newcomer would cost milliseconds."""
         paces = [(pace, id(each), each) for each in connections if (pace := each.pace(now)) is not None]
         slowest = heapq.nsmallest(max(2, min(_RANKED, len(paces) // 8)), paces)  # the newcomer may be one of them
         self.ranked = deque((each, each.since) for _, _, each in slowest)
         self.ranked_at = now
 
-    def in_turn(self, call: Callable[[], object], loop: AbstractEventLoop) -> None:
-        """Call a few of these in each turn of the event loop, so that thousands at once hold nobody up."""
-        self.later.append(call)
-        if len(self.later) == 1:
+    def schedule(self, call: Callable[[], object], loop: AbstractEventLoop) -> None:
+        """Make a few scheduled calls in each turn of the event loop, so that thousands do not block it."""
+        self.scheduled.append(call)
+        if len(self.scheduled) == 1:
             loop.call_soon(self._call, loop)
 
     async def start(self, loop: AbstractEventLoop) -> None:
-        """Wait where many requests start in this turn of the event loop."""
+        """Wait for a later turn of the event loop if too many requests have started in this one."""
         if not self.started:
-            loop.call_soon(self._turn_over)
+            loop.call_soon(self._end_turn)
         self.started += 1
         if self.started > _AT_ONCE:
             turn = asyncio.Event()
-            self.in_turn(turn.set, loop)
+            self.schedule(turn.set, loop)
             await turn.wait()
 
-    def _turn_over(self) -> None:
+    def _end_turn(self) -> None:
         self.started = 0
 
     def _call(self, loop: AbstractEventLoop) -> None:
-        for _ in range(min(_AT_ONCE, len(self.later))):
-            self.later.popleft()()
-        if self.later:
+        for _ in range(min(_AT_ONCE, len(self.scheduled))):
+            self.scheduled.popleft()()
+        if self.scheduled:
             loop.call_soon(self._call, loop)
 
 
 class ChunkedBody(h11._readers.ChunkedReader):
-    """Reads a chunked body; refuses more trailers than a request may have header fields before they are parsed."""
+    """Reads a chunked body. Refuses more than ``MAX_FIELDS`` trailers before they are parsed."""
 
     def __call__(self, buf: Any) -> Any:
         if self._reading_trailer:  # h11 calls again once it has read the last chunk
             data = bytes(buf)
             end = None if data.startswith(b"\r\n") else _END_OF_HEAD.search(data)
-            if data.count(b"\n", 0, end.end() if end else 0) > MOST_FIELDS + 1:
-                raise h11.LocalProtocolError("too many trailers")
+            if data.count(b"\n", 0, end.end() if end else 0) > MAX_FIELDS + 1:
+                raise h11.LocalProtocolError(f"more than {MAX_FIELDS} trailers")
         return super().__call__(buf)
 
 
-class Reading(ChunkReader):
-    """h11's parser, with every request head judged before it is parsed; ``refusal`` is why one was refused.
+class RequestReader(ChunkReader):
+    """h11's parser. It checks every request head before parsing; ``refusal`` is the result of a failed check.
 
-    A server need not be a proxy to be asked as one: absolute form is read as origin form (RFC 9112, 3.2.2). A later
-    minor version is read as HTTP/1.1 (RFC 9110, 2.5).
+    Targets in absolute form are converted to origin form (RFC 9112, 3.2.2). A later minor version counts as HTTP/1.1
+    (RFC 9110, 2.5).
     """
 
     refusal: Refusal | None = None
@@ -144,14 +145,14 @@ class Reading(ChunkReader):
             self.refusal = refusal
             raise h11.RemoteProtocolError(refusal[1])
         event = super().next_event()
-        return _as_origin(event) if isinstance(event, h11.Request) else event
+        return _in_origin_form(event) if isinstance(event, h11.Request) else event
 
     def _get_io_object(self, *arguments: Any) -> Any:
         reader = super()._get_io_object(*arguments)
         return ChunkedBody() if type(reader) is h11._readers.ChunkedReader else reader
 
 
-def _as_origin(event: h11.Request) -> h11.Request:
+def _in_origin_form(event: h11.Request) -> h11.Request:
     found = _AUTHORITY.match(event.target)
     if not found and event.http_version <= b"1.1":
         return event
@@ -165,50 +166,51 @@ def _as_origin(event: h11.Request) -> h11.Request:
 
 
 class Connection(H11Protocol):
-    """Made by ``bounded``, which gives it what it shares with the others. ``discard``: bytes, once it is refused.
+    """One connection of a server. ``bounded`` creates the class with the shared state.
 
-    ``since`` is when the client began to be waited for, ``got`` what has come of a body since then, in bytes.
+    ``discard`` is the number of bytes still to discard, once the connection is refused. ``since`` is when the server
+    began to wait for the client. ``received`` is the number of bytes of a body since then.
     """
 
     shared: Shared
     turns: Turns
     large_turns: Turns
-    conn: Reading
+    conn: RequestReader
     flow: Flow
     half_closed = False
     discard: int | None = None
     since = 0.0
-    got = 0
-    _owed: object = None
+    received = 0
+    _awaited: object = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = Reading(h11.SERVER, HEAD_BYTES)
-        self._serve, self.app = self.app, self._serve_if_there
+        self.conn = RequestReader(h11.SERVER, HEAD_BYTES)
+        self._serve, self.app = self.app, self._serve_if_connected
 
     def connection_made(self, transport: BaseTransport) -> None:
-        if transport.get_extra_info("peername") is None:  # reset while it waited to be accepted
+        if transport.get_extra_info("peername") is None:  # reset before it was accepted
             transport.abort()  # type: ignore[attr-defined]
             return
         super().connection_made(transport)  # type: ignore[arg-type]
         self.flow = Flow(self.transport)
-        if TYPE_CHECKING or hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: for a client that takes no answer
+        if TYPE_CHECKING or hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: ends a connection whose client does not read
             milliseconds = int(self.shared.timeout_s * 1000)
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._watch()
-        if len(self.connections) > self.shared.most:
+        if len(self.connections) > self.shared.limit:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.transport is None:  # it was never made
+        if self.transport is None:  # ``connection_made`` has aborted it
             return
         cycle = self.cycle
         if cycle and not cycle.response_complete:
             cycle.disconnected = True
-            self.cycle = None  # type: ignore[assignment]  # it is told in its turn
-            self.shared.in_turn(cycle.message_event.set, self.loop)
+            self.cycle = None  # type: ignore[assignment]  # its event is set in a later turn
+            self.shared.schedule(cycle.message_event.set, self.loop)
         super().connection_lost(exc)
-        self._cease_waiting()
+        self._cancel_timer()
 
     def data_received(self, data: bytes) -> None:
         if self.discard is not None:
@@ -218,11 +220,11 @@ class Connection(H11Protocol):
             return
         super().data_received(data)
         self._watch(len(data))
-        if self.got > _LARGE_BYTES and not self.flow.held:
+        if self.received > _LARGE_BYTES and not self.flow.held:
             self.flow.hold()
-            self.large_turns.add(self._read_on, self.loop)
+            self.large_turns.add(self._read_more, self.loop)
 
-    def _read_on(self) -> None:
+    def _read_more(self) -> None:
         """Read the next part of a large body."""
         if not self.transport.is_closing():
             self.flow.release()
@@ -236,9 +238,9 @@ class Connection(H11Protocol):
         self._watch()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open: the request is whole, and its client may be listening.
+        """Whether the connection stays open: the request is complete, and its client may still read the response.
 
-        HTTP/1.0 knows no interim answers to find that out with, and proxies that speak it mean that they have left.
+        Only with HTTP/1.1: HTTP/1.0 has no interim responses for a probe, and a proxy that uses it has disconnected.
         """
         cycle = self.cycle
         self.half_closed = bool(
@@ -256,10 +258,10 @@ class Connection(H11Protocol):
             self.discard = DISCARD_BYTES
         elif self.conn.exhausted and not self.flow.held:
             self.flow.hold()
-            self.turns.add(self._go_on, self.loop)
+            self.turns.add(self._continue, self.loop)
 
-    def _go_on(self) -> None:
-        """Read the chunks that were left for another turn of the event loop."""
+    def _continue(self) -> None:
+        """Read the chunks that were left for a later turn of the event loop."""
         if self.transport.is_closing():
             return
         self.flow.release()
@@ -276,8 +278,8 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(*(self.conn.refusal or (HTTPStatus.BAD_REQUEST, msg)))
 
-    async def _serve_if_there(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Start a request, unless its client has left meanwhile: after a storm of resets thousands have."""
+    async def _serve_if_connected(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start a request, unless its client has disconnected: after a storm of resets, thousands have."""
         cycle = self.cycle
         await self.shared.start(self.loop)
         if cycle.disconnected:
@@ -289,31 +291,31 @@ class Connection(H11Protocol):
         await self._serve(scope, receive, send)
 
     def _is_reset(self) -> bool:
-        """Whether the client has reset the connection, which the event loop may not know yet."""
-        if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; its first byte is the connection's state
+        """Whether the client has reset the connection. The event loop may not have noticed yet."""
+        if TYPE_CHECKING or hasattr(socket, "TCP_INFO"):  # Linux; the first byte is the state
             try:
                 state = self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-            except (OSError, ValueError):  # it is closed already
+            except (OSError, ValueError):  # already closed
                 return True
             return bool(state[0] == _TCP_CLOSE)
         return False
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
-        """Answer what is no request, unless an answer is under way already, and close once its client has had it."""
-        if not self._answer(status, text):
+        """Respond with an error, then close. Closes at once if another response has started."""
+        if not self._respond(status, text):
             self.transport.close()
             return
         self.transport.write_eof()
-        self.conn = Reading(h11.SERVER, HEAD_BYTES)  # what came is not kept
+        self.conn = RequestReader(h11.SERVER, HEAD_BYTES)  # drops the received bytes
         self.discard = DISCARD_BYTES
         self.shared.timers[self] = self.loop.call_later(DISCARD_S, self.transport.close)
         self.flow.resume_reading()
 
-    def _answer(self, status: HTTPStatus, text: str) -> bool:
-        """Answer in place of the app; False where an answer is under way already."""
-        self._cease_waiting()
+    def _respond(self, status: HTTPStatus, text: str) -> bool:
+        """Respond in place of the app. Returns False if a response has already started."""
+        self._cancel_timer()
         if self.cycle:
-            self.cycle.disconnected = True  # what the app may still have to say is not said
+            self.cycle.disconnected = True  # ignores a later response of the app
             self.cycle.message_event.set()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return False
@@ -331,126 +333,128 @@ class Connection(H11Protocol):
         return True
 
     def _probe(self, pause_s: float) -> None:
-        """Find out whether a client that sends no more has left: then its system resets the connection.
+        """Probe a half-closed connection with interim responses: it is reset if the client has disconnected.
 
-        RFC 9110, 15.2: a client takes interim answers even where it expects none.
+        A client must accept interim responses, even if it expects none (RFC 9110, 15.2).
         """
         if not self.transport.is_closing() and self.conn.our_state is h11.SEND_RESPONSE:
             interim = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             self.transport.write(self.conn.send(interim) or b"")
             self.loop.call_later(pause_s, self._probe, 2 * pause_s)
 
-    def _watch(self, received: int = 0) -> None:
-        """Note what the client owes now, and that ``received`` bytes came.
+    def _watch(self, size: int = 0) -> None:
+        """Update the timer and the waiting time after an event, or after ``size`` bytes have arrived.
 
-        The time for a head runs from when it may come until it is complete, however often a byte of it comes.
+        The time limit for a head starts when the connection is ready for it. Single bytes do not extend it.
         """
         if self.discard is None:
             if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-                self._cease_waiting()
+                self._cancel_timer()
             elif self not in self.shared.timers:
-                self.shared.timers[self] = self.loop.call_later(self.shared.timeout_s, self._head_is_late)
+                self.shared.timers[self] = self.loop.call_later(self.shared.timeout_s, self._on_head_timeout)
         state = self.conn.their_state
         body = state is h11.SEND_BODY
-        owed = "answer" if self.flow.write_paused else self.cycle if body else state
-        if owed is self._owed:
-            self.got += received if body else 0
+        awaited = "response" if self.flow.write_paused else self.cycle if body else state
+        if awaited is self._awaited:
+            self.received += size if body else 0
         else:
-            self._owed, self.since, self.got = owed, self.loop.time(), 0
+            self._awaited, self.since, self.received = awaited, self.loop.time(), 0
 
     def pace(self, now: float) -> float | None:
-        """Bytes a second that have come since the client began to be waited for; None where it is not waited for.
+        """Bytes per second received since the wait for the client began. None if the server does not wait for it.
 
-        It is waited for where it owes a head, more of a body that the app takes, or has to take its answer.
+        The server waits for a head, for more of a body that the app reads, and for the client to read its response.
         """
         body = self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused
         if self.transport.is_closing() or not (body or self.flow.write_paused or self in self.shared.timers):
             return None
-        return (self.got + _ADVANCE_BYTES) / max(now - self.since, 0.001)
+        return (self.received + _ADVANCE_BYTES) / max(now - self.since, 0.001)
 
-    def _cease_waiting(self) -> None:
+    def _cancel_timer(self) -> None:
         if timer := self.shared.timers.pop(self, None):
             timer.cancel()
 
-    def _head_is_late(self) -> None:
-        self._cease_waiting()
+    def _on_head_timeout(self) -> None:
+        self._cancel_timer()
         if self.conn.trailing_data[0]:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The request's head did not come in time.")
+            text = f"The request head did not arrive within {self.shared.timeout_s:g} s."
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, text)
         else:
             self.transport.close()
 
     def _make_room(self) -> None:
-        """End the connection of the slowest client, never that of this newcomer nor one whose request is computed.
+        """Close the connection of the slowest client, but not this new one, and none with a request in progress.
 
-        Where there is no such client, a few connections beyond the limit are kept, for health checks; above those the
-        newcomer is answered 503.
+        If there is no such client, a few connections above the limit are kept, for health checks. Beyond those, the
+        new connection gets a 503.
         """
         now = self.loop.time()
-        if now - self.shared.said > _SAY_S:
-            self.shared.said = now
-            log.warning("all connections are in use: the slowest client makes room", connections=self.shared.most)
+        if now - self.shared.warned_at > _WARN_S:
+            self.shared.warned_at = now
+            log.warning("all connections are in use; the slowest one is closed", connections=self.shared.limit)
         if slowest := self.shared.slowest(self.connections, self, now):  # type: ignore[arg-type]
-            slowest._end()
-        elif len(self.connections) > self.shared.most + _OVER:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections are in use; try again later.")
+            slowest._close_slow()
+        elif len(self.connections) > self.shared.limit + _EXTRA_CONNECTIONS:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections are in use. Retry later.")
 
-    def _end(self) -> None:
-        """Free the connection at once; a client in mid-body is told why."""
-        self._cease_waiting()
-        text = "The request's body came too slowly for a server whose connections are all in use."
+    def _close_slow(self) -> None:
+        """Close the connection at once. A client that is sending a body gets the reason."""
+        self._cancel_timer()
+        text = "The request body arrived too slowly while all connections were in use. Retry later."
         body = self.conn.their_state is h11.SEND_BODY
-        if body and self._answer(HTTPStatus.REQUEST_TIMEOUT, text) and not self.transport.get_write_buffer_size():
+        if body and self._respond(HTTPStatus.REQUEST_TIMEOUT, text) and not self.transport.get_write_buffer_size():
             self.transport.close()
         else:
             self.transport.abort()
 
 
 def bounded(timeout_s: float) -> type[Connection]:
-    """The protocol for one server. Raises this process's soft limit of open files as far as connections need it."""
+    """Create the protocol class for one server. Raises the soft limit of open files as far as connections need it."""
 
     class Bounded(Connection):
-        shared = Shared(timeout_s, _room())
+        shared = Shared(timeout_s, _connection_limit())
         turns = Turns(_CHUNKED_AT_ONCE)
         large_turns = Turns(_LARGE_AT_ONCE)
 
     return Bounded
 
 
-def _room() -> int:
+def _connection_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST + _OTHER_FILES
+    wanted = _MAX_CONNECTIONS + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         return max(1, soft - _OTHER_FILES)
-    return _MOST
+    return _MAX_CONNECTIONS
 
 
 def _refusal(data: bytes) -> Refusal | None:
-    """Why the head at the start of these bytes is refused; None where it is accepted, or not yet complete.
+    """The refusal of the request head at the start of ``data``. None if it is valid, or not yet complete.
 
-    It only counts and searches: what is refused is never parsed.
+    This only counts and searches. A refused head is never parsed.
     """
     end = _END_OF_HEAD.search(data, 0, HEAD_BYTES)
     lines = data.count(b"\n", 0, end.start() + 1 if end else HEAD_BYTES)
-    if lines > MOST_FIELDS + 1:  # the request line is one more
-        text = f"The request has more than {MOST_FIELDS} header fields."
+    if lines > MAX_FIELDS + 1:  # plus the request line
+        text = f"The request has more than {MAX_FIELDS} header fields."
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text
     if end is None:
         if len(data) < HEAD_BYTES:
             return None
         status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if lines else HTTPStatus.REQUEST_URI_TOO_LONG
-        return status, f"The request's head has more than {HEAD_BYTES} bytes."
+        return status, f"The request head is larger than {HEAD_BYTES} bytes."
     line = data[: data.index(b"\n") + 1]
     if other := _OTHER_VERSION.search(line):
-        return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"{other[1].decode()} is not served: use HTTP/1.1."
+        return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"{other[1].decode()} is not supported. Use HTTP/1.1."
     if len(line.partition(b"?")[0]) > PATH_BYTES:
-        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request's path has more than {PATH_BYTES} bytes."
+        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request path is longer than {PATH_BYTES} bytes."
     if _is_ambiguous(data[: end.end()]):
-        return HTTPStatus.BAD_REQUEST, "The request can be read in more than one way."
+        text = "The request head is ambiguous. End lines with CRLF, do not fold fields, and send one of Content-Length"
+        return HTTPStatus.BAD_REQUEST, f"{text} and Transfer-Encoding, not both."
     return None
 
 
 def _is_ambiguous(head: bytes) -> bool:
-    """Whether a whole head may mean one thing to a proxy and another here."""
-    return bool(_AMBIGUOUS.search(head)) or len({name.lower() for name in _FRAMING.findall(head)}) > 1
+    """Whether a proxy may read a complete head differently."""
+    return bool(_AMBIGUOUS.search(head)) or len({name.lower() for name in _FRAMING_FIELD.findall(head)}) > 1

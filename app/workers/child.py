@@ -1,4 +1,4 @@
-"""What the supervisor's children have in common: how they begin, are told what to do, and end when it has ended."""
+"""The supervisor's child processes: start-up, and the control connection. A child exits when the supervisor exits."""
 
 import asyncio
 import contextlib
@@ -17,56 +17,56 @@ from app.telemetry.logging import configure_logging
 from app.workers.wire import Messages
 
 _ORPHANED = 1
-Told = Callable[[dict[str, Any], int | None], object]
+OnMessage = Callable[[dict[str, Any], int | None], object]
 
 
 def begin(arguments: list[str]) -> tuple[socket.socket, Settings]:
-    """The control socket, named by the first argument, and the settings, which come on standard input."""
+    """Set up a child process. Returns the control socket, from the first argument, and the settings, from stdin."""
     signals.leave_to_parent()
-    settings: Settings = pickle.load(sys.stdin.buffer)  # noqa: S301  # our parent wrote it
+    settings: Settings = pickle.load(sys.stdin.buffer)  # noqa: S301  # written by the supervisor
     machine.return_memory()
     configure_logging(settings.log_format, settings.log_level)
     return socket.socket(fileno=int(arguments[1])), settings
 
 
 class Child:
-    """One child's end of its control socket. Told on a thread of its own; ``tell`` is for any thread."""
+    """The child's end of the control socket. A separate thread receives; any thread may call ``send``."""
 
     def __init__(self, control: socket.socket) -> None:
         self._messages = Messages(control)
-        self._telling = threading.Lock()
+        self._send_lock = threading.Lock()
 
-    def listen(self, told: Told) -> None:
-        """Report the start; from now on ``told(message, descriptor)`` is called for each message.
+    def listen(self, on_message: OnMessage) -> None:
+        """Report the start, then call ``on_message(message, descriptor)`` for each message, on the receiving thread.
 
-        Call it on the event loop: that loop answers the supervisor's pings from now on.
+        Call this on the event loop that is to answer the supervisor's pings.
         """
-        self.tell({"do": "started"})
-        arguments = (told, asyncio.get_running_loop())
-        threading.Thread(target=self._listen, args=arguments, name="topk-control", daemon=True).start()
+        self.send({"do": "started"})
+        arguments = (on_message, asyncio.get_running_loop())
+        threading.Thread(target=self._receive, args=arguments, name="topk-control", daemon=True).start()
 
-    def tell(self, message: dict[str, Any]) -> None:
-        """Send the supervisor a message; nothing where it has ended, since so do we."""
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message to the supervisor. Exits the process if the supervisor has exited."""
         try:
-            with self._telling:
+            with self._send_lock:
                 self._messages.send(message)
         except OSError:
-            self.leave(_ORPHANED)
+            self.exit_now(_ORPHANED)
 
     @staticmethod
-    def leave(code: int) -> None:
-        """End at once, whatever threads are doing."""
+    def exit_now(code: int) -> None:
+        """Exit at once, without waiting for other threads."""
         sys.stderr.flush()
         os._exit(code)
 
-    def _listen(self, told: Told, loop: asyncio.AbstractEventLoop) -> None:
+    def _receive(self, on_message: OnMessage, loop: asyncio.AbstractEventLoop) -> None:
         try:
             while True:
                 for message, descriptor in self._messages.read():
                     if message["do"] == "ping":
-                        with contextlib.suppress(RuntimeError):  # the loop is closed, and the process about to end
-                            loop.call_soon_threadsafe(self.tell, {"do": "pong"})
+                        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to exit
+                            loop.call_soon_threadsafe(self.send, {"do": "pong"})
                     else:
-                        told(message, descriptor)
+                        on_message(message, descriptor)
         except (EOFError, OSError):
-            self.leave(_ORPHANED)
+            self.exit_now(_ORPHANED)

@@ -1,7 +1,7 @@
-"""The queue of an HTTP process: it leads to the engine process, and looks to the classifier like a ``BatchQueue``.
+"""The queue of an HTTP process. It sends jobs to the engine process; the classifier uses it like a ``BatchQueue``.
 
-``put`` comes from decode threads, cancellations from the event loop; a thread of its own reads the answers. One
-``EngineQueue`` is one connection to one life of the engine: with the engine it ends, and all that wait on it are told.
+Decode threads call ``put``, the event loop cancels, and a separate thread reads the answers. An ``EngineQueue`` is one
+connection to one engine process. When that process ends, all waiting jobs fail and the queue is discarded.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from app.workers.memory import Board, Slots, curve
 
 log = structlog.get_logger(__name__)
 
-_SEND_S = 5  # an engine that reads nothing for so long is taken for lost
+_SEND_S = 5  # an engine that reads nothing for this long counts as ended
 _READ = 1 << 18
-LOST = "the engine has ended; it is being started again"
+ENGINE_ENDED = "the engine process ended and is restarting"
 
 
 class _Sent(NamedTuple):
@@ -35,9 +35,9 @@ class _Sent(NamedTuple):
 
 
 class EngineQueue:
-    """Hands decoded images over. ``ahead_s`` predicts how long this process's decode threads are busy.
+    """Sends decoded images to the engine. ``ahead_s`` predicts for how many seconds the decode threads are busy.
 
-    What finds no free slot waits here until an answer frees one.
+    Jobs without a free slot wait here until an answer frees one.
     """
 
     def __init__(
@@ -48,67 +48,67 @@ class EngineQueue:
         self._slots = slots
         self._board = board
         self._facts = facts
-        self._expected = _Expected(CostCurve(facts.buckets), facts.streams, ahead_s, self._unseen)
+        self._backlog = _RemoteBacklog(CostCurve(facts.buckets), facts.streams, ahead_s, self._uncounted)
         self._lock = threading.Lock()
-        self._sending = threading.Lock()
-        self._free = list(range(slots.count - 1, -1, -1))  # the lowest one first: fewer pages are touched
+        self._send_lock = threading.Lock()
+        self._free = list(range(slots.count - 1, -1, -1))  # low slots first: fewer pages are touched
         self._sent: dict[int, _Sent] = {}
         self._numbers: dict[Job, int] = {}
         self._pending: deque[Job] = deque()
         self._count = 0
         self._closed = False
         self._seconds: tuple[float, ...] = ()
-        # struct timeval: sends on this socket end after a while, reads do not
+        # A struct timeval: a timeout for sends on this socket, but not for reads.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_S, 0))
 
     @property
     def costs(self) -> CostCurve:
-        """As the engine has measured them."""
-        self._look()
-        return self._expected.costs
+        """The batch costs that the engine has measured."""
+        self._refresh()
+        return self._backlog.costs
 
     def __len__(self) -> int:
-        """Images of this process that wait or are being computed."""
+        """Number of images of this process that wait or are being computed."""
         return len(self._sent) + len(self._pending)
 
     def predicted_wait(self) -> float:
-        """Seconds until an image that came now would be taken."""
+        """Seconds until the engine would start on an image that arrived now."""
         with self._lock:
-            self._look()
-            return self._expected.predicted_wait(time.monotonic())
+            self._refresh()
+            return self._backlog.predicted_wait(time.monotonic())
 
     def admit(self, n: int, deadline: float) -> None:
-        """Raise Overloaded unless n more images are likely to be answered by ``deadline``; asks nobody."""
+        """Raise Overloaded unless n more images are likely to be answered by ``deadline``. Sends no request."""
         with self._lock:
-            self._look()
-            self._expected.check(time.monotonic(), n, deadline)
+            self._refresh()
+            self._backlog.check(time.monotonic(), n, deadline)
 
     def outlook(self) -> Outlook:
-        """The state of the engine's queue, as the engine published it last."""
+        """The state of the engine's queue that the engine published last."""
         with self._lock:
-            self._look()
-            return self._expected.outlook
+            self._refresh()
+            return self._backlog.outlook
 
     def put(self, job: Job) -> None:
-        """Hand over a job whose image is decoded. From any thread. Raises NotReady once the engine has ended."""
+        """Send a job whose image is decoded. From any thread. Raises NotReady once the engine has ended."""
         if _pixels(job).shape not in _shapes(self._slots.crop):
-            raise NotReady(LOST)  # decoded for the model that the engine served before it ended
+            raise NotReady(ENGINE_ENDED)  # decoded for the model of an earlier engine process
         job.waiting_since = time.monotonic()
         with self._lock:
             if self._closed:
-                raise NotReady(LOST)
+                raise NotReady(ENGINE_ENDED)
             self._pending.append(job)
-        self._hand_over()
+        self._send_pending()
 
     def forget(self, job: Job) -> None:
-        """Tell the engine that nobody waits for a job. From any thread."""
+        """Cancel a job on the engine. From any thread."""
         with self._lock:
             number = self._numbers.get(job)
         if number is not None:
             self._send(wire.cancel(number))
 
     def running_s(self) -> float:
-        """0: the engine process watches its own device."""
+        """Always 0: the engine process has its own watchdog for the device."""
         return 0.0
 
     def abandon(self, error: Exception) -> None:
@@ -122,26 +122,26 @@ class EngineQueue:
         fail(jobs, error)
 
     def close(self) -> None:
-        """Hang up: nothing is waited for any more."""
+        """Close the connection to the engine. ``read`` returns."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def read(self) -> None:
-        """Read answers until the engine hangs up. The thread that calls this belongs to the connection."""
+        """Read answers until the connection closes. Blocks; call it on a separate thread."""
         frames = wire.Frames()
         with contextlib.suppress(OSError):
             while data := self._socket.recv(_READ):
-                settle([self._settled(kind, payload) for kind, payload in frames.feed(data)])
-                self._hand_over()
+                settle([self._finished(kind, payload) for kind, payload in frames.feed(data)])
+                self._send_pending()
 
     def fail(self) -> None:
-        """Settle all jobs because the engine has ended, and close the connection."""
-        self.abandon(NotReady(LOST))
-        with self._sending:
+        """Settle all jobs with NotReady because the engine has ended, and close the socket."""
+        self.abandon(NotReady(ENGINE_ENDED))
+        with self._send_lock:
             self._socket.close()
 
-    def _hand_over(self) -> None:
-        """Hand over every job that finds a slot."""
+    def _send_pending(self) -> None:
+        """Send pending jobs while slots are free."""
         while True:
             with self._lock:
                 while self._pending and self._pending[0].gone:
@@ -160,58 +160,60 @@ class EngineQueue:
 
     def _send(self, frame: bytes) -> None:
         try:
-            with self._sending:
+            with self._send_lock:
                 self._socket.sendall(frame)
         except OSError:
-            self.close()  # the reading thread finds the end, and tells all who wait
+            self.close()  # the reading thread then fails all waiting jobs
 
-    def _settled(self, kind: int, payload: bytes) -> Job:
-        """A job with the outcome that a frame brings."""
+    def _finished(self, kind: int, payload: bytes) -> Job:
+        """The job that a frame belongs to, with its outcome set."""
         if kind == wire.ANSWER:
             answer = wire.read_answer(payload)
-            job = self._returned(answer.number)
+            job = self._release(answer.number)
             job.end_wait(answer.started)
             job.taken_at, job.inference_s = answer.started, answer.inference_s
             job.computed_at = answer.started + answer.inference_s
             job.batch_size, job.row = answer.batch_size, answer.row
         elif kind == wire.FAILURE:
             number, error = wire.read_failure(payload)
-            job = self._returned(number)
+            job = self._release(number)
             job.error = error
         else:
-            raise RuntimeError(f"a frame of kind {kind}")
+            raise RuntimeError(f"unexpected frame of kind {kind}")
         return job
 
-    def _returned(self, number: int) -> Job:
-        """The engine has finished a task, and no longer uses its slot."""
+    def _release(self, number: int) -> Job:
+        """The job of a finished task. Its slot becomes free."""
         with self._lock:
             job, slot = self._sent.pop(number)
             self._numbers.pop(job, None)
             self._free.append(slot)
         return job
 
-    def _unseen(self) -> int:
-        """Images that the engine's outlook does not count yet."""
+    def _uncounted(self) -> int:
+        """Number of images that the engine's outlook does not include yet."""
         return max(0, self._count - self._slots.taken) + len(self._pending)
 
-    def _look(self) -> None:
-        self._expected.outlook, seconds = self._board.read()
+    def _refresh(self) -> None:
+        self._backlog.outlook, seconds = self._board.read()
         if seconds != self._seconds:
             self._seconds = seconds
-            self._expected.costs = curve(self._facts.buckets, seconds[:-1])
+            self._backlog.costs = curve(self._facts.buckets, seconds[:-1])
             self.costs_alone = curve((1,), seconds[-1:])
 
 
-class _Expected(Backlog):
-    """The engine's backlog as it is known here: the rule of admission is the same, the wait is what it publishes."""
+class _RemoteBacklog(Backlog):
+    """The engine's backlog, seen from this process. Admission follows the same rule, from the published wait."""
 
-    def __init__(self, costs: CostCurve, streams: int, ahead_s: Callable[[], float], unseen: Callable[[], int]) -> None:
+    def __init__(
+        self, costs: CostCurve, streams: int, ahead_s: Callable[[], float], uncounted: Callable[[], int]
+    ) -> None:
         super().__init__(costs, streams, ahead_s)
-        self.unseen = unseen
+        self.uncounted = uncounted
         self.outlook = Outlook(0.0, 0.0, 0.0, 0, idle=False, fastest=0.0)
 
     def __len__(self) -> int:
-        return self.outlook.waiting + self.unseen()
+        return self.outlook.waiting + self.uncounted()
 
     @property
     def fastest_s(self) -> float:
@@ -219,23 +221,23 @@ class _Expected(Backlog):
 
     @property
     def active_at(self) -> float:
-        return self.outlook.now  # it is published whenever something happens
+        return self.outlook.now  # the engine publishes its outlook after every change
 
     @property
     def idle(self) -> bool:
-        return self.outlook.idle and not self.unseen() and not self.ahead_s()
+        return self.outlook.idle and not self.uncounted() and not self.ahead_s()
 
     def predicted_wait(self, now: float) -> float:
-        """What was published, less the time since, and what this process has sent that is not in it."""
+        """The published wait, minus the time since, plus the images of this process that it does not include."""
         ceiling = self.costs.ceiling
-        unseen = self.unseen() * self.costs.seconds(ceiling) / ceiling / self.streams
+        uncounted = self.uncounted() * self.costs.seconds(ceiling) / ceiling / self.streams
         left = self.outlook.wait - (now - self.outlook.now)
-        return max(self.ahead_s(), max(self.outlook.rest, left) + unseen)
+        return max(self.ahead_s(), max(self.outlook.rest, left) + uncounted)
 
 
 def _pixels(job: Job) -> Pixels:
     if isinstance(job.image, bytes):
-        raise Internal("the image was not decoded")
+        raise Internal("the image is not decoded")
     return job.image
 
 

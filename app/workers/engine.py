@@ -1,7 +1,7 @@
-"""The engine process: it loads the model, owns the device, and forms batches of what all HTTP processes hand over.
+"""The engine process: it loads the model, owns the device, and batches the images of all HTTP processes.
 
-Its event loop reads tasks and writes answers; batches run on the queue's threads, as in one process. Started by the
-supervisor, it ends with it.
+Its event loop reads tasks and writes answers. Batches run on the queue's threads, as in the single-process service.
+The supervisor starts it, and it exits with the supervisor.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ SLOTS = 256
 
 
 class Device:
-    """The model on its device, and the board that tells the HTTP processes about its queue."""
+    """The model on its device, and the board that publishes the state of its queue to the HTTP processes."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
@@ -42,7 +42,7 @@ class Device:
 
     @property
     def served(self) -> Served:
-        """What ``load`` has loaded."""
+        """The model and queue that ``load`` has built."""
         assert self._served
         return self._served
 
@@ -55,14 +55,14 @@ class Device:
         self._metrics.model.info(self._served.labels())
 
     def publish(self, board: Board | None = None) -> None:
-        """Write the state of the queue on the board. From any thread."""
+        """Write the state of the queue to the board. From any thread."""
         self._board = board or self._board
         if self._board:
             queue = self.served.queue
             self._board.write(queue.outlook(), queue.costs, queue.costs_alone)
 
     def close(self) -> None:
-        """Finish the jobs that wait. Blocks."""
+        """Finish the waiting jobs. Blocks."""
         if self._served:
             self._served.close()
 
@@ -75,7 +75,7 @@ class _Reply:
     reply; before that, the task can be dropped.
     """
 
-    connection: "Connection"
+    connection: "HttpConnection"
     number: int
     loop: asyncio.AbstractEventLoop
     done: bool = False
@@ -88,7 +88,7 @@ class _Reply:
             return self._claimed
 
     def drop(self) -> bool:
-        """Give the task up; False if the device has it."""
+        """Give up the task. Returns False if the device has claimed it."""
         with self._lock:
             self.done = self.done or not self._claimed
             return not self._claimed
@@ -99,8 +99,8 @@ class _Reply:
             self.connection.reply(self.number, job)
 
 
-class Connection(asyncio.Protocol):
-    """One HTTP process: its slots, and its tasks that have no reply yet. On the event loop."""
+class HttpConnection(asyncio.Protocol):
+    """The connection to one HTTP process: its slots, and its tasks without a reply. On the event loop."""
 
     def __init__(self, device: Device, slots: Slots) -> None:
         self._device = device
@@ -123,19 +123,19 @@ class Connection(asyncio.Protocol):
         for number in dropped:
             self._drop(number)
         self._device.publish()
-        self._slots.taken += len(tasks)  # after the outlook counts them: never missed, for a moment counted twice
+        self._slots.taken += len(tasks)  # after the outlook includes them: for a moment counted twice, but never missed
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Its process has ended: drop its tasks. Its memory is freed with the last batch that uses it."""
+        """Drop the tasks of a process that has ended. Its memory is freed after the last batch that uses it."""
         self._transport = None
         for number in list(self._replies):
             self._drop(number)
 
     def reply(self, number: int, job: Job) -> None:
-        """Send an outcome."""
+        """Send the outcome of a task."""
         del self._replies[number]
         if job.row is None:
-            error = job.error if isinstance(job.error, TopkError) else Internal("no answer")
+            error = job.error if isinstance(job.error, TopkError) else Internal("the job has no result")
             self._write(wire.failure(number, error))
             return
         self._write(wire.answer(wire.Answer(number, job.taken_at, job.inference_s, job.batch_size, job.row)))
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
             self._write(wire.failure(number, None))
 
     def _write(self, frame: bytes) -> None:
-        """Write all frames of one turn of the event loop, those of one batch say, in one call."""
+        """Write a frame. All frames of one turn of the event loop, such as those of a batch, go out in one call."""
         if not self._written:
             asyncio.get_running_loop().call_soon(self._flush)
         self._written.append(frame)
@@ -171,40 +171,40 @@ class Connection(asyncio.Protocol):
 
 
 class EngineProcess(child.Child):
-    """What the supervisor asks of this process, answered on the event loop."""
+    """Runs the device, and handles the supervisor's messages on the event loop."""
 
     def __init__(self, control: socket.socket, settings: Settings) -> None:
         super().__init__(control)
         self.metrics = Metrics()
         self.device = Device(settings, self.metrics)
         self._waiting: list[socket.socket] = []
-        self._ended = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._loaded = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._code = 0
 
     async def run(self) -> int:
-        """Serve until told to stop; the exit code."""
+        """Serve until the supervisor sends stop. Returns the exit code."""
         loop = asyncio.get_running_loop()
-        self.listen(lambda message, descriptor: loop.call_soon_threadsafe(self._told, message, descriptor))
+        self.listen(lambda message, descriptor: loop.call_soon_threadsafe(self._on_message, message, descriptor))
         loading.in_background(self.device.load, self._on_loaded)
-        await self._ended.wait()
+        await self._stopping.wait()
         if not self._loaded:
-            self.leave(self._code)  # without waiting for the thread that loads
+            self.exit_now(self._code)  # without waiting for the loading thread
         await asyncio.to_thread(self.device.close)
         return self._code
 
     async def _watch(self) -> None:
-        """If the device hangs, end: callers are answered at once, and the supervisor starts another process."""
+        """Exit if the device hangs: callers get an error at once, and the supervisor starts a new process."""
         error = await loading.hang(self.device.served.queue.running_s, self.device.settings.watchdog_ms / 1000)
         log.error(error.detail)
-        self.leave(1)
+        self.exit_now(1)
 
     def _on_loaded(self, failure: ModelError | None) -> None:
         if failure:
-            self.tell({"do": "refused", "detail": failure.detail})
+            self.send({"do": "refused", "detail": failure.detail})
             self._code = 1
-            self._ended.set()
+            self._stopping.set()
             return
         self._loaded = True
         self._watching = asyncio.get_running_loop().create_task(self._watch())
@@ -212,52 +212,52 @@ class EngineProcess(child.Child):
         buckets = self.device.served.engine.buckets
         self._board = memory.create(Board.size(buckets))
         self.device.publish(Board(self._board, buckets))
-        self.tell({"do": "ready"})
+        self.send({"do": "ready"})
         for sock in self._waiting:
-            self._do(self._welcome(sock))
+            self._in_background(self._welcome(sock))
 
-    def _told(self, message: dict[str, Any], descriptor: int | None) -> None:
+    def _on_message(self, message: dict[str, Any], descriptor: int | None) -> None:
         match message["do"]:
             case "connect":
                 assert descriptor is not None
                 sock = socket.socket(fileno=descriptor)
                 if self._loaded:
-                    self._do(self._welcome(sock))
+                    self._in_background(self._welcome(sock))
                 else:
                     self._waiting.append(sock)
             case "samples":
-                self.tell({"do": "samples", "samples": metrics.snapshot(self.metrics.registry)})
+                self.send({"do": "samples", "samples": metrics.snapshot(self.metrics.registry)})
             case "stop":
-                self._ended.set()
+                self._stopping.set()
 
     async def _welcome(self, sock: socket.socket) -> None:
-        """Describe the model to an HTTP process and share memory with it; then it may hand over tasks."""
+        """Send an HTTP process the model's description and shared memory. Then accept its tasks."""
         crop = self.device.served.model.preprocessing.crop
         descriptor = memory.create(Slots.size(SLOTS, crop))
         try:
             slots = Slots(descriptor, SLOTS, crop)
-            await asyncio.to_thread(self._describe, sock, descriptor)  # blocks while a stopped process reads nothing
-        except OSError:  # it has ended meanwhile
+            await asyncio.to_thread(self._describe, sock, descriptor)  # blocks while the HTTP process is stopped
+        except OSError:  # the HTTP process has ended
             sock.close()
             return
         finally:
             os.close(descriptor)
-        await asyncio.get_running_loop().create_connection(lambda: Connection(self.device, slots), sock=sock)
+        await asyncio.get_running_loop().create_connection(lambda: HttpConnection(self.device, slots), sock=sock)
 
     def _describe(self, sock: socket.socket, slots: int) -> None:
         wire.send_message(sock, {"slots": SLOTS}, slots)
-        wire.send_message(sock, {"model": self._described(), "facts": self._facts()}, self._board)
+        wire.send_message(sock, {"model": self._model(), "facts": self._facts()}, self._board)
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _described(self) -> dict[str, Any]:
+    def _model(self) -> dict[str, Any]:
         model = self.device.served.model
-        told = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-        del told["build"], told["openvino"], told["training"]
-        return told | {
+        description = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        del description["build"], description["openvino"], description["training"]
+        return description | {
             "preprocessing": dataclasses.asdict(model.preprocessing),
             "labels": [[label.label, label.wnid] for label in model.labels],
         }

@@ -1,6 +1,6 @@
-"""An HTTP process: uvicorn and the app, whose classifier decodes here and hands over to the engine process.
+"""An HTTP process: uvicorn and the app. Its classifier decodes images and sends them to the engine process.
 
-Neither torch nor OpenVINO is imported. Started by the supervisor, it ends with it.
+It imports neither torch nor OpenVINO. The supervisor starts it, and it exits with the supervisor.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ from app.workers.memory import Board, Slots
 
 log = structlog.get_logger("topk")
 
-SILENT = "the engine process does not answer"
+UNRESPONSIVE = "the engine process does not answer"
 
 
 class QuietServer(Server):
-    """The server, drained by the supervisor's word instead of a signal."""
+    """The server, drained by a message from the supervisor instead of a signal."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._said = True  # once for all processes, by the supervisor
+        self._said = True  # the supervisor logs the drain, once for all processes
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -50,15 +50,16 @@ class QuietServer(Server):
 
 
 class HttpProcess(child.Child):
-    """What the supervisor asks of this process, done on the control thread; engines come and go.
+    """Serves HTTP, and handles the supervisor's messages on the control thread.
 
-    It is ready while an engine is connected and, by the supervisor's word, answers.
+    Engine processes may end and be replaced. This process is ready while an engine is connected, unless the supervisor
+    reports that the engine does not answer.
     """
 
     def __init__(self, control: socket.socket, settings: Settings, delay_s: float) -> None:
         super().__init__(control)
-        self._lifecycle = Lifecycle(on_ready=self._say_ready)
-        # The limit on bytes in memory is one for all processes, but one body must always fit.
+        self._lifecycle = Lifecycle(on_ready=self._report_ready)
+        # All processes share the limit on bytes in memory, but one body must always fit.
         share = max(settings.max_inflight_bytes // settings.workers, settings.max_body_bytes)
         settings = settings.model_copy(update={"max_inflight_bytes": min(settings.max_inflight_bytes, share)})
         self._app = create_app(settings, self._lifecycle, self._start, self._exposition)
@@ -66,69 +67,69 @@ class HttpProcess(child.Child):
         self._classifier = self._service.classifier
         self._server = QuietServer(config(self._app, settings), self._lifecycle, delay_s)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._asked: asyncio.Future[bytes] | None = None
-        self._attaching = threading.Lock()
-        self._served: Served | None = None  # by the engine that is connected
+        self._exposition_request: asyncio.Future[bytes] | None = None
+        self._lock = threading.Lock()
+        self._served: Served | None = None  # None while no engine is connected
         self._engine_answers = True
 
     def run(self, listener: socket.socket) -> int:
-        """Serve until told to drain; the exit code."""
+        """Serve until the supervisor sends drain or stop. Returns the exit code."""
         self._server.run([listener])
         return 0
 
     def _start(self, classifier: Classifier, lifecycle: Lifecycle) -> None:
         self._loop = asyncio.get_running_loop()
-        self.listen(self._told)
+        self.listen(self._on_message)
 
-    def _told(self, message: dict[str, Any], descriptor: int | None) -> None:
+    def _on_message(self, message: dict[str, Any], descriptor: int | None) -> None:
         match message["do"]:
             case "connect":
                 assert descriptor is not None
                 sock = socket.socket(fileno=descriptor)
-                with self._attaching:
-                    self._engine_answers = True  # a new engine, or we are new to it
+                with self._lock:
+                    self._engine_answers = True  # assumed of a newly connected engine
                 threading.Thread(target=self._connect, args=(sock,), name="topk-engine", daemon=True).start()
             case "samples":
                 snapshot = metrics.snapshot(self._service.metrics.registry)
-                self.tell({"do": "samples", "samples": snapshot})
+                self.send({"do": "samples", "samples": snapshot})
             case "metrics":
                 assert self._loop
-                self._loop.call_soon_threadsafe(self._answered, message["text"].encode())
+                self._loop.call_soon_threadsafe(self._on_exposition, message["text"].encode())
             case "suspend" | "resume":
-                with self._attaching:
+                with self._lock:
                     self._engine_answers = message["do"] == "resume"
-                    self._judge()
+                    self._update_ready()
             case "drain":
                 self._server.handle_exit(signal.SIGTERM, None)
-                self.tell({"do": "draining"})
+                self.send({"do": "draining"})
             case "stop":
                 self._server.stop()
 
-    def _say_ready(self) -> None:
-        with contextlib.suppress(NotReady):  # the engine has ended again already
-            self.tell({"do": "ready", "info": self._classifier.info()})
+    def _report_ready(self) -> None:
+        with contextlib.suppress(NotReady):  # the engine has ended again
+            self.send({"do": "ready", "info": self._classifier.info()})
 
     def _connect(self, sock: socket.socket) -> None:
-        """The life of one engine, seen from here."""
+        """Serve with one engine, from its welcome until its connection closes. On a thread of its own."""
         queue = served = None
         try:
-            model, facts, slots, board = _welcomed(sock)
+            model, facts, slots, board = _receive_welcome(sock)
             threads = loading.decode_threads(model, self._classifier.settings, self._classifier.sandbox)
             queue = EngineQueue(sock, slots, board, facts, threads.seconds)
             served = loading.build_remote(model, facts, threads, queue)
-            with self._attaching:
+            with self._lock:
                 self._classifier.serve(served)
                 self._served = served
-                self._judge()
+                self._update_ready()
             self._classifier.sandbox.start()
             queue.read()
         except (EOFError, OSError):
-            log.debug("the engine ended before it was ready")
+            log.debug("the engine process ended before it was ready")
         except Exception:
-            log.exception("the connection to the engine failed")
+            log.exception("the connection to the engine process failed")
         finally:
             if queue and served:
-                with self._attaching:
+                with self._lock:
                     self._classifier.withdraw(served)
                     if self._served is served:
                         self._served = None
@@ -137,12 +138,12 @@ class HttpProcess(child.Child):
                 threads.close(wait=False)
             sock.close()
 
-    def _judge(self) -> None:
+    def _update_ready(self) -> None:
         """Be ready if an engine is connected and answers. The caller holds the lock.
 
-        While it does not answer nothing new is accepted; requests that wait for it may still be answered in time.
+        While the engine does not answer, new requests are refused. Waiting requests may still succeed.
         """
-        self._lifecycle.waiting_for = LOADING if self._engine_answers else SILENT
+        self._lifecycle.waiting_for = LOADING if self._engine_answers else UNRESPONSIVE
         self._classifier.ready = self._served is not None and self._engine_answers
         if self._classifier.ready:
             self._lifecycle.ready = True
@@ -152,22 +153,22 @@ class HttpProcess(child.Child):
     async def _exposition(self) -> bytes:
         """The metrics of all processes, summed by the supervisor.
 
-        It is asked once at a time, so that neither end's socket fills up while the other is stopped.
+        One request to the supervisor is open at a time. So neither socket fills up while the other end is stopped.
         """
-        if self._asked is None:
-            self._asked = asyncio.get_running_loop().create_future()
-            self.tell({"do": "metrics"})
-        return await asyncio.shield(self._asked)
+        if self._exposition_request is None:
+            self._exposition_request = asyncio.get_running_loop().create_future()
+            self.send({"do": "metrics"})
+        return await asyncio.shield(self._exposition_request)
 
-    def _answered(self, text: bytes) -> None:
-        assert self._asked
-        self._asked.set_result(text)
-        self._asked = None
+    def _on_exposition(self, text: bytes) -> None:
+        assert self._exposition_request
+        self._exposition_request.set_result(text)
+        self._exposition_request = None
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFacts:
-    """The ``Facts`` of an engine in another process, as they were when it had loaded."""
+    """The ``Facts`` of an engine in another process, as of the end of loading."""
 
     name: str
     device: str
@@ -179,36 +180,39 @@ class RemoteFacts:
     dim: int
 
 
-def _welcomed(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
-    """What the engine says first, once it is warm. Raises EOFError where it ends before."""
+def _receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
+    """Receive the engine's description and shared memory, which it sends once it is warm.
+
+    Raises EOFError if the engine ends before that.
+    """
     messages = wire.Messages(sock)
-    told: dict[str, Any] = {}
+    received: dict[str, Any] = {}
     descriptors: list[int] = []
-    while "facts" not in told:
+    while "facts" not in received:
         for message, descriptor in messages.read():
-            told |= message
+            received |= message
             descriptors += [] if descriptor is None else [descriptor]
-    facts = RemoteFacts(**told["facts"] | {"buckets": tuple(told["facts"]["buckets"])})
-    preprocessing = told["model"]["preprocessing"]
+    facts = RemoteFacts(**received["facts"] | {"buckets": tuple(received["facts"]["buckets"])})
+    preprocessing = received["model"]["preprocessing"]
     for name in ("mean", "std"):
         preprocessing[name] = tuple(preprocessing[name])
     model = Model(
-        **told["model"]
+        **received["model"]
         | {
             "preprocessing": Preprocessing(**preprocessing),
-            "labels": tuple(Label(*label) for label in told["model"]["labels"]),
-            "build": _elsewhere,
+            "labels": tuple(Label(*label) for label in received["model"]["labels"]),
+            "build": _cannot_build,
         }
     )
-    slots = Slots(descriptors[0], told["slots"], model.preprocessing.crop)
+    slots = Slots(descriptors[0], received["slots"], model.preprocessing.crop)
     board = Board(descriptors[1], facts.buckets)
     for descriptor in descriptors:
         os.close(descriptor)
     return model, facts, slots, board
 
 
-def _elsewhere() -> NoReturn:
-    raise Internal("the network is in the engine process")
+def _cannot_build() -> NoReturn:
+    raise Internal("the model can only be built in the engine process")
 
 
 def main() -> int:
@@ -217,7 +221,7 @@ def main() -> int:
     try:
         process = HttpProcess(control, settings, float(sys.argv[3]))
     except ModelError as error:
-        child.Child(control).tell({"do": "refused", "detail": error.detail})
+        child.Child(control).send({"do": "refused", "detail": error.detail})
         return 1
     return process.run(listener)
 

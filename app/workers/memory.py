@@ -1,7 +1,7 @@
-"""What processes share: memory without a name, which the system frees with the last process that maps it.
+"""Shared memory between processes. It is anonymous: the system frees it when the last process unmaps it.
 
-The engine process makes it and passes its descriptor on. Any thread may read and write; who owns a slot is agreed
-over the wire.
+The engine process creates the memory and passes the file descriptor on. Any thread may read and write. The frames of
+``wire`` hand a slot from one process to the other.
 """
 
 import math
@@ -24,7 +24,7 @@ _TRIES = 100
 
 
 def create(size: int) -> int:
-    """A descriptor of so many bytes, all zero. Pages are there once they are touched."""
+    """Create ``size`` zero bytes and return their file descriptor. A page takes memory only once it is touched."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("topk", os.MFD_CLOEXEC)
     else:
@@ -35,7 +35,7 @@ def create(size: int) -> int:
 
 
 class Slots:
-    """One HTTP process's images on their way to the engine. Unmapped when the last view of it is gone.
+    """Shared memory for the images that one HTTP process sends to the engine. Unmapped with its last view.
 
     A slot holds a uint8 crop [crop, crop, 3] or a float32 tensor [3, crop, crop].
     """
@@ -53,7 +53,7 @@ class Slots:
 
     @property
     def taken(self) -> int:
-        """Tasks that the engine has put into its queue, ever."""
+        """Total number of tasks that the engine has put into its queue."""
         return int(self._taken[0])
 
     @taken.setter
@@ -61,9 +61,9 @@ class Slots:
         self._taken[0] = count
 
     def view(self, slot: int, tensor: bool) -> npt.NDArray[Any]:
-        """A slot's image, not copied. Raises IndexError where there is no such slot."""
+        """A view of a slot's image, without a copy. Raises IndexError for an invalid slot."""
         if not 0 <= slot < self.count:
-            raise IndexError(f"no slot {slot}")
+            raise IndexError(f"slot must be between 0 and {self.count - 1}, got {slot}")
         at = _HEADER + slot * self._stride
         shape = (_CHANNELS, self.crop, self.crop) if tensor else (self.crop, self.crop, _CHANNELS)
         kind: Any = np.float32 if tensor else np.uint8
@@ -71,9 +71,9 @@ class Slots:
 
 
 class Board:
-    """What is to be expected of the engine, written by it whenever that changes and read by all without asking."""
+    """The state of the engine's queue. The engine publishes every change; all processes read without a request."""
 
-    _FIXED = 1 + len(Outlook._fields)  # sequence, outlook; then the cost of each bucket, and of an image alone
+    _FIXED = 1 + len(Outlook._fields)  # sequence number and outlook; the costs per bucket and of a single image follow
 
     def __init__(self, descriptor: int, buckets: Sequence[int]) -> None:
         self._buckets = tuple(buckets)
@@ -90,30 +90,30 @@ class Board:
         known, known_alone = costs.as_dict(), alone.as_dict()
         seconds = [known.get(bucket, math.nan) for bucket in self._buckets]
         with self._writing:
-            self._cells[0] += 1  # odd: being written
+            self._cells[0] += 1  # odd while it is written
             self._cells[1:] = [*outlook, *seconds, known_alone.get(1, math.nan)]
             self._cells[0] += 1
 
     def read(self) -> tuple[Outlook, tuple[float, ...]]:
-        """The outlook, and the costs by bucket with that of an image alone last; NaN where none was measured."""
+        """The outlook, and the costs in seconds: one per bucket, then that of a single image. NaN if not measured."""
         for _ in range(_TRIES):
             cells = self._cells.tolist()
             if cells[0] % 2 == 0 and self._cells[0] == cells[0]:
                 break
-        # Torn after so many tries, the numbers are still ones that were written, a moment apart.
+        # If every try met a write, the numbers are a mix of two writes a moment apart, which is good enough.
         now, wait, rest, waiting, idle, fastest = cells[1 : self._FIXED]
         return Outlook(now, wait, rest, int(waiting), bool(idle), fastest), tuple(cells[self._FIXED :])
 
 
 def curve(buckets: Sequence[int], seconds: Sequence[float]) -> CostCurve:
-    """Costs as another process measured them."""
+    """The cost curve that another process measured, from the seconds per bucket."""
     costs = CostCurve(buckets)
-    for bucket, measured in zip(costs.buckets, seconds, strict=True):  # ascending: none changes another
+    for bucket, measured in zip(costs.buckets, seconds, strict=True):  # ascending, so no observation changes another
         if not math.isnan(measured):
             costs.observe(bucket, measured)
     return costs
 
 
 def _stride(crop: int) -> int:
-    """Bytes of a slot, in whole pages: the float32 tensor is the larger one, a crop touches a quarter of it."""
+    """Bytes of a slot, in whole pages. A float32 tensor fills it; a uint8 crop touches a quarter of it."""
     return -(-crop * crop * _CHANNELS * _FLOAT32 // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,8 +1,8 @@
-"""The main process: it binds the socket, starts the engine process and the HTTP processes, and watches over them.
+"""The main process: it binds the socket, and starts and monitors the engine process and the HTTP processes.
 
-All of it runs on one event loop. Each child is told what to do over a socket pair. The end of that connection shows
-the supervisor that a child has ended, and a child that the supervisor has. A child that lives but does not answer is
-found by pings, which its event loop answers.
+Everything runs on one event loop. The supervisor sends messages to each child over a socket pair. When either side
+exits, the connection closes and the other side notices. Pings, answered by the child's event loop, detect a child that
+runs but does not respond.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ log = structlog.get_logger("topk")
 
 ENGINE, HTTP = "engine", "http"
 _BUFFER_BYTES = 1 << 20
-_SEND_S = 1  # a child whose socket is full and that reads nothing for this long is killed
+_SEND_S = 1  # a child is killed if its socket is full and it reads nothing for this long
 _SUSPECT, _HUNG = 10, 30  # ticks without an answer to a ping
-_WATCHDOG_S = 2.0  # at least: a busy event loop answers late
+_WATCHDOG_S = 2.0  # minimum: a busy event loop answers late
 _SAMPLES_S = 1.0
 _LINGER_S = 10.0
 _LONG_LIVED_S = 10.0
-_PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before starting again what has died so often in a row
+_PAUSES_S = (0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before a restart, by the number of exits in a row
 
 
 def serve(settings: Settings) -> int:
@@ -62,15 +62,16 @@ def serve(settings: Settings) -> int:
 
 @dataclass(eq=False)
 class Process:
-    """A child. ``samples`` are the metrics it reported last, ``sampling`` is pending while it is asked for new ones.
+    """A child process.
 
-    ``silent`` counts the ticks since the oldest ping that has no answer.
+    ``samples`` are the metrics that it reported last. ``sampling`` is pending while new ones are requested.
+    ``silent`` counts the ticks since the oldest unanswered ping.
     """
 
     kind: str
     popen: "subprocess.Popen[bytes]"
     messages: Messages
-    born: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
     started: bool = False
     ready: bool = False
     killed: bool = False
@@ -80,16 +81,16 @@ class Process:
 
     @property
     def watched(self) -> bool:
-        """Whether its event loop must answer pings: not while an engine loads, or an HTTP process starts."""
+        """Whether its event loop must answer pings. Not while an engine loads or an HTTP process starts."""
         return not self.killed and (self.ready if self.kind == ENGINE else self.started)
 
     @property
     def suspect(self) -> bool:
-        """Whether a ping has been unanswered for clearly too long."""
+        """Whether a ping has been unanswered for more than ``_SUSPECT`` ticks."""
         return self.silent > _SUSPECT
 
-    def tell(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        """Send it a message; kill it if it cannot be sent."""
+    def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
+        """Send a message to the process. Kill it if that fails."""
         if self.killed:
             return
         try:
@@ -98,13 +99,13 @@ class Process:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once. It is buried when its connection ends."""
+        """Kill the process. ``Supervisor`` cleans up when the connection closes."""
         self.killed = True
         self.popen.kill()
 
 
 class Supervisor:
-    """``run`` once. Everything else is called by its event loop."""
+    """Call ``run`` once. Its event loop calls all other methods."""
 
     def __init__(self, settings: Settings, listener: socket.socket, drain_delay_s: float) -> None:
         self._settings = settings
@@ -112,35 +113,35 @@ class Supervisor:
         self._port = listener.getsockname()[1]
         self._drain_delay_s = drain_delay_s
         self._processes: set[Process] = set()
-        self._deaths = {ENGINE: 0, HTTP: 0}
+        self._exits = {ENGINE: 0, HTTP: 0}
         self._totals = Totals()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._over = asyncio.Event()
-        self._said_ready = self._died = False
+        self._finished = asyncio.Event()
+        self._was_ready = self._lost_process = False
         self._undrained: set[Process] = set()
-        self._ending = self._forced = False
+        self._shutting_down = self._forced = False
         self._failure: str | None = None
 
     async def run(self) -> int:
-        """Serve until a signal comes or the model cannot be served; the exit code."""
+        """Serve until a signal arrives or the model cannot be served. Returns the exit code."""
         self._loop = asyncio.get_running_loop()
         for number in signals.shutdown_signals():
             self._loop.add_signal_handler(number, self._signalled, number)
         for kind in [ENGINE, *[HTTP] * self._settings.workers]:
             self._start(kind)
-        self._do(self._watch())
-        await self._over.wait()
+        self._in_background(self._watch())
+        await self._finished.wait()
         if self._failure:
             log.error(self._failure)
             return 1
         if self._forced:
-            log.warning("stopped before all was answered")
+            log.warning("stopped before all requests were answered")
             return 130
         log.info("stopped")
         return 0
 
     def _start(self, kind: str) -> None:
-        if self._ending:
+        if self._shutting_down:
             return
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_S, 0))
@@ -167,12 +168,12 @@ class Supervisor:
             messages = process.messages.read()
         except (EOFError, OSError):
             self._loop.remove_reader(process.messages.socket)
-            self._do(self._bury(process))
+            self._in_background(self._clean_up(process))
             return
         for message, _ in messages:
-            self._told(process, message)
+            self._on_message(process, message)
 
-    def _told(self, process: Process, message: dict[str, Any]) -> None:
+    def _on_message(self, process: Process, message: dict[str, Any]) -> None:
         match message["do"]:
             case "started":
                 process.started = True
@@ -180,90 +181,90 @@ class Supervisor:
                 process.ready = True
                 self._check_ready(message.get("info"))
             case "refused":
-                self._refused(message["detail"])
+                self._on_refused(message["detail"])
             case "draining":
-                self._drained(process)
+                self._note_draining(process)
             case "metrics":
-                self._do(self._tell_metrics(process))
+                self._in_background(self._send_metrics(process))
             case "samples":
                 process.samples = message["samples"]
-                self._sampled(process)
+                self._end_sampling(process)
             case "pong":
-                self._answered(process)
+                self._on_pong(process)
 
     def _check_ready(self, info: dict[str, Any] | None) -> None:
         serving = [process for process in self._of(HTTP) if process.ready]
-        if self._ending or not info or len(serving) < self._settings.workers:
+        if self._shutting_down or not info or len(serving) < self._settings.workers:
             return
-        if not self._said_ready:
+        if not self._was_ready:
             say_ready(info, self._settings, self._port)
-        elif self._died:
+        elif self._lost_process:
             log.info("ready again", model=info["model"])
-        self._said_ready, self._died = True, False
+        self._was_ready, self._lost_process = True, False
 
-    async def _bury(self, process: Process) -> None:
-        """What is to be done once a child has ended: start another, or go on ending."""
+    async def _clean_up(self, process: Process) -> None:
+        """Clean up after a child that has exited. Then start another one, or continue the shutdown."""
         code = await asyncio.to_thread(_wait, process.popen)
         process.messages.socket.close()
         self._processes.discard(process)
         self._totals.keep(process.samples)
-        self._sampled(process)
-        if self._ending:
-            self._drained(process)
-            self._go_on_ending()
+        self._end_sampling(process)
+        if self._shutting_down:
+            self._note_draining(process)
+            self._continue_shutdown()
             return
-        kept = process.ready and time.monotonic() - process.born > _LONG_LIVED_S
-        deaths = self._deaths[process.kind] = 1 if kept else self._deaths[process.kind] + 1
-        pause = _PAUSES_S[min(deaths, len(_PAUSES_S) - 1)]
-        log.error(f"the {process.kind} process has ended and is started again", code=code, pause_s=pause)
-        self._died = True
+        long_lived = process.ready and time.monotonic() - process.started_at > _LONG_LIVED_S
+        exits = self._exits[process.kind] = 1 if long_lived else self._exits[process.kind] + 1
+        pause = _PAUSES_S[min(exits, len(_PAUSES_S) - 1)]
+        log.error(f"the {process.kind} process exited and is restarted", code=code, pause_s=pause)
+        self._lost_process = True
         if process.kind == ENGINE:
             for http in self._of(HTTP):
                 http.ready = False
         self._loop.call_later(pause, self._start, process.kind)
 
     def _signalled(self, number: int) -> None:
-        """The first signal starts the drain; a second Ctrl-C ends it at once."""
-        if not self._ending:
-            self._end("drain", self._drain_delay_s)
+        """Start the drain on the first signal. A second Ctrl-C stops at once."""
+        if not self._shutting_down:
+            self._shut_down("drain", self._drain_delay_s)
         elif number == signal.SIGINT:
             self._forced = True
             self._kill()
 
-    def _refused(self, detail: str) -> None:
+    def _on_refused(self, detail: str) -> None:
         if not self._failure:
             self._failure = detail
-            self._end("stop", 0.0)
+            self._shut_down("stop", 0.0)
 
-    def _end(self, how: str, delay_s: float) -> None:
-        """Have the HTTP processes finish what they have, then the engine."""
-        self._ending = True
-        self._listener.close()  # theirs are open as long as they want
+    def _shut_down(self, how: str, delay_s: float) -> None:
+        """Shut down: first the HTTP processes finish their requests, then the engine process stops."""
+        self._shutting_down = True
+        self._listener.close()  # the HTTP processes close their own copies
         for process in self._of(HTTP):
             if process.started:
-                process.tell({"do": how})
+                process.send({"do": how})
             else:
-                process.kill()  # it has accepted nothing
+                process.kill()  # it has accepted no requests
         self._undrained = {process for process in self._of(HTTP) if process.started and how == "drain"}
         if how == "drain" and not self._undrained:
             log.info("draining", delay_s=delay_s)
-        patience = (self._settings.upload_ms + self._settings.request_timeout_ms) / 1000
-        self._loop.call_later(delay_s + patience + 2 * _LINGER_S, self._kill)
-        self._go_on_ending()
+        longest_request_s = (self._settings.upload_ms + self._settings.request_timeout_ms) / 1000
+        self._loop.call_later(delay_s + longest_request_s + 2 * _LINGER_S, self._kill)
+        self._continue_shutdown()
 
-    def _drained(self, process: Process) -> None:
-        """A process says that it is draining: it is said once, when all do."""
+    def _note_draining(self, process: Process) -> None:
+        """Note that a process drains. Once all do, log it."""
         if process in self._undrained:
             self._undrained.discard(process)
             if not self._undrained:
                 log.info("draining", delay_s=self._drain_delay_s)
 
-    def _go_on_ending(self) -> None:
+    def _continue_shutdown(self) -> None:
         if not self._of(HTTP):
             for engine in self._of(ENGINE):
-                engine.tell({"do": "stop"})
+                engine.send({"do": "stop"})
         if not self._processes:
-            self._over.set()
+            self._finished.set()
 
     def _kill(self) -> None:
         for process in self._processes:
@@ -272,15 +273,15 @@ class Supervisor:
     async def _watch(self) -> None:
         """Ping the children, and kill those whose event loops do not answer for ``watchdog_ms``.
 
-        Silence is counted in ticks of this loop instead of by a clock: while the supervisor is stopped or starved it
-        does not tick, and that time does not count against the children. One ping at a time is unanswered, so pings
-        never fill the socket of a child that is stopped.
+        Silence is counted in ticks of this loop, not by a clock. While the supervisor is stopped or starved, it does
+        not tick, so that time does not count against the children. At most one ping per child is unanswered. So pings
+        never fill the socket of a stopped child.
         """
         tick_s = max(self._settings.watchdog_ms / 1000, _WATCHDOG_S) / _HUNG
         while True:
             for process in [process for process in self._processes if process.watched]:
                 if not process.silent:
-                    process.tell({"do": "ping"})
+                    process.send({"do": "ping"})
                 process.silent += 1
                 if process.silent == _SUSPECT + 1:
                     self._suspect(process)
@@ -294,34 +295,34 @@ class Supervisor:
         log.warning(f"the {process.kind} process does not answer", pid=process.popen.pid)
         if process.kind == ENGINE:
             for http in self._of(HTTP):
-                http.tell({"do": "suspend"})
+                http.send({"do": "suspend"})
 
-    def _answered(self, process: Process) -> None:
-        """A pong: a child that was suspected is trusted again, unless it is being killed."""
+    def _on_pong(self, process: Process) -> None:
+        """Handle a pong. If the child was suspect and is not killed, report that it answers again."""
         suspect, process.silent = process.suspect, 0
         if suspect and not process.killed:
             log.info(f"the {process.kind} process answers again", pid=process.popen.pid)
             if process.kind == ENGINE:
                 for http in self._of(HTTP):
-                    http.tell({"do": "resume"})
+                    http.send({"do": "resume"})
 
-    async def _tell_metrics(self, asker: Process) -> None:
-        """Ask the children for their samples, and send the sum to the one that asks. One that hangs keeps its last.
+    async def _send_metrics(self, requester: Process) -> None:
+        """Request samples from the children, and send the sum to ``requester``.
 
-        A child that has not answered the last such question is not asked again.
+        A child that has not answered the last request gets no further one. Its last known samples count.
         """
-        asked = [process for process in self._processes if process.started and not process.suspect]
-        for process in asked:
+        polled = [process for process in self._processes if process.started and not process.suspect]
+        for process in polled:
             if process.sampling is None:
                 process.sampling = self._loop.create_future()
-                process.tell({"do": "samples"})
-        if samplings := [process.sampling for process in asked if process.sampling]:
+                process.send({"do": "samples"})
+        if samplings := [process.sampling for process in polled if process.sampling]:
             await asyncio.wait(samplings, timeout=_SAMPLES_S)
         text = self._totals.render(process.samples for process in self._processes)
-        asker.tell({"do": "metrics", "text": text.decode()})
+        requester.send({"do": "metrics", "text": text.decode()})
 
     @staticmethod
-    def _sampled(process: Process) -> None:
+    def _end_sampling(process: Process) -> None:
         sampling, process.sampling = process.sampling, None
         if sampling:
             sampling.set_result(None)
@@ -329,22 +330,25 @@ class Supervisor:
     def _of(self, kind: str) -> list[Process]:
         return [process for process in self._processes if process.kind == kind]
 
-    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 def _connect(one: Process, other: Process) -> None:
-    """Give an engine and an HTTP process the two ends of a socket pair; ours are closed, so that each sees the end."""
+    """Connect an engine and an HTTP process with a socket pair.
+
+    The supervisor closes its copies, so that each process notices when the other one exits.
+    """
     for process, end in zip((one, other), socket.socketpair(), strict=True):
         with end:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
-            process.tell({"do": "connect"}, end.fileno())
+            process.send({"do": "connect"}, end.fileno())
 
 
 def _wait(popen: "subprocess.Popen[bytes]") -> int:
-    """On a thread: the exit code of a process that has hung up."""
+    """The exit code of a process whose connection has closed. Blocks. Kills the process if it does not exit."""
     try:
         return popen.wait(_LINGER_S)
     except subprocess.TimeoutExpired:

@@ -1,8 +1,8 @@
-"""What the processes say to each other, over Unix socket pairs: frames of a length, a kind and a payload.
+"""The protocol between the processes, over Unix socket pairs: frames of a length, a kind and a payload.
 
-Messages between the supervisor and its children are JSON and may bring a file descriptor each; what goes with every
-image is packed. Nothing here is unpickled, so that a process which has decoded a hostile file cannot run code in
-another. Frames are read and written on whichever thread owns the socket.
+Messages between the supervisor and its children are JSON, and each may carry a file descriptor. Frames for images are
+packed structs. Nothing is unpickled: a process that has decoded a malicious file must not run code in another one.
+The thread that owns a socket reads and writes its frames.
 """
 
 import socket
@@ -26,12 +26,12 @@ _CANCEL = struct.Struct("=Q")
 _ANSWER = struct.Struct("=QddIIIII")
 _READ = 1 << 16
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-_DESCRIPTORS = 4  # at most, in one read
+_DESCRIPTORS = 4  # maximum in one read
 _FLOATS = 4  # bytes of a float32
 
 
 class Task(NamedTuple):
-    """An image in ``slot``, and what is wanted of it by ``deadline`` (seconds of ``time.monotonic``)."""
+    """An image in ``slot``, and the outputs wanted by ``deadline`` (seconds of ``time.monotonic``)."""
 
     number: int
     slot: int
@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the device said of a task. ``started`` is when its batch was, in seconds of ``time.monotonic``."""
+    """The result of a task. ``started`` is the start of its batch, in seconds of ``time.monotonic``."""
 
     number: int
     started: float
@@ -51,13 +51,13 @@ class Answer(NamedTuple):
 
 
 class Frames:
-    """Bytes as they come, to frames."""
+    """Splits a stream of bytes into frames."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """(kind, payload) of every frame that is complete now."""
+        """Yield ``(kind, payload)`` of every frame that ``data`` completes."""
         self._data += data
         start = 0
         while len(self._data) - start >= _FRAME.size:
@@ -71,7 +71,7 @@ class Frames:
 
 
 class Messages:
-    """JSON messages over a socket that is ours; a descriptor comes with those that name one. Closed at its end."""
+    """JSON messages over a socket, some with a file descriptor. The owner closes ``socket``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -79,11 +79,11 @@ class Messages:
         self._descriptors: deque[int] = deque()
 
     def send(self, message: dict[str, Any], descriptor: int | None = None) -> None:
-        """From one thread at a time. Raises OSError where nobody reads any more."""
+        """Send a message, from one thread at a time. Raises OSError if the other end is closed."""
         send_message(self.socket, message, descriptor)
 
     def read(self) -> list[tuple[dict[str, Any], int | None]]:
-        """What one read brings, each message with its descriptor: maybe none. Raises EOFError at the end, OSError."""
+        """Read once. Returns the complete messages, each with its descriptor or None. Raises EOFError, and OSError."""
         data, descriptors, _, _ = socket.recv_fds(self.socket, _READ, _DESCRIPTORS, _CLOSE_ON_EXEC)
         self._descriptors += descriptors
         if not data:
@@ -93,7 +93,7 @@ class Messages:
 
 
 def send_message(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
-    """Send one message, whole; the socket blocks."""
+    """Send one whole message. Blocks."""
     if descriptor is None:
         sock.sendall(frame(MESSAGE, orjson.dumps(message)))
         return
@@ -151,19 +151,19 @@ def read_answer(payload: bytes) -> Answer:
 
 
 def failure(number: int, error: Exception | None) -> bytes:
-    """Why a task has no answer; None where nobody waited for it any more."""
-    told: dict[str, Any] = {"number": number}
+    """The frame for a task without an answer. ``error`` is None if the task was cancelled."""
+    content: dict[str, Any] = {"number": number}
     if isinstance(error, TopkError):
-        told |= {"error": type(error).__name__, "detail": error.detail}
+        content |= {"error": type(error).__name__, "detail": error.detail}
         if isinstance(error, Overloaded):
-            told["retry_after_s"] = error.retry_after_s
-    return frame(FAILURE, orjson.dumps(told))
+            content["retry_after_s"] = error.retry_after_s
+    return frame(FAILURE, orjson.dumps(content))
 
 
 def read_failure(payload: bytes) -> tuple[int, TopkError]:
-    told = orjson.loads(payload)
-    kind = getattr(errors, told.get("error", ""), Internal)
-    detail = told.get("detail", "the image could not be classified")
+    content = orjson.loads(payload)
+    kind = getattr(errors, content.get("error", ""), Internal)
+    detail = content.get("detail", "the image could not be classified")
     if kind is Overloaded:
-        return told["number"], Overloaded(detail, told["retry_after_s"])
-    return told["number"], kind(detail)
+        return content["number"], Overloaded(detail, content["retry_after_s"])
+    return content["number"], kind(detail)

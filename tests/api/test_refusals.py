@@ -210,7 +210,7 @@ def test_a_head_that_is_too_long_is_told_so(app_server: InProcess, head: bytes, 
             wire.send(head)
             assert wire.status() == status
             if status != 200:
-                assert wire.read_all().endswith(b"The request's head has more than 65536 bytes.")
+                assert wire.read_all().endswith(b"The request head is larger than 65536 bytes.")
 
 
 def test_headers_without_end_are_cut_off(app_server: InProcess) -> None:

@@ -316,11 +316,11 @@ def test_at_its_limit_of_files_a_server_says_so_and_goes_on(files: None) -> None
         assert process.rlimit(psutil.RLIMIT_NOFILE) == (160, 160)  # it takes what it may have
         with Ordinary(server) as ordinary:
             idle = connected(stack, server, 400)
-            said = server.wait_for("all connections are in use: the slowest client makes room")
-            assert (said["level"], said["connections"]) == ("warning", 96)
+            warning = server.wait_for("all connections are in use; the slowest one is closed")
+            assert (warning["level"], warning["connections"]) == ("warning", 96)
             assert process.num_fds() < 160
             ordinary.is_served()
             assert ended(idle[:300]) == {b"": 300}
             assert httpx2.get(f"{server.url}/docs").status_code == 200
-    assert len([line for line in server.log if line["event"] == said["event"]]) < 10
+    assert len([line for line in server.log if line["event"] == warning["event"]]) < 10
     assert server.stop() == 0

@@ -186,7 +186,7 @@ def test_heads_are_counted_before_they_are_parsed(server: InProcess, head: bytes
 def test_a_refused_version_is_named(server: InProcess) -> None:
     with Wire(server.port) as wire:
         wire.send(b"GET /livez HTTP/9.9\r\n" + HOST)
-        assert wire.read_all().endswith(b"HTTP/9.9 is not served: use HTTP/1.1.")
+        assert wire.read_all().endswith(b"HTTP/9.9 is not supported. Use HTTP/1.1.")
 
 
 def test_also_the_head_of_a_second_request_is_counted(server: InProcess) -> None:
@@ -227,8 +227,8 @@ BODY = f"POST /v1/predict HTTP/1.1\r\nHost: topk\r\nContent-Length: {10**6}\r\n\
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[InProcess]:
     """A server of few connections, and one more while nobody can make room."""
-    monkeypatch.setattr(connections, "_MOST", MOST)
-    monkeypatch.setattr(connections, "_OVER", 1)
+    monkeypatch.setattr(connections, "_MAX_CONNECTIONS", MOST)
+    monkeypatch.setattr(connections, "_EXTRA_CONNECTIONS", 1)
     with served() as server:
         yield server
 
@@ -256,7 +256,7 @@ def test_slow_bodies_make_room_for_newcomers_the_slowest_first(few: InProcess) -
         others = in_mid_body(stack, few, MOST - 1)
         is_served(few)
         assert slowest.status() == 408
-        assert slowest.read_all().endswith(b"a server whose connections are all in use.")
+        assert slowest.read_all().endswith(b"while all connections were in use. Retry later.")
         assert not select.select([wire.socket for wire in others], [], [], 0)[0]
 
 
@@ -309,8 +309,8 @@ def test_bodies_in_all_the_files_there_are_keep_nobody_out() -> None:
                     wire.send(BODY + b"slow")
                 assert httpx2.get(f"{server.url}/livez", timeout=30).status_code == 200
             assert httpx2.post(f"{server.url}/v1/predict", content=PHOTO, timeout=30).status_code == 200
-        said = server.wait_for("all connections are in use: the slowest client makes room")
-        assert said["connections"] == 96
+        warning = server.wait_for("all connections are in use; the slowest one is closed")
+        assert warning["connections"] == 96
     finally:
         assert server.stop() == 0
 

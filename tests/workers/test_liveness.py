@@ -195,7 +195,7 @@ def test_time_for_which_the_supervisor_is_stopped_does_not_count(start: Start, w
         pass_time(2 * LIMIT_MS / 1000)
     pass_time(2 * LIMIT_MS / 1000)
     assert service.children() == children
-    assert not any(words in events(service) for words in ("does not answer", "is killed", "has ended"))
+    assert not any(words in events(service) for words in ("does not answer", "is killed", "process exited"))
     check_serving(service)
 
 
@@ -206,7 +206,7 @@ def test_a_load_and_a_start_that_take_longer_than_the_limit_are_waited_for(
     service = start(env=changed(SLOW))
     service.wait_for("ready")
     assert time.monotonic() - began > 2 * LIMIT_MS / 1000
-    assert not any(words in events(service) for words in ("does not answer", "is killed", "has ended"))
+    assert not any(words in events(service) for words in ("does not answer", "is killed", "process exited"))
     check_serving(service)
 
 
