@@ -122,9 +122,7 @@ def test_a_log_that_nobody_reads_any_more_stops_nothing() -> None:
         lines = rest.result(60).splitlines()
     whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}")]
     said = [str(json.loads(line)["event"]) for line in whole]
-    assert [
-        event for event in said if event.endswith("log lines before this one were dropped: standard error was not read")
-    ]
+    assert [event for event in said if "log lines before this one were dropped" in event]
     assert said[-1] == "stopped"
 
 

@@ -194,4 +194,4 @@ def test_what_does_not_classify_or_is_no_checkpoint_is_refused(made: Made, tmp_p
     detector, broken, missing = json.loads(ran.stdout)
     assert detector.endswith("yolo11n.pt is not a classification model: its task is detect")
     assert "broken.pt is not a checkpoint that Ultralytics can load" in broken
-    assert "missing.pt cannot be read" in missing
+    assert "missing.pt does not exist" in missing
