@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -33,6 +34,14 @@ def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
     found = [command for command in pages.commands(*of) if not command.page.endswith(("clients.md", "protocols.md"))]
     lines = [command.line for command in found if bool(command.needs) == needing and command.line.startswith(prefix)]
     return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
+
+
+SLOW = ("--find-capacity", "--timm")
+
+
+def timed(found: list[str]) -> list[Any]:
+    """These commands as a test's parameters, those that take long marked as slow."""
+    return [pytest.param(line, marks=[pytest.mark.slow] * any(word in line for word in SLOW)) for line in found]
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
@@ -81,14 +90,14 @@ def test_every_curl_works_as_typed(embedded_server: Server, command: str) -> Non
     assert "code" not in json.loads(ran.stdout)
 
 
-@pytest.mark.parametrize("command", commands("topk predict") + commands("topk models") + commands("topk --help"))
+@pytest.mark.parametrize("command", timed(commands("topk predict") + commands("topk models") + commands("topk --help")))
 def test_every_topk_command_works_as_typed(command: str) -> None:
     ran = shell(command)
     assert ran.returncode == 0, ran.stderr
     assert any(word in ran.stdout for word in ("cat", "resnet50", "resnet10t", "Usage"))
 
 
-@pytest.mark.parametrize("command", commands("topk bench"))
+@pytest.mark.parametrize("command", timed(commands("topk bench")))
 def test_every_bench_command_works_as_typed(embedded_server: Server, command: str, tmp_path: Path) -> None:
     """Only shorter, and with its report elsewhere."""
     command = command.replace("localhost:8000", embedded_server.url).replace("bench.html", str(tmp_path / "bench.html"))
