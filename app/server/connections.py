@@ -10,7 +10,6 @@ response. Requests of disconnected clients are not started.
 
 import asyncio
 import heapq
-import re
 import resource
 import socket
 from asyncio import AbstractEventLoop, BaseTransport, TimerHandle
@@ -25,14 +24,11 @@ import structlog
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.api.chunks import TINY, ChunkReader, Flow, Turns
+from app.api.chunks import TINY, Flow, Turns
 from app.api.middleware import DISCARD_BYTES, DISCARD_S
+from app.server.heads import HEAD_BYTES, RequestReader
 
 log = structlog.get_logger("topk")
-
-HEAD_BYTES = 65_536  # also the limit for a chunk header, and for trailers
-PATH_BYTES = 8192
-MAX_FIELDS = 100  # header fields of a request; the same limit applies to trailers
 
 _MAX_CONNECTIONS = 16_384  # per process
 _OTHER_FILES = 64  # other open files of a process: listener, logs, pages, the engine's files
@@ -46,14 +42,6 @@ _CHUNKED_AT_ONCE = 4  # connections that continue with pending chunks in one tur
 _LARGE_BYTES = 2**20  # larger bodies take turns: eight at once would make each turn of the event loop last milliseconds
 _LARGE_AT_ONCE = 1
 _AT_ONCE = 8  # requests that start, or learn of a disconnect, in one turn of the event loop
-
-_END_OF_HEAD = re.compile(rb"\n\r?\n")
-_AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
-_AUTHORITY = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
-_FRAMING_FIELD = re.compile(rb"\n(content-length|transfer-encoding):", re.IGNORECASE)
-_OTHER_VERSION = re.compile(rb" (HTTP/(?!1\.)\d{1,9}(?:\.\d{1,9})?)\r?\n")
-
-Refusal = tuple[HTTPStatus, str]
 
 
 @dataclass(slots=True)
@@ -117,52 +105,6 @@ class Shared:
             self.scheduled.popleft()()
         if self.scheduled:
             loop.call_soon(self._call, loop)
-
-
-class ChunkedBody(h11._readers.ChunkedReader):
-    """Reads a chunked body. Refuses more than ``MAX_FIELDS`` trailers before they are parsed."""
-
-    def __call__(self, buf: Any) -> Any:
-        if self._reading_trailer:  # h11 calls again once it has read the last chunk
-            data = bytes(buf)
-            end = None if data.startswith(b"\r\n") else _END_OF_HEAD.search(data)
-            if data.count(b"\n", 0, end.end() if end else 0) > MAX_FIELDS + 1:
-                raise h11.LocalProtocolError(f"more than {MAX_FIELDS} trailers")
-        return super().__call__(buf)
-
-
-class RequestReader(ChunkReader):
-    """h11's parser. It checks every request head before parsing; ``refusal`` is the result of a failed check.
-
-    Targets in absolute form are converted to origin form (RFC 9112, 3.2.2). A later minor version counts as HTTP/1.1
-    (RFC 9110, 2.5).
-    """
-
-    refusal: Refusal | None = None
-
-    def next_event(self) -> Any:
-        if self.their_state is h11.IDLE and (refusal := _refusal(self.trailing_data[0])):
-            self.refusal = refusal
-            raise h11.RemoteProtocolError(refusal[1])
-        event = super().next_event()
-        return _in_origin_form(event) if isinstance(event, h11.Request) else event
-
-    def _get_io_object(self, *arguments: Any) -> Any:
-        reader = super()._get_io_object(*arguments)
-        return ChunkedBody() if type(reader) is h11._readers.ChunkedReader else reader
-
-
-def _in_origin_form(event: h11.Request) -> h11.Request:
-    found = _AUTHORITY.match(event.target)
-    if not found and event.http_version <= b"1.1":
-        return event
-    path = event.target[found.end() :] if found else event.target
-    return h11.Request(
-        method=event.method,
-        headers=event.headers,
-        target=path if not found or path.startswith(b"/") else b"/" + path,
-        http_version=min(event.http_version, b"1.1"),
-    )
 
 
 class Connection(H11Protocol):
@@ -427,34 +369,3 @@ def _connection_limit() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         return max(1, soft - _OTHER_FILES)
     return _MAX_CONNECTIONS
-
-
-def _refusal(data: bytes) -> Refusal | None:
-    """The refusal of the request head at the start of ``data``. None if it is valid, or not yet complete.
-
-    This only counts and searches. A refused head is never parsed.
-    """
-    end = _END_OF_HEAD.search(data, 0, HEAD_BYTES)
-    lines = data.count(b"\n", 0, end.start() + 1 if end else HEAD_BYTES)
-    if lines > MAX_FIELDS + 1:  # plus the request line
-        text = f"The request has more than {MAX_FIELDS} header fields."
-        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, text
-    if end is None:
-        if len(data) < HEAD_BYTES:
-            return None
-        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if lines else HTTPStatus.REQUEST_URI_TOO_LONG
-        return status, f"The request head is larger than {HEAD_BYTES} bytes."
-    line = data[: data.index(b"\n") + 1]
-    if other := _OTHER_VERSION.search(line):
-        return HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, f"{other[1].decode()} is not supported. Use HTTP/1.1."
-    if len(line.partition(b"?")[0]) > PATH_BYTES:
-        return HTTPStatus.REQUEST_URI_TOO_LONG, f"The request path is longer than {PATH_BYTES} bytes."
-    if _is_ambiguous(data[: end.end()]):
-        text = "The request head is ambiguous. End lines with CRLF, do not fold fields, and send one of Content-Length"
-        return HTTPStatus.BAD_REQUEST, f"{text} and Transfer-Encoding, not both."
-    return None
-
-
-def _is_ambiguous(head: bytes) -> bool:
-    """Whether a proxy may read a complete head differently."""
-    return bool(_AMBIGUOUS.search(head)) or len({name.lower() for name in _FRAMING_FIELD.findall(head)}) > 1
