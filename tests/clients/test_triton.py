@@ -113,7 +113,7 @@ def test_an_image_alone(embedded_server: Server, counts: Any) -> None:
     ("model", "image", "status", "said"),
     [
         ("another", files(PHOTO), 404, "no model another"),
-        (MODEL, files(PHOTO, b"text"), 415, r"image\[1\]: the bytes are no JPEG"),
+        (MODEL, files(PHOTO, b"text"), 415, r"image\[1\]: the bytes are not a JPEG"),
         (MODEL, files(PHOTO, PHOTO[:2000]), 422, r"image\[1\]"),
         (MODEL, files(BASE64, "?", binary=False), 400, r"image\[1\]: the image is no valid base64"),
         (MODEL, tensor(np.full((1, 3, 224, 224), np.nan, np.float32)), 400, r"image\[0\]: preprocessed values"),

@@ -209,7 +209,7 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
         (["--weights", "nowhere.safetensors"], "weights need the architecture"),
         (["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
-        ([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
+        ([*MODEL, "--device", "cuda:99"], "device cuda:99 is not available"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is more than 65535"),
         ([*MODEL, "--api-keys-file", "nowhere"], "API keys cannot be read"),
     ],

@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:
     rows, _ = compute(found, tmp_path)
     assert len(rows) == len(found.found) == 3
     assert {path.name for path in found.unreadable} == {"notes.txt", "0.png"}
-    assert "notes.txt (the bytes are no JPEG" in str(examples.unreadable(found))
+    assert "notes.txt (the bytes are not a JPEG" in str(examples.unreadable(found))
 
 
 @pytest.mark.parametrize("damage", ["damaged", "a folder"])

@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_said_and_done_without(shapes: Path, tmp_path: Pa
     assert (len(found.sides.learned), len(found.sides.held_out)) == (12, 4)
     [warning] = found.warnings
     assert "left out, not to be read: 1 file: " in warning
-    assert "disc/Thumbs.db (the bytes are no" in warning
+    assert "disc/Thumbs.db (the bytes are not" in warning
 
 
 def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> None:
