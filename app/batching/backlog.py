@@ -1,4 +1,4 @@
-"""The policy of the batch queue, without threads and with the time passed in: who is admitted, and what runs next."""
+"""The policy of the batch queue: admission and the choice of the next batch. No threads, no clock."""
 
 import math
 from collections import deque
@@ -9,19 +9,19 @@ from app.batching.costs import OUTLIER, PATIENCE_S, CostCurve
 from app.batching.job import Job
 from app.errors import Overloaded
 
-_PREPARED_S = 0.05  # what the preparation of a job may count as, whatever the average is
-_FRESH_PREPARED = 0.05  # weight of the newest preparation: images differ more than batches
-_MARGIN_S = 0.2  # for prediction errors during an excess: the queue is then as long as is allowed
-_STANDING_S = 1.0  # how long a refusal counts as a sign of excess
-_HALF_LIFE_S = 10.0  # of the belief that the device is not faster than measured
-_BURST_S = 0.1  # a burst has arrived by then
+_MIN_CAP_S = 0.05  # least upper bound on a preparation time in the average
+_PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than batches
+_MARGIN_S = 0.2  # for prediction errors during overload, when the queue has its maximum length
+_OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
+_HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
+_BURST_S = 0.1  # longest duration of a burst
 
 
 class Outlook(NamedTuple):
-    """What is to be expected of a queue, at ``now`` by its clock.
+    """The state of a queue at time ``now`` of its clock.
 
-    In seconds: ``wait`` is predicted, ``rest`` is what would be left of it were nothing running, and ``fastest`` is
-    what the device takes at least.
+    ``wait`` is the predicted wait in seconds, and ``rest`` is the part of it that running batches do not cause.
+    ``fastest`` is the shortest batch time in seconds. ``waiting`` is the number of waiting items.
     """
 
     now: float
@@ -33,19 +33,19 @@ class Outlook(NamedTuple):
 
 
 class Backlog:
-    """What waits and what runs; decides who is admitted and what goes next. Not thread-safe; time is passed in.
+    """The waiting jobs and the running batches. Not thread-safe; callers pass the current time.
 
-    ``ahead_s()`` predicts the seconds until all that is still prepared ahead of the queue will have come to it.
+    ``ahead_s()`` predicts the seconds until all items that are being prepared ahead of the queue have entered it.
     """
 
     def __init__(self, costs: CostCurve, streams: int, ahead_s: Callable[[], float] = lambda: 0.0) -> None:
         self.costs = costs
         self.streams = streams
         self.ahead_s = ahead_s
-        self.prepare_s = 0.0  # seconds that a stream takes on average to prepare an item
+        self.prepare_s = 0.0  # average seconds that a stream takes to prepare an item
         self._waiting: deque[Job] = deque()
         self._running: dict[int, float] = {}  # stream -> predicted end
-        self._started: dict[int, float] = {}  # stream -> when the device began
+        self._started: dict[int, float] = {}  # stream -> start time on the device
         self._idle_at = -math.inf
         self._taken_at = math.inf
         self._refused_at = -math.inf
@@ -54,54 +54,57 @@ class Backlog:
         return len(self._waiting)
 
     def predicted_wait(self, now: float) -> float:
-        """Seconds until an item that came now would be taken by a stream, from the measured costs."""
+        """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
         return max(self.ahead_s(), self._start(now, len(self._waiting)))
 
     @property
     def fastest_s(self) -> float:
-        """Seconds of the fastest batch ever."""
+        """Seconds of the fastest batch so far."""
         return self.costs.fastest
 
     @property
     def active_at(self) -> float:
-        """When the last batch was taken."""
+        """The time when the last batch was taken."""
         return self._taken_at
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs, waits, or is being prepared ahead of the queue."""
+        """Whether no item is running, waiting or being prepared ahead of the queue."""
         return not self._running and not self._waiting and not self.ahead_s()
 
     @property
     def target_s(self) -> float:
-        """The wait that is tolerated: what leaves time for a batch within a second's patience, or half a batch."""
+        """The longest tolerated wait in seconds.
+
+        It leaves time for a full batch within ``PATIENCE_S``, and is at least half the duration of a full batch.
+        """
         batch = self._batch_s(self.costs.ceiling)
         return max(PATIENCE_S - batch, batch / 2)
 
     def check(self, now: float, n: int, deadline: float) -> None:
-        """Admit n more items that must be answered by ``deadline``, or raise Overloaded.
+        """Admit n more items that must be finished by ``deadline``, or raise Overloaded.
 
-        It refuses what would come too late, and what would wait for longer than the target: hardly any client has the
-        patience of its deadline. A burst, which comes all at once to an idle device, may wait until its deadline.
-        For a second after each refusal the queue is kept shorter by a margin: in a sustained excess everybody waits as
-        long as is let, and whatever went slower than predicted would come too late.
+        Items are refused if they would miss their deadline or wait longer than ``target_s``: few clients wait until
+        their deadline. A burst that reaches an idle device may wait until its deadline. For a second after each refusal
+        the limits are lower by a margin. During overload every item waits as long as allowed, so that any item slower
+        than predicted would be late.
 
-        An idle device admits whatever it could answer in time at its best: what it refused for a slow average would
-        never be measured again.
+        An idle device admits every item that it can finish in time at its best speed. If it refused items because of a
+        slow average, the average would never be updated.
         """
         if not self._running and not self._waiting:
             self._idle_at = now
         if self.idle:
             self._taken_at = min(self._taken_at, now)
             if (short := now + self._best_s(now) - deadline) > 0:
-                raise Overloaded("the deadline is shorter than an answer takes", retry_after_s=short)
+                raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
         wait = self.predicted_wait(now)
         start = max(wait, self._start(now, len(self._waiting) + n - 1))
         excess = now + start + self._batch_s(min(n, self.costs.ceiling)) - deadline
         if now - self._idle_at > _BURST_S:
             excess = max(excess, wait - self.target_s)
-        if wait > 0 and now - self._refused_at <= _STANDING_S:
+        if wait > 0 and now - self._refused_at <= _OVERLOAD_S:
             excess += _MARGIN_S
         if excess > 0:
             self._refused_at = now
@@ -112,11 +115,10 @@ class Backlog:
         self._waiting.append(job)
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
-        """The next batch for a free stream, and the jobs that expired while they waited.
+        """Return the next batch for a free stream, and the jobs that expired while waiting.
 
-        The batch is this stream's share of what the free streams can take. By arrival; only an entry that would miss
-        its deadline by waiting for one more batch overtakes, and never the head. Entries that nobody waits for are
-        dropped.
+        The waiting jobs are divided among the free streams. Jobs are taken in order of arrival. A job that would miss
+        its deadline by waiting for one more batch overtakes others, but not the first one. Abandoned jobs are dropped.
         """
         waiting = [job for job in self._waiting if not job.gone]
         expired = [job for job in waiting if job.deadline <= now]
@@ -133,21 +135,21 @@ class Backlog:
         return batch, expired
 
     def prepared(self, seconds: float) -> None:
-        """Take the preparation of one item into the moving average."""
-        counted = min(seconds, max(OUTLIER * self.prepare_s, _PREPARED_S))
-        self.prepare_s += _FRESH_PREPARED * (counted - self.prepare_s)
+        """Add the preparation time of one item to the moving average."""
+        counted = min(seconds, max(OUTLIER * self.prepare_s, _MIN_CAP_S))
+        self.prepare_s += _PREPARE_WEIGHT * (counted - self.prepare_s)
 
     def started(self, stream: int, now: float) -> None:
-        """The device begins with a stream's batch."""
+        """Record that the device starts the batch of a stream."""
         self._started[stream] = now
 
     @property
     def one_running(self) -> bool:
-        """Whether one batch is running, and nothing waits."""
+        """Whether exactly one batch is running and no job is waiting."""
         return len(self._running) == 1 and not self._waiting
 
     def clear(self) -> list[Job]:
-        """Take out all that waits."""
+        """Remove and return all waiting jobs."""
         waiting, self._waiting = list(self._waiting), deque()
         return waiting
 
@@ -156,19 +158,22 @@ class Backlog:
         self._started.pop(stream, None)
 
     def running_s(self, now: float) -> float:
-        """Seconds that the device has taken so far for the longest running batch; 0 where none runs."""
+        """Seconds since the device started the longest running batch; 0 if none is running."""
         return max((now - started for started in self._started.values()), default=0.0)
 
     def _best_s(self, now: float) -> float:
-        """What the device may take at its best: less and less while nothing is measured, so that it is tried again."""
+        """Seconds of the fastest expected batch.
+
+        The value decays while nothing is measured, so that a device that seemed slow is tried again.
+        """
         return float(self.fastest_s * 0.5 ** ((now - self.active_at) / _HALF_LIFE_S))
 
     def _batch_s(self, n: int) -> float:
-        """Predicted seconds of a stream for a batch of n items: to prepare them, and to run them."""
+        """Predict the seconds that a stream takes to prepare and run a batch of n items."""
         return n * self.prepare_s + self.costs.seconds(n)
 
     def _start(self, now: float, place: int) -> float:
-        """Seconds until a stream takes the item at this place of the queue, all batches being full ones."""
+        """Predict the seconds until a stream takes the item at this place in the queue, assuming full batches."""
         ends = sorted(max(0.0, end - now) for end in self._running.values())
         free = [0.0] * (self.streams - len(ends))
         turns, stream = divmod(place // self.costs.ceiling, self.streams)
@@ -180,11 +185,15 @@ class Backlog:
         if size == len(waiting):
             return waiting
         next_end = now + 2 * self._batch_s(size)
-        urgent_first = sorted(waiting[1:], key=lambda job: job.deadline >= next_end)  # stable: else by arrival
+        urgent_first = sorted(waiting[1:], key=lambda job: job.deadline >= next_end)  # stable: others stay in order
         return waiting[:1] + urgent_first[: size - 1]
 
     def _size(self, waiting: int) -> int:
-        """All of it, up to the ceiling; or the full bucket below, where padding up to the next costs more."""
+        """Return the batch size.
+
+        It is the number of waiting items, up to the ceiling. If padding would lower the throughput, it is the largest
+        bucket that the items fill.
+        """
         n = min(waiting, self.costs.ceiling)
         below = max((b for b in self.costs.buckets if b <= n), default=n)
         if below < n and below / max(self.costs.seconds(below), 1e-9) > n / max(self.costs.seconds(n), 1e-9):

@@ -1,20 +1,20 @@
-"""What a batch costs: the measured seconds of each batch size, and which size pays."""
+"""The cost of a batch: the measured seconds of each batch size, and the largest efficient size."""
 
 from collections.abc import Iterable
 
 PATIENCE_S = 0.95
-"""Most clients that state no deadline give up after a second."""
+"""Seconds that a client waits. Most clients that state no deadline give up after a second."""
 
 OUTLIER = 2.0
-"""A measurement counts as at most this many times the average: a machine may pause, and an image may be unusual."""
+"""A measurement counts as at most this multiple of the average: machines pause, and some images are unusual."""
 
-_PAYS = 0.97  # a bucket pays while its throughput is within 3 % of the best one
-_FRESH = 0.2  # weight of the newest measurement in the moving average
-_FORGIVEN = 0.005  # how far one measurement brings a larger bucket that does not pay back to where it would
+_EFFICIENT = 0.97  # a bucket is efficient if its throughput is within 3 % of the best one
+_WEIGHT = 0.2  # of the newest measurement in the moving average
+_RECOVERY = 0.005  # share of the gap to the best throughput that one measurement closes for larger buckets
 
 
 class CostCurve:
-    """Measured seconds a batch takes, by bucket; a batch of n costs what the smallest bucket holding n costs."""
+    """Measured seconds of a batch, by bucket. A batch of n items costs as much as the smallest bucket that holds n."""
 
     def __init__(self, buckets: Iterable[int]) -> None:
         self.buckets = tuple(sorted(buckets))
@@ -23,27 +23,30 @@ class CostCurve:
         self._seconds: dict[int, float] = {}
 
     def bucket(self, n: int) -> int:
-        """The smallest bucket that holds n items; the largest one if none does."""
+        """Return the smallest bucket that holds n items, or the largest bucket if none does."""
         return next((b for b in self.buckets if b >= n), self.buckets[-1])
 
     def observe(self, n: int, seconds: float) -> None:
-        """Take one measured batch of n items into the moving average of its bucket."""
+        """Add the measured seconds of a batch of n items to the moving average of its bucket."""
         bucket = self.bucket(n)
         self.fastest = min(self.fastest or seconds, seconds)
         known = self._seconds.get(bucket)
-        damped = seconds if known is None else known + _FRESH * (min(seconds, OUTLIER * known) - known)
+        damped = seconds if known is None else known + _WEIGHT * (min(seconds, OUTLIER * known) - known)
         self._seconds[bucket] = damped
-        self._forgive(bucket)
-        self.ceiling = self._pays()
+        self._recover(bucket)
+        self.ceiling = self._efficient_size()
 
     def keep_below(self, size: int) -> None:
-        """Batches of this size or larger cannot be run here."""
+        """Remove the buckets of this size and larger, which do not fit in the memory of the device."""
         self.buckets = tuple(b for b in self.buckets if b < size)
         self._seconds = {b: seconds for b, seconds in self._seconds.items() if b < size}
-        self.ceiling = self._pays()
+        self.ceiling = self._efficient_size()
 
     def seconds(self, n: int) -> float:
-        """Predicted seconds of one batch of n items; proportional to the nearest bucket where none is measured."""
+        """Predict the seconds of a batch of n items.
+
+        If its bucket has no measurement, the prediction is proportional to the nearest measured bucket.
+        """
         bucket = self.bucket(n)
         if bucket in self._seconds:
             return self._seconds[bucket]
@@ -53,26 +56,30 @@ class CostCurve:
         return self._seconds[nearest] * bucket / nearest
 
     def as_dict(self) -> dict[int, float]:
-        """Bucket -> measured seconds."""
+        """Return the measured seconds by bucket."""
         return dict(sorted(self._seconds.items()))
 
-    def _pays(self) -> int:
-        """The largest bucket whose throughput is within 3 % of the best; one that is not measured yet may be.
+    def _efficient_size(self) -> int:
+        """Return the largest bucket whose throughput is within 3 % of the best. It need not be measured yet.
 
-        A bucket counts only where two such batches fit into a client's patience, since one waits for the other; or
-        where it takes no longer than the smallest.
+        Two batches must fit within ``PATIENCE_S``, because one waits for the other. Buckets that take no longer than
+        the smallest one are always allowed.
         """
-        bearable_s = max(PATIENCE_S / 2, self.seconds(self.buckets[0]))
-        bearable = [b for b in self.buckets if self.seconds(b) <= bearable_s]
-        least = _PAYS * max(b / max(self.seconds(b), 1e-9) for b in bearable)
-        return max(b for b in bearable if b >= least * self.seconds(b))
+        limit_s = max(PATIENCE_S / 2, self.seconds(self.buckets[0]))
+        allowed = [b for b in self.buckets if self.seconds(b) <= limit_s]
+        least = _EFFICIENT * max(b / max(self.seconds(b), 1e-9) for b in allowed)
+        return max(b for b in allowed if b >= least * self.seconds(b))
 
     def _best_rate(self) -> float:
         return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)
 
-    def _forgive(self, bucket: int) -> None:
-        """What does not pay is not run, so not measured: without this, one hiccup would lower the ceiling for good."""
+    def _recover(self, bucket: int) -> None:
+        """Lower the costs of larger buckets towards the best throughput.
+
+        Buckets above the ceiling are not run and therefore not measured. Without this step, a single slow batch would
+        lower the ceiling permanently.
+        """
         best = self._best_rate()
         for larger, seconds in self._seconds.items():
             if larger > bucket and seconds * best > larger:
-                self._seconds[larger] += _FORGIVEN * (larger / best - seconds)
+                self._seconds[larger] += _RECOVERY * (larger / best - seconds)

@@ -1,9 +1,9 @@
-"""The OpenVINO engine: CPUs, without torch. ``forward`` runs on the streams' threads, one more than there are cores.
+"""The OpenVINO engine for CPUs, without torch. ``forward`` runs on the threads of the streams, one more than cores.
 
-Two compilations of one network: ``narrow``, single-threaded streams for when several images wait, and ``wide``, which
-spans the cores for an image that is alone. On 2 cores with resnet50 in bfloat16: 121 img/s from narrow streams at any
-batch size, and 9 ms instead of 17 for a lone image. The stream beyond the cores computes while another one waits for
-the interpreter or its next batch: 98-103 img/s through HTTP against 93-99 without it.
+The network is compiled twice. ``narrow`` has single-threaded streams for several waiting images. ``wide`` uses all
+cores for a single image. Measured on 2 cores with resnet50 in bfloat16: narrow streams reach 121 img/s at any batch
+size, and a single image takes 9 ms instead of 17 ms. The additional stream computes while another stream waits for the
+interpreter or for its next batch: 98-103 img/s through HTTP, compared with 93-99 img/s without it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ _TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f
 
 
 class OpenVinoEngine:
-    """Float32, bfloat16, float16, or int8 where the model was exported so."""
+    """Computes in float32, bfloat16 or float16, or in int8 if the model was exported in int8."""
 
     name = "openvino"
     device = "cpu"
@@ -56,11 +56,11 @@ class OpenVinoEngine:
             self._narrow = self._compile(network, self.streams, threads=self.streams)
             self._wide = self._compile(network, 1, threads=machine.cores()) if self.spreads else self._narrow
             self._requests = {alone: SimpleQueue[ov.InferRequest]() for alone in (True, False)}
-            self._requests[True].put(self._wide.create_infer_request())  # whoever is alone is the only one
+            self._requests[True].put(self._wide.create_infer_request())  # a lone batch needs only one
             for _ in range(self.streams):
                 self._requests[False].put(self._narrow.create_infer_request())
-            # Once before the streams: threads whose first arrays come to its bindings at once lock each other out
-            # for ever, one with the interpreter and one with what it initialises.
+            # Run once before the streams start. Threads that pass their first arrays to the bindings at the same time
+            # can deadlock: one holds the interpreter lock, the other the lock of an initialisation.
             [row] = self.forward([np.zeros(self._shape, np.uint8)], [Want(features=True, logits=True)])
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
@@ -103,31 +103,31 @@ class OpenVinoEngine:
                 "INFERENCE_PRECISION_HINT": _TYPES[self.precision],
                 "NUM_STREAMS": streams,
                 "INFERENCE_NUM_THREADS": threads,
-                "ENABLE_CPU_PINNING": False,  # other processes' choices of cores are not known here
+                "ENABLE_CPU_PINNING": False,  # the cores that other processes use are unknown
             },
         )
 
-    def _precision(self, asked: str) -> str:
+    def _precision(self, requested: str) -> str:
         exported = self._model.precision
-        if exported == "int8" and asked in ("auto", "int8"):
+        if exported == "int8" and requested in ("auto", "int8"):
             return "int8"
-        if asked == "int8":
+        if requested == "int8":
             raise ModelError(
-                f"{self._model.name} is no int8 model; one is made by `topk export MODEL --out FOLDER --precision int8"
-                " --calibrate DIR`, from photographs of yours"
+                f"{self._model.name} is not an int8 model; create one from your own photographs with"
+                " `topk export MODEL --out FOLDER --precision int8 --calibrate DIR`"
             )
         if exported == "int8":
-            raise ModelError(f"{self._model.name} is exported in {exported}; it cannot be served in {asked}")
-        precision = exported if asked == "auto" else asked
+            raise ModelError(f"{self._model.name} is exported in {exported}; it cannot be served in {requested}")
+        precision = exported if requested == "auto" else requested
         if precision == "auto":
             return "bfloat16" if "BF16" in self._capabilities else "float32"
         if precision != "float32" and _CAPABILITY[precision] not in self._capabilities:
-            raise ModelError(f"this CPU does not compute {precision} natively; `--engine torch` emulates it")
+            raise ModelError(f"this CPU does not support {precision} natively; use `--engine torch`, which emulates it")
         return precision
 
     @contextmanager
     def _request(self, alone: bool) -> Iterator[ov.InferRequest]:
-        """One for as long as a batch takes; its buffers are reused."""
+        """Borrow an inference request for one batch. Its buffers are reused."""
         request = self._requests[alone].get()
         try:
             yield request
@@ -135,7 +135,10 @@ class OpenVinoEngine:
             self._requests[alone].put(request)
 
     def _pixels(self, images: Sequence[Pixels]) -> Floats:
-        """Float32 [n, crop, crop, 3] in grey levels, which the network normalises; tensors are taken back to them."""
+        """Return float32 pixels of shape [n, crop, crop, 3] in 0..255, which the network normalises.
+
+        Preprocessed tensors are denormalised.
+        """
         pixels: Floats = np.empty((len(images), *self._shape), np.float32)
         for i, image in enumerate(images):
             pixels[i] = image if image.dtype == np.uint8 else image.transpose(1, 2, 0) * self._std + self._mean

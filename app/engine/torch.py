@@ -1,7 +1,7 @@
-"""The torch engine: CUDA, MPS or CPU. ``forward`` runs on the streams' threads: two for CUDA, one a core on a CPU.
+"""The torch engine for CUDA, MPS and CPU. ``forward`` runs on the threads of the streams.
 
-On a CUDA GPU it starts eager and compiles in a thread of its own; once the compiled network answers as the eager one
-does, batches go to it.
+There are two streams on CUDA, one per core on a CPU and one on MPS. On CUDA the engine starts with the eager network
+and compiles in a background thread. It switches to the compiled network once both networks produce the same outputs.
 """
 
 import threading
@@ -22,13 +22,13 @@ from app.models.split import split
 
 log = structlog.get_logger(__name__)
 
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # of the logits' range
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative to the range of the logits
 _CPU_BUCKETS = (1, 2, 4, 8)
 _GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class TorchEngine:
-    """Float32, bfloat16 or float16, channels last."""
+    """Computes in float32, bfloat16 or float16, in channels-last memory format."""
 
     name = "torch"
 
@@ -38,17 +38,17 @@ class TorchEngine:
         self.device = str(self._device)
         precision = model.precision if precision == "auto" else precision
         if precision == "int8":
-            raise ModelError(f"{model.name} is int8, which the engine openvino computes, on a CPU")
+            raise ModelError(f"{model.name} is an int8 model, which torch cannot run; use `--engine openvino` on a CPU")
         self.precision = native_precision(self._device) if precision == "auto" else precision
         self._dtype: torch.dtype = getattr(torch, self.precision)
         on_cpu = self._device.type == "cpu"
-        # Measured on 2 cores with resnet50 in bfloat16: 90 img/s with a single-threaded stream a core, 77 with one
-        # stream across both, and 63 against 32 at batch 1.
-        # Beside a CUDA GPU one batch is copied and its answers fetched while the other is computed.
+        # Measured on 2 cores with resnet50 in bfloat16: 90 img/s with one single-threaded stream per core, 77 img/s
+        # with one stream across both cores. At batch size 1: 63 img/s and 32 img/s.
+        # On CUDA one stream copies its batch or fetches its outputs while the other one computes.
         self.streams = machine.cores() if on_cpu else 2 if self._device.type == "cuda" else 1
-        self.spreads = False  # a second thread takes no time off an eager pass
+        self.spreads = False  # a second thread does not speed up an eager pass
         self.buckets: tuple[int, ...] = _CPU_BUCKETS if on_cpu else _GPU_BUCKETS
-        self._prepared = threading.local()
+        self._per_thread = threading.local()
         self.compilation = "eager"
 
     @property
@@ -68,10 +68,10 @@ class TorchEngine:
             self._module = module.to(self._device).to(memory_format=torch.channels_last)
             self._module.backbone.to(self._dtype)
         except torch.OutOfMemoryError as error:
-            raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
+            raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
         self._check_outputs()
         if self._device.type == "cuda" and self.precision == "float32":
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # TF32 is no float32
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not TF32
         preprocessing = self._model.preprocessing
         self._mean = torch.tensor(preprocessing.mean, device=self._device).view(3, 1, 1)
         self._std = torch.tensor(preprocessing.std, device=self._device).view(3, 1, 1)
@@ -82,30 +82,30 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _check_outputs(self) -> None:
-        """Raise ModelError unless the network takes the crops of its preprocessing, and has the model's classes."""
+        """Raise ModelError if the network does not accept the crops or does not have the classes of the model."""
         crop = self._model.preprocessing.crop
         try:
             with memory_errors():
                 features, logits = self._module(torch.zeros((1, 3, crop, crop), device=self._device, dtype=self._dtype))
         except MemoryError as error:
-            raise ModelError(f"{self._model.name} does not fit into the memory of {self.device}") from error
-        except Exception as error:  # whatever an architecture raises on a picture of another size than its own
+            raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
+        except Exception as error:  # architectures raise various exceptions for an unsupported size
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{self._model.name} cannot take crops of {crop}x{crop}: {reason}") from error
+            raise ModelError(f"{self._model.name} does not accept crops of {crop}x{crop}: {reason}") from error
         check_outputs(self._model, logits.shape[1], features.shape[1])
 
-    def compile(self, **how: Any) -> None:
-        """Compile, check against the eager network bucket by bucket, then switch; on any failure stay eager. Blocks.
+    def compile(self, **arguments: Any) -> None:
+        """Compile, compare with the eager network at each bucket, then switch. On any failure stay eager. Blocks.
 
-        ``how`` goes to ``torch.compile``. It needs a C compiler, which a runtime image may lack.
+        ``arguments`` are passed to ``torch.compile``, which needs a C compiler. A runtime image may not have one.
         """
         self.compilation = "compiling"
         try:
-            compiled = torch.compile(self._module, dynamic=True, **how)
+            compiled = torch.compile(self._module, dynamic=True, **arguments)
             for bucket in self.buckets:
                 self._check(compiled, bucket)
         except Exception as error:
-            log.warning("the network is served eagerly", reason=str(error).strip().splitlines()[0])
+            log.warning("compilation failed; the network stays eager", reason=str(error).strip().splitlines()[0])
             self.compilation = "eager"
             return
         self._network = compiled
@@ -114,14 +114,14 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _check(self, compiled: Any, bucket: int) -> None:
-        """Raise unless the compiled network answers as the eager one, within what the precision rounds."""
+        """Raise RuntimeError if the compiled logits differ from the eager ones by more than the tolerance."""
         crop = self._model.preprocessing.crop
         noise = torch.randn((bucket, 3, crop, crop), generator=torch.Generator().manual_seed(0))
         images = noise.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
         expected, found = self._module(images)[1], compiled(images)[1]
-        off = float((found - expected).abs().max() / (expected.max() - expected.min()))
-        if not off <= _TOLERANCE[self.precision]:
-            raise RuntimeError(f"compiled logits are off by {off:.1%} of their range at batch {bucket}")
+        deviation = float((found - expected).abs().max() / (expected.max() - expected.min()))
+        if not deviation <= _TOLERANCE[self.precision]:
+            raise RuntimeError(f"compiled logits deviate by {deviation:.1%} of their range at batch size {bucket}")
 
     @torch.inference_mode()
     def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
@@ -131,7 +131,7 @@ class TorchEngine:
                     return self._forward(images, wants)
             except MemoryError:
                 if self._device.type == "cuda":
-                    torch.cuda.empty_cache()  # what torch keeps for batches of other sizes
+                    torch.cuda.empty_cache()  # frees the blocks that torch caches for other batch sizes
                 raise
 
     def _forward(self, images: Sequence[Pixels], wants: Sequence[Want]) -> list[Row]:
@@ -141,9 +141,9 @@ class TorchEngine:
         k = min(max((want.k for want in wants), default=0), logits.shape[1])
         scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(k, 1))
         rows_of = {
-            "features": self._whole(features, [want.features for want in wants]),
-            "logits": self._whole(logits, [want.logits for want in wants]),
-            "probabilities": self._whole(probabilities, [want.probabilities for want in wants]),
+            "features": self._selected(features, [want.features for want in wants]),
+            "logits": self._selected(logits, [want.logits for want in wants]),
+            "probabilities": self._selected(probabilities, [want.probabilities for want in wants]),
         }
         return [
             Row(class_ids[i, : want.k], scores[i, : want.k], **{name: rows.get(i) for name, rows in rows_of.items()})
@@ -151,16 +151,16 @@ class TorchEngine:
         ]
 
     def _on_own_stream(self) -> AbstractContextManager[Any]:
-        """A CUDA stream a calling thread; on a CPU one core, which torch also keeps per calling thread."""
-        if not hasattr(self._prepared, "stream"):
+        """Give each calling thread its own CUDA stream. On a CPU, limit the thread to one core instead."""
+        if not hasattr(self._per_thread, "stream"):
             cuda = self._device.type == "cuda"
-            self._prepared.stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
+            self._per_thread.stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
             if self._device.type == "cpu":
                 torch.set_num_threads(1)
-        return torch.cuda.stream(self._prepared.stream)
+        return torch.cuda.stream(self._per_thread.stream)
 
     def _batch(self, images: Sequence[Pixels]) -> torch.Tensor:
-        """Normalised float32 [n, 3, crop, crop], channels last."""
+        """Return normalised float32 of shape [n, 3, crop, crop], channels last."""
         crops = [i for i, image in enumerate(images) if image.dtype == np.uint8]
         normalised = None
         if crops:
@@ -177,7 +177,7 @@ class TorchEngine:
         return batch
 
     def _padded(self, batch: torch.Tensor) -> torch.Tensor:
-        """On a GPU batches have one of few shapes; on a CPU an eager pass costs what its images cost."""
+        """On a GPU, pad the batch to a bucket to limit the number of shapes. On a CPU padding would only cost time."""
         bucket = next((b for b in self.buckets if b >= len(batch)), len(batch))
         if self._device.type == "cpu" or bucket == len(batch):
             return batch
@@ -189,28 +189,28 @@ class TorchEngine:
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
 
-    def _whole(self, rows: torch.Tensor, wanted: list[bool]) -> dict[int, npt.NDArray[np.float32]]:
-        """The rows of the items that want them, by item: only these leave the device."""
+    def _selected(self, rows: torch.Tensor, wanted: list[bool]) -> dict[int, npt.NDArray[np.float32]]:
+        """Copy only the requested rows from the device. Returns them by index."""
         indices = [i for i, want in enumerate(wanted) if want]
         return dict(zip(indices, rows[indices].float().cpu().numpy(), strict=True)) if indices else {}
 
 
 def device_of(name: str) -> torch.device:
-    """What the setting ``device`` means here. Raises ModelError."""
+    """Return the torch device for the setting ``device``. Raises ModelError if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"no device {name}: {torch.cuda.device_count()} CUDA devices are visible")
+        raise ModelError(f"device {name} is not available; visible CUDA devices: {torch.cuda.device_count()}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("no device mps on this machine")
+        raise ModelError("device mps is not available on this machine; use `--device cpu`")
     return device
 
 
 def native_precision(device: torch.device) -> str:
-    """bfloat16 where the hardware computes it natively, else float32."""
+    """Return bfloat16 if the hardware supports it natively, otherwise float32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":

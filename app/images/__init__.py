@@ -1,17 +1,17 @@
 """Bytes to a uint8 RGB crop.
 
-    formats.py    which format a file has, judged by its first bytes
-    header.py     what a container says about its picture
-    containers.py reads the header by parsers of our own, before any decoder sees the file
-    jpeg.py png.py gif.py bmp.py webp.py tiff.py heif.py   those parsers, one for each container
-    cost.py       predicted processor time and memory of a decode
+    formats.py    detects the format of a file by its first bytes
+    header.py     the image properties that a container header states
+    containers.py reads and checks the header before any decoder sees the file
+    jpeg.py png.py gif.py bmp.py webp.py tiff.py heif.py   the header parsers, one per container
+    cost.py       predicts the processor time and memory of a decode
     geometry.py   torchvision's resize and crop
-    pillow.py     the decode itself; every Pillow error ends there
-    sandbox.py    decodes in child processes, within limits on memory and time
-    sandboxed.py  the program that those processes run
-    decoder.py    decides what is decoded where
+    pillow.py     decodes with Pillow and converts Pillow's errors
+    sandbox.py    decodes in child processes with limits on memory and time
+    sandboxed.py  the program that the child processes run
+    decoder.py    chooses where an image is decoded
 
-Reading a header is safe on any thread: it runs none of Pillow's code and none of a codec's.
+Reading a header is safe on any thread: it runs no code of Pillow or of a codec.
 """
 
 from app.images.containers import read_header

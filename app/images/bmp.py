@@ -1,16 +1,16 @@
-"""BMP files: the information header (Microsoft's BITMAPINFOHEADER, OS/2's BITMAPCOREHEADER)."""
+"""BMP header parser: Microsoft's BITMAPINFOHEADER and OS/2's BITMAPCOREHEADER."""
 
 import struct
 
 from app.images.header import Header
 
 _CORE_HEADER = 12  # bytes
-_RUN_LENGTH = (1, 2)  # RLE8, RLE4: Pillow decodes them in Python
-_COLOURS_A_PART = 8  # Pillow reads a palette colour by colour, and a header may state 65 536
+_RUN_LENGTH = (1, 2)  # RLE8 and RLE4, which Pillow decodes in Python
+_COLOURS_PER_PART = 8  # Pillow reads a palette one colour at a time, and a header may state 65 536 colours
 
 
 def parse(data: bytes) -> Header:
-    """The header of a BMP. Raises struct.error for a file that ends within it."""
+    """Parse the header of a BMP file. Raises struct.error if the header is truncated."""
     [size] = struct.unpack_from("<I", data, 14)
     if size == _CORE_HEADER:
         width, height = struct.unpack_from("<HH", data, 18)
@@ -25,7 +25,7 @@ def parse(data: bytes) -> Header:
         abs(height),
         bounded=not run_length,
         orientation=1,
-        parts=min(colours, 65_536) // _COLOURS_A_PART,
+        parts=min(colours, 65_536) // _COLOURS_PER_PART,
         channels=4 if bits == 32 else 3,
         variant="run-length" if run_length else "",
     )

@@ -1,4 +1,4 @@
-"""Judges a file by its container: format, size and cost, without any code of Pillow or a codec."""
+"""Reads the header of an image file: format, size and cost. Runs no code of Pillow or of a codec."""
 
 import struct
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from app.images import bmp, gif, heif, jpeg, png, tiff, webp
 from app.images.formats import sniff
 from app.images.header import Header
 
-_PADDING = 2  # times as many pixels as are decoded may be stored in whole tiles
+_PADDING = 2  # limit on the pixels of all tiles, padding included, as a multiple of the pixel limit
 
 _PARSERS: dict[str, Callable[[bytes], Header]] = {
     "JPEG": jpeg.parse,
@@ -23,21 +23,29 @@ _PARSERS: dict[str, Callable[[bytes], Header]] = {
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
-    """Judge an image file without decoding it.
+    """Read and check the header of an image file without decoding it.
 
     Raises UnsupportedMediaType, TooManyPixels or UndecodableImage.
     """
     format = sniff(data)
     if format is None:
-        raise UnsupportedMediaType("the bytes are no JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or (where installed) HEIC")
+        raise UnsupportedMediaType(
+            "the bytes are not a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or (if installed) HEIC image;"
+            " send one of these formats"
+        )
     try:
         header = _PARSERS[format](data)
     except (struct.error, LookupError, OverflowError) as error:
-        raise UndecodableImage(f"the {format} header is broken or cut short") from error
+        raise UndecodableImage(f"the {format} header is corrupt or truncated") from error
     if header.width < 1 or header.height < 1:
-        raise UndecodableImage(f"the {format} header states a size of {header.width}x{header.height} pixels")
+        raise UndecodableImage(f"the {format} header states an invalid size: {header.width}x{header.height} pixels")
     if header.pixels > max_pixels:
-        raise TooManyPixels(f"{header.width}x{header.height} pixels; at most {max_pixels} are decoded")
+        raise TooManyPixels(
+            f"the image has {header.width}x{header.height} pixels, more than the limit of {max_pixels}; resize it"
+        )
     if header.stored > _PADDING * max_pixels:
-        raise TooManyPixels(f"{header.stored} pixels in whole tiles; at most {_PADDING * max_pixels} are decoded")
+        raise TooManyPixels(
+            f"the tiles of the image have {header.stored} pixels, more than the limit of {_PADDING * max_pixels};"
+            " use smaller tiles"
+        )
     return header

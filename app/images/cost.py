@@ -1,13 +1,13 @@
-"""What a decode costs, predicted from the header: seconds of one core, and bytes of memory.
+"""Predicts the cost of a decode from the header: seconds on one core, and bytes of memory.
 
-The constants are upper envelopes of measurements on one core of a 2025 server: flat colour, photographs and noise of
-8.6 million pixels in every mode (alpha, palette, 16-bit).
+The constants are upper bounds of measurements on one core of a 2025 server. The test images had 8.6 million pixels of
+flat colour, photographs and noise, in every mode (alpha, palette, 16-bit).
 """
 
 from app.images.geometry import Preprocessing, jpeg_scale
 from app.images.header import Header
 
-# Seconds a pixel and a byte of the file
+# Seconds per pixel and seconds per byte of the file
 _SECONDS = {
     "JPEG": (4.5e-9, 7e-9),
     "PNG": (10e-9, 15e-9),
@@ -18,27 +18,27 @@ _SECONDS = {
     "TIFF": (7e-9, 2e-9),
     "BMP": (5e-9, 0.0),
 }
-_SECONDS_A_FILE = 0.6e-3  # opening it, resizing the crop
-_SECONDS_IN_SANDBOX = 3e-3  # there and back, and the memory that a child touches first
-_SECONDS_A_PART = 8e-6
-_SECONDS_A_ROW = 100e-9
-_SECONDS_PER_PIXEL_AND_SCAN = 0.3e-9  # a progressive JPEG is scanned whole, at any scale
+_SECONDS_PER_FILE = 0.6e-3  # to open the file and resize the crop
+_SECONDS_IN_SANDBOX = 3e-3  # the round trip, and the page faults of the child
+_SECONDS_PER_PART = 8e-6
+_SECONDS_PER_ROW = 100e-9
+_SECONDS_PER_PIXEL_AND_SCAN = 0.3e-9  # every scan of a progressive JPEG covers all pixels, at any scale
 _SECONDS_PER_BYTE_PROGRESSIVE = 26e-9
 _SECONDS_PER_BYTE_LOSSLESS = 12e-9
-_SECONDS_PER_BYTE_BUFFERED = 1e-9  # of coefficients or tiles
-_SECONDS_RUN_LENGTH = (50e-9, 250e-9)  # Pillow decodes run-length coded BMPs in Python
+_SECONDS_PER_BYTE_BUFFERED = 1e-9  # of coefficients or tiles; see Header.buffer
+_SECONDS_RUN_LENGTH = (50e-9, 250e-9)  # per pixel and per byte: Pillow decodes these BMPs in Python
 
-# Bytes a pixel at the peak, by channels: Pillow's picture, what it is converted to, and a copy turned upright
+# Peak bytes per pixel, by channels: Pillow's image, the converted image, and a copy turned upright
 _BYTES = {1: 4, 3: 12, 4: 16}
 _BYTES_DEEP = 12
-_BYTES_A_ROW, _BYTES_A_COLUMN = 48, 16  # Pillow's rows begin at pointers of their own; codecs hold two rows
-_BYTES_OF_CODEC = {"WEBP": 8, "AVIF": 16, "HEIF": 16}  # frames of the codec, and their way into Pillow
-_BYTES_A_FILE = 4 * 2**20
-_BYTES_OF_LIBRARY = {"HEIF": 16 * 2**20, "AVIF": 8 * 2**20}  # tables, and the stacks of its threads
+_BYTES_PER_ROW, _BYTES_PER_COLUMN = 48, 16  # Pillow keeps a pointer per row; codecs hold two rows
+_BYTES_OF_CODEC = {"WEBP": 8, "AVIF": 16, "HEIF": 16}  # the frames of the codec, and the copies for Pillow
+_BYTES_PER_FILE = 4 * 2**20
+_BYTES_OF_LIBRARY = {"HEIF": 16 * 2**20, "AVIF": 8 * 2**20}  # the tables and thread stacks of the library
 
 
 def decode_seconds(header: Header, preprocessing: Preprocessing, fast: bool) -> float:
-    """Predicted seconds of one core to turn the file into a crop."""
+    """Predict the seconds that one core takes to decode the file to a crop."""
     per_pixel, per_byte = _SECONDS[header.format]
     if header.format == "JPEG":
         per_pixel /= _scale(header, preprocessing, fast)
@@ -49,18 +49,18 @@ def decode_seconds(header: Header, preprocessing: Preprocessing, fast: bool) -> 
         per_byte = _SECONDS_PER_BYTE_LOSSLESS
     if header.variant == "run-length":
         per_pixel, per_byte = _SECONDS_RUN_LENGTH
-    fixed = (_SECONDS_A_FILE if header.bounded else _SECONDS_IN_SANDBOX) + header.parts * _SECONDS_A_PART
-    buffered = header.buffer * _SECONDS_PER_BYTE_BUFFERED + header.height * _SECONDS_A_ROW
+    fixed = (_SECONDS_PER_FILE if header.bounded else _SECONDS_IN_SANDBOX) + header.parts * _SECONDS_PER_PART
+    buffered = header.buffer * _SECONDS_PER_BYTE_BUFFERED + header.height * _SECONDS_PER_ROW
     return fixed + header.pixels * per_pixel + len(header.data) * per_byte + buffered
 
 
 def decode_bytes(header: Header, preprocessing: Preprocessing, fast: bool) -> int:
-    """Bytes of memory that the decode of this file may take at its peak, the file itself included."""
-    a_pixel = _BYTES_DEEP if header.variant == "deep" else _BYTES.get(header.channels, _BYTES[4])
+    """Predict the peak memory of the decode in bytes, including the file itself."""
+    per_pixel = _BYTES_DEEP if header.variant == "deep" else _BYTES.get(header.channels, _BYTES[4])
     pixels = header.pixels // _scale(header, preprocessing, fast) ** 2
     codec = header.pixels * _BYTES_OF_CODEC.get(header.format, 0) + _BYTES_OF_LIBRARY.get(header.format, 0)
-    edges = header.height * _BYTES_A_ROW + header.width * _BYTES_A_COLUMN
-    return _BYTES_A_FILE + 3 * len(header.data) + pixels * a_pixel + edges + header.buffer + codec
+    edges = header.height * _BYTES_PER_ROW + header.width * _BYTES_PER_COLUMN
+    return _BYTES_PER_FILE + 3 * len(header.data) + pixels * per_pixel + edges + header.buffer + codec
 
 
 def _scale(header: Header, preprocessing: Preprocessing, fast: bool) -> int:

@@ -1,4 +1,4 @@
-"""Which image format a file has, judged by its first bytes, never by its name."""
+"""Detects the format of an image file by its first bytes. File names are ignored."""
 
 from PIL import Image
 
@@ -7,7 +7,7 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 
 def sniff(data: bytes) -> str | None:
-    """Pillow's name of the format by its magic bytes, or None for a format that is not decoded."""
+    """Return Pillow's name of the format, or None if the format is not supported."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -26,7 +26,7 @@ def sniff(data: bytes) -> str | None:
 
 
 def _sniff_isobmff(data: bytes) -> str | None:
-    """AVIF or HEIF by the brands of the file type box (ISO/IEC 14496-12, 4.3)."""
+    """Detect AVIF or HEIF by the brands in the file type box (ISO/IEC 14496-12, 4.3)."""
     length = min(int.from_bytes(data[:4], "big"), len(data), 256)
     brands = {data[8:12], *(data[i : i + 4] for i in range(16, length, 4))}
     if brands & _AVIF_BRANDS:
@@ -37,7 +37,7 @@ def _sniff_isobmff(data: bytes) -> str | None:
 
 
 def heif_installed() -> bool:
-    """Whether Pillow can open HEIC, from the extra ``heif``; registers the plug-in on the first call."""
+    """Return whether Pillow can open HEIC files. The first call registers the plug-in of the ``heif`` extra."""
     if "HEIF" in Image.OPEN:
         return True
     try:

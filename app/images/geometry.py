@@ -1,6 +1,6 @@
-"""The geometry of torchvision's classification preset: which box of a stored picture becomes the crop.
+"""Computes the box of an image that becomes the crop, as in torchvision's classification preset.
 
-The shorter edge is resized, and the centre cropped (``torchvision.transforms._presets``).
+The preset resizes the shorter edge and crops the centre (``torchvision.transforms._presets``).
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Literal
 
 from PIL import Image
 
-# EXIF orientation -> how Pillow turns the stored picture upright (the inverse pairs are spelled out in EXIF 2.3, 4.6.4)
+# EXIF orientation -> the Pillow transpose that turns the stored image upright (inverse of EXIF 2.3, 4.6.4)
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,10 +24,10 @@ SWAPS_AXES = {UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a model expects: resize the shorter edge to ``resize``, crop ``crop`` x ``crop``, scale by mean and std.
+    """The preprocessing of a model: resize the shorter edge to ``resize``, crop to ``crop`` x ``crop``, normalise.
 
-    ``mean`` and ``std`` are for values in 0..1. ``resize >= crop``, as in every torchvision preset. With ``squash``
-    both edges are resized to ``resize``, which some of timm's models are trained on.
+    ``mean`` and ``std`` apply to values in 0..1. ``resize`` is at least ``crop``, as in every torchvision preset. With
+    ``squash`` both edges are resized to ``resize``; some timm models are trained this way.
     """
 
     resize: int
@@ -39,7 +39,7 @@ class Preprocessing:
 
 
 def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-    """Width and height of the upright picture once resized, left and top of the crop in it, as torchvision rounds."""
+    """Return width and height of the resized upright image, and left and top of the crop, rounded as in torchvision."""
     short, long = (1, 1) if preprocessing.squash else sorted((width, height))
     long_resized = preprocessing.resize * long // short
     resized_w, resized_h = (
@@ -53,14 +53,14 @@ def resized_size(width: int, height: int, preprocessing: Preprocessing) -> tuple
 def stored_box(
     width: int, height: int, turn: Image.Transpose | None, preprocessing: Preprocessing
 ) -> tuple[float, float, float, float]:
-    """The box of the stored picture that becomes the crop."""
+    """Return the box of the stored image that becomes the crop: left, top, right, bottom in pixels."""
     swapped = turn in SWAPS_AXES
     if swapped:
         width, height = height, width
     resized_w, resized_h, left, top = resized_size(width, height, preprocessing)
     x0, x1 = left * width / resized_w, (left + preprocessing.crop) * width / resized_w
     y0, y1 = top * height / resized_h, (top + preprocessing.crop) * height / resized_h
-    if swapped:  # back to the axes of the stored picture
+    if swapped:  # back to the axes of the stored image
         width, height = height, width
         x0, y0, x1, y1 = y0, x0, y1, x1
     if turn in (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90):
@@ -73,7 +73,10 @@ def stored_box(
 
 
 def reach(start: float, end: float, size: int, length: int, support: int) -> tuple[int, int]:
-    """The pixels that count when ``start`` to ``end`` become ``size`` pixels; all of them unless that is wasteful."""
+    """Return the range of pixels that a resize of ``start`` to ``end`` to ``size`` pixels reads.
+
+    Returns the whole length unless it is at least twice as long as the box. ``support`` is the filter's radius.
+    """
     if length < 2 * (end - start):
         return 0, length
     margin = support * max(1.0, (end - start) / size) + 1
@@ -81,7 +84,7 @@ def reach(start: float, end: float, size: int, length: int, support: int) -> tup
 
 
 def jpeg_scale(width: int, height: int, preprocessing: Preprocessing) -> int:
-    """Largest of libjpeg's scales that leaves the shorter edge at twice the size resized to, or more."""
+    """Return the largest libjpeg scale that leaves the shorter edge at twice the resized size or more."""
     for scale in (8, 4, 2):
         if min(width, height) >= 2 * preprocessing.resize * scale:
             return scale

@@ -1,4 +1,4 @@
-"""GIF files: the screen and the first frame (GIF89a specification)."""
+"""GIF header parser: the logical screen and the first frame (GIF89a specification)."""
 
 import re
 import struct
@@ -7,36 +7,39 @@ from app.errors import UndecodableImage
 from app.images.header import Header
 
 _SCREEN = 13  # bytes of header and logical screen descriptor
-_BLOCK = re.compile(rb"[!,;]")  # extension, image, trailer; Pillow skips everything else byte by byte
+_BLOCK = re.compile(rb"[!,;]")  # extension, image, trailer; Pillow skips all other bytes one by one
 _GRAPHIC_CONTROL = 0xF9
 _MAX_BLOCKS = 8192  # extensions and their sub-blocks of up to 255 bytes, before the first frame
-_MAX_GAP = 65_536  # bytes between two blocks that are searched for the next
-_MAX_EXTENSIONS = 1024  # bytes before the first frame that are not worth a copy of the file
+_MAX_GAP = 65_536  # bytes to search for the next block
+_MAX_EXTENSIONS = 1024  # bytes before the first frame; with fewer, the file is not copied
 
 
 class _Blocks:
-    """Reads extensions, up to a number of blocks in all. Raises UndecodableImage, IndexError."""
+    """Skips extensions and counts their blocks. Raises UndecodableImage if there are too many, and IndexError."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.count = 0
 
     def end(self, position: int) -> int:
-        """Where the extension ends whose sub-blocks start here."""
-        self._take()
+        """Return the end of the extension whose sub-blocks start at ``position``."""
+        self._count()
         while length := self.data[position]:
             position += 1 + length
-            self._take()
+            self._count()
         return position + 1
 
-    def _take(self) -> None:
+    def _count(self) -> None:
         self.count += 1
         if self.count > _MAX_BLOCKS:
             raise UndecodableImage(f"the GIF has more than {_MAX_BLOCKS} blocks before its first frame")
 
 
 def parse(data: bytes) -> Header:
-    """The header of a GIF. Raises UndecodableImage; struct.error and IndexError for a file that ends within it."""
+    """Parse the header of a GIF file.
+
+    Raises UndecodableImage. Raises struct.error or IndexError if the header is truncated.
+    """
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     head = position = _SCREEN + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     blocks, control = _Blocks(data), b""
@@ -53,4 +56,4 @@ def parse(data: bytes) -> Header:
         position = blocks.end(start + 2)
         if data[start + 1] == _GRAPHIC_CONTROL:
             control = data[start:position]
-    raise UndecodableImage("the GIF has no frame")
+    raise UndecodableImage("the GIF has no frames")

@@ -1,25 +1,26 @@
-"""What a file says about its picture before anything is decoded."""
+"""The properties of an image that its container header states."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A picture as its container describes it.
+    """An image as its container header describes it.
 
-    ``data`` is the file without the metadata that decoding does not need. ``width`` and ``height`` are as stored, in
-    pixels. ``bounded`` says whether these fields bound the cost of decoding tightly; where they do not, the file is
-    decoded in the sandbox.
+    ``data`` is the file without the metadata that decoding does not need. ``width`` and ``height`` are the stored size
+    in pixels, before the EXIF orientation is applied. ``bounded`` is true if these fields bound the cost of decoding
+    tightly; otherwise the file is decoded in the sandbox.
 
-    Fields that some formats alone use:
+    Some formats use these fields:
 
-    - ``orientation``: EXIF's, 1 to 8; 0 where only the opened file tells it.
-    - ``scans`` and ``progressive``: a JPEG in several scans is held whole while it is decoded.
+    - ``orientation``: the EXIF orientation, 1 to 8; 0 if it is known only after the file is opened.
+    - ``scans``: the number of scans of a JPEG.
+    - ``progressive``: whether a JPEG has several scans. The decoder then holds all coefficients in memory.
     - ``parts``: pieces of the file that Pillow handles one by one in Python (segments, chunks, blocks).
-    - ``channels``: 1 for grey or a palette without transparency, 3 for colour, 4 for more.
-    - ``stored``: pixels in whole tiles, where they are more than ``pixels``.
-    - ``buffer``: bytes that the decoder allocates beside the picture: coefficients, tiles.
-    - ``variant``: a compression within the format that has a cost of its own, ``""`` for the usual one.
+    - ``channels``: 1 for opaque greyscale, 3 for opaque colour, 4 for all other images.
+    - ``stored``: pixels including the padding of tiles, if the format has tiles; otherwise 0.
+    - ``buffer``: bytes that the decoder allocates beside the image, for coefficients or tiles.
+    - ``variant``: a compression method with a different cost; ``""`` for the usual method of the format.
     """
 
     data: bytes

@@ -1,7 +1,7 @@
-"""JPEG files (ITU-T T.81): which coding process they use, their size, their scans, and the file without its metadata.
+"""JPEG header parser (ITU-T T.81): reads coding process, size and scans, and removes the metadata.
 
-Only Huffman-coded baseline, extended sequential and progressive files of 8 bits are decoded. An arithmetic decoder
-never runs out of data: it reads zeros past the end of the file, so that a few bytes cost as much as a whole picture.
+The decoder supports 8-bit Huffman-coded baseline, extended sequential and progressive files. Arithmetic coding is
+refused because its decoder reads zeros past the end of the file: a few bytes cost as much as a whole image.
 """
 
 import re
@@ -12,16 +12,16 @@ from app.errors import UndecodableImage, UnsupportedMediaType
 from app.images.header import Header
 from app.images.tiff import exif_orientation
 
-_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all but those without a segment: TEM, RSTn, SOI
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all markers except TEM, RSTn and SOI, which have no segment
 _MAX_SEGMENTS = 4096  # encoders write a few dozen
-_MAX_SCANS = 200  # encoders write about 10; a scan of 80 bytes goes over every pixel
-_MAX_JUNK = 1024  # bytes between the header's segments, which Pillow skips one by one in Python
-_MAX_GAP = 65_536  # bytes between all of them
+_MAX_SCANS = 200  # encoders write about 10; even a scan of 80 bytes covers every pixel
+_MAX_JUNK = 1024  # total bytes between segments before the file is rewritten; Pillow skips them one by one in Python
+_MAX_GAP = 65_536  # total bytes between segments before the file is refused
 _MAX_TABLES = 65_536  # bytes of quantisation and Huffman tables in the header; encoders write about a thousand
 
 _EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
 _TABLES = frozenset({0xC4, 0xDB})
-_KEPT = frozenset({0xC0, 0xC1, 0xC2, 0xDD, 0xE0, 0xEE}) | _TABLES  # APP0 and APP14 say how colours are stored
+_KEPT = frozenset({0xC0, 0xC1, 0xC2, 0xDD, 0xE0, 0xEE}) | _TABLES  # APP0 and APP14 state the colour space
 _SEQUENTIAL, _PROGRESSIVE = frozenset({0xC0, 0xC1}), 0xC2
 _REFUSED = {
     0xC3: "lossless",
@@ -31,15 +31,15 @@ _REFUSED = {
     0xCB: "lossless arithmetic",
     **dict.fromkeys((0xCD, 0xCE, 0xCF), "hierarchical arithmetic"),
 }
-_BLOCK = 64 * 2  # bytes of a block of coefficients
+_BLOCK = 64 * 2  # bytes per block of coefficients
 
 Segment = tuple[int, int, int]
-"""The second byte of a marker, where the marker starts, and where its segment ends."""
+"""The second byte of a marker, the start of the marker, and the end of its segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A frame header (T.81, B.2.2). ``sampling`` has the horizontal and vertical factor of each component."""
+    """A frame header (T.81, B.2.2). ``sampling`` holds the horizontal and vertical factors of each component."""
 
     progressive: bool
     width: int
@@ -48,14 +48,17 @@ class _Frame:
 
     @property
     def coefficients(self) -> int:
-        """Bytes of all coefficients, which a decoder of several scans holds at once."""
+        """Bytes of all coefficients. The decoder holds them in memory if there are several scans."""
         widest, highest = (max(factors) for factors in zip(*self.sampling, strict=True))
         across, down = -(-self.width // (8 * widest)), -(-self.height // (8 * highest))
         return sum(across * h * down * v * _BLOCK for h, v in self.sampling)
 
 
 def parse(data: bytes) -> Header:
-    """The header of a JPEG. Raises UndecodableImage, and UnsupportedMediaType for what is not decoded."""
+    """Parse the header of a JPEG file.
+
+    Raises UndecodableImage, and UnsupportedMediaType for an unsupported coding process or precision.
+    """
     frame, exif, kept, parts, junk, tables, end = None, b"", [], 0, 0, 0, 2
     segments = _segments(data)
     for marker, start, stop in segments:
@@ -74,14 +77,16 @@ def parse(data: bytes) -> Header:
             kept.append((start, stop))
         tables += stop - start if marker in _TABLES else 0
         if junk > _MAX_GAP or tables > _MAX_TABLES:
-            raise UndecodableImage("the JPEG's header has too much junk or too many tables")
+            raise UndecodableImage(
+                f"the JPEG header has more than {_MAX_GAP} bytes between segments or {_MAX_TABLES} bytes of tables"
+            )
     else:
         raise UndecodableImage("the JPEG has no scan")
     if frame is None:
         raise UndecodableImage("the JPEG has no frame before its first scan")
-    several = frame.progressive or data[start + 4] < len(frame.sampling)
-    finish = _end_of_image(data, start) if several else len(data)
-    scans = _count_scans(data, start, finish) if several else 1
+    multi_scan = frame.progressive or data[start + 4] < len(frame.sampling)
+    finish = _end_of_image(data, start) if multi_scan else len(data)
+    scans = _count_scans(data, start, finish) if multi_scan else 1
     if len(kept) < parts or junk > _MAX_JUNK or finish < len(data):
         data = b"".join((data[:2], *(data[begin:stop] for begin, stop in kept), data[start:finish]))
     return Header(
@@ -91,15 +96,15 @@ def parse(data: bytes) -> Header:
         frame.height,
         orientation=exif_orientation(exif),
         scans=scans,
-        progressive=several,
+        progressive=multi_scan,
         parts=len(kept),
         channels=len(frame.sampling),
-        buffer=frame.coefficients if several else 0,
+        buffer=frame.coefficients if multi_scan else 0,
     )
 
 
 def check_processes(data: bytes) -> None:
-    """Walk a JPEG stream inside another file. Raises what ``parse`` raises of its coding process and its scans."""
+    """Check the coding process and the scans of a JPEG stream inside another file. Raises the errors of ``parse``."""
     for marker, start, _ in _segments(data):
         _frame(data, marker, start)
         if marker == _SOS:
@@ -108,13 +113,13 @@ def check_processes(data: bytes) -> None:
 
 
 def _end_of_image(data: bytes, start: int) -> int:
-    """Where the first picture ends: its file is cut there, so that nothing behind it can be a scan of it."""
+    """Return the end of the first image. The file is cut there, so that later bytes cannot count as scans."""
     found = data.find(b"\xff\xd9", start)
     return len(data) if found < 0 else found + 2
 
 
 def _count_scans(data: bytes, start: int, end: int) -> int:
-    """Scans from the first one on, or more: whatever looks like one counts. A second frame stops libjpeg by itself."""
+    """Return an upper bound of the number of scans: every SOS byte pair counts. libjpeg stops at a second frame."""
     scans = data.count(b"\xff\xda", start, end)
     if scans > _MAX_SCANS:
         raise UndecodableImage(f"the JPEG has more than {_MAX_SCANS} scans")
@@ -122,7 +127,7 @@ def _count_scans(data: bytes, start: int, end: int) -> int:
 
 
 def _segments(data: bytes) -> Iterator[Segment]:
-    """The segments of the header, up to the first scan; junk may lie between (T.81, annex B)."""
+    """Yield the segments of the header, up to the first scan. Other bytes may lie between them (T.81, annex B)."""
     end = 2
     for _ in range(_MAX_SEGMENTS):
         match = _MARKER.search(data, end, end + _MAX_GAP)
@@ -134,19 +139,19 @@ def _segments(data: bytes) -> Iterator[Segment]:
 
 
 def _frame(data: bytes, marker: int, start: int) -> _Frame | None:
-    """The frame header whose marker is at ``start``, or None for another segment."""
+    """Return the frame header whose marker is at ``start``, or None for any other segment."""
     if marker in _REFUSED:
-        raise UnsupportedMediaType(f"JPEG with {_REFUSED[marker]} coding is not decoded: save it as a baseline JPEG")
+        raise UnsupportedMediaType(f"JPEG with {_REFUSED[marker]} coding is not supported; save it as a baseline JPEG")
     if marker not in _SEQUENTIAL and marker != _PROGRESSIVE:
         return None
     precision, components = data[start + 4], data[start + 9]
     if precision != 8:
-        raise UnsupportedMediaType(f"JPEG of {precision} bits is not decoded: save it with 8 bits")
+        raise UnsupportedMediaType(f"JPEG with {precision} bits per sample is not supported; save it with 8 bits")
     factors = data[start + 11 : start + 10 + 3 * components : 3]
     sampling = tuple((factor >> 4, factor & 15) for factor in factors)
     length = int.from_bytes(data[start + 2 : start + 4], "big")
-    sound = length == 8 + 3 * components and all(1 <= f <= 4 for pair in sampling for f in pair)
-    if not sampling or len(sampling) != components or not sound:
-        raise UndecodableImage("the JPEG's frame header is broken")
+    valid = length == 8 + 3 * components and all(1 <= f <= 4 for pair in sampling for f in pair)
+    if not sampling or len(sampling) != components or not valid:
+        raise UndecodableImage("the JPEG frame header is invalid")
     height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 5, start + 7))
     return _Frame(marker == _PROGRESSIVE, width, height, sampling)

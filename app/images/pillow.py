@@ -1,12 +1,13 @@
-"""Decodes a file with Pillow, down to the crop. Never on the event loop.
+"""Decodes a file to a crop with Pillow. Never on the event loop.
 
-Every error of Pillow ends here. Of a very long picture only the crop is resized, so that 10000x2 pixels cost no more
-memory than any others. One answer for each oddity:
+All Pillow errors are converted here. For very elongated images only the crop is resized, so that 10000x2 pixels do not
+cost more memory than other images. Special cases:
 
-- EXIF orientation is applied (not that of XMP); animations and multi-page files give their first frame;
-- transparency (alpha channel, palette or tRNS) is laid on white;
-- 16-bit grey is cut to its high byte, 32-bit integer grey is read as 16-bit, floating-point grey as 0..255;
-- CMYK, YCbCr and LAB are converted to RGB by Pillow, without colour management.
+- The EXIF orientation is applied; the XMP orientation is not.
+- Animations and multi-page files are reduced to their first frame.
+- Transparent images (alpha channel, palette or tRNS) are composited on white.
+- 16-bit greyscale keeps its high byte. 32-bit integer greyscale is read as 16-bit, floating-point greyscale as 0..255.
+- Pillow converts CMYK, YCbCr and LAB to RGB without colour management.
 """
 
 import contextlib
@@ -29,27 +30,30 @@ from app.images.header import Header
 
 Crop = npt.NDArray[np.uint8]
 
-_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
-_WHOLE = 8  # a picture up to this many times as long as wide is resized whole
-_RESAMPLING = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # and its radius
+_MAX_ASPECT = 8  # up to this aspect ratio the whole image is resized
+_RESAMPLING = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # filter, radius
 
 
 def decode(header: Header, preprocessing: Preprocessing, fast: bool) -> Crop:
     """Decode, turn upright, resize and crop.
 
-    Returns uint8 RGB of shape [crop, crop, 3]. With ``fast`` only the crop is resized, which may differ by a grey
-    level, and a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, never below twice the size resized to. Raises
-    UndecodableImage; UnsupportedMediaType and TooManyPixels for what only the decoder finds.
+    Returns uint8 RGB of shape [crop, crop, 3]. With ``fast`` only the crop is resized, and a large JPEG is decoded at
+    1/2, 1/4 or 1/8 of its size, but at least at twice the resized size. Resizing only the crop may change values by
+    one grey level.
+
+    Raises UndecodableImage. Raises UnsupportedMediaType or TooManyPixels if the decoder finds what the header does not
+    show.
     """
     with _opened(header) as image:
         return _crop(image, header.orientation, fast, preprocessing)
 
 
 def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
-    """Decode and turn upright, for crops of one's own: uint8 RGB of shape [height, width, 3].
+    """Decode and turn upright without a crop. Returns uint8 RGB of shape [height, width, 3].
 
-    A large JPEG is decoded at a reduced scale as with ``decode``'s ``fast``. Raises UndecodableImage.
+    A large JPEG is decoded at a reduced scale, as with the ``fast`` option of ``decode``. Raises UndecodableImage.
     """
     with _opened(header) as image:
         _, turn = _load(image, header.orientation, True, preprocessing)
@@ -59,7 +63,7 @@ def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
 
 @contextmanager
 def _opened(header: Header) -> Iterator[Image.Image]:
-    """The file opened by Pillow, which must not find more pixels than the header states."""
+    """Open the file with Pillow. Raises UndecodableImage if Pillow finds more pixels than the header states."""
     if header.format == "TIFF":
         _silence_libtiff()
     with _pillow_errors():
@@ -67,13 +71,18 @@ def _opened(header: Header) -> Iterator[Image.Image]:
             tiff.check_streams(header.data, jpeg.check_processes)
         with Image.open(io.BytesIO(header.data), formats=[header.format]) as image:
             if image.width * image.height > header.pixels:
-                raise UndecodableImage(f"the picture is larger than the {header.width}x{header.height} pixels stated")
+                raise UndecodableImage(
+                    f"the image is larger than the {header.width}x{header.height} pixels that its header states"
+                )
             yield image
 
 
 @functools.cache
 def _silence_libtiff() -> None:
-    """It writes a line to stderr for each row of a fax it cannot read: 6 GB for a file of 2 MB and 50 million rows."""
+    """Turn off libtiff's messages on stderr.
+
+    libtiff writes a line for each fax row that it cannot read: 6 GB for a file of 2 MB and 50 million rows.
+    """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
@@ -81,19 +90,19 @@ def _silence_libtiff() -> None:
 def _load(
     image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing
 ) -> tuple[int, Image.Transpose | None]:
-    """Decode the pixels: the fraction of its size that they are, and how they are turned upright."""
+    """Decode the pixels. Returns the divisor of the reduced scale, and the transpose that turns the image upright."""
     width, height = image.size
     scale = jpeg_scale(width, height, preprocessing) if fast and image.format in ("JPEG", "MPO") else 1
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
-    image.load()  # before its EXIF is asked for: that of a PNG may stand at its end
+    image.load()  # before the EXIF is read: in a PNG it may follow the pixels
     return scale, UPRIGHT.get(orientation or tiff.exif_orientation(image.info.get("exif") or b""))
 
 
 def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing) -> Crop:
     width, height = image.size
     scale, turn = _load(image, orientation, fast, preprocessing)
-    if not fast and max(width, height) <= _WHOLE * min(width, height):
+    if not fast and max(width, height) <= _MAX_ASPECT * min(width, height):
         return _on_white(_crop_of_whole(_plain(image), turn, preprocessing))
     box = stored_box(width, height, turn, preprocessing)
     if scale > 1:
@@ -105,7 +114,7 @@ def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Prepr
 
 
 def _crop_of_whole(image: Image.Image, turn: Image.Transpose | None, preprocessing: Preprocessing) -> Image.Image:
-    """The crop to the last bit as torchvision takes it: the whole picture turned, resized, and only then cropped."""
+    """Turn and resize the whole image, then crop. The result is bit-exact with torchvision."""
     if turn is not None:
         image = image.transpose(turn)
     resized_w, resized_h, left, top = resized_size(*image.size, preprocessing)
@@ -116,9 +125,10 @@ def _crop_of_whole(image: Image.Image, turn: Image.Transpose | None, preprocessi
 def _resized(
     image: Image.Image, box: tuple[float, float, float, float], swapped: bool, preprocessing: Preprocessing
 ) -> Image.Image:
-    """The box as a square, its upright rows resized before its upright columns, as in a picture resized whole.
+    """Resize the box to a square: first the rows of the upright image, then its columns, as in a whole-image resize.
 
-    Left alone, Pillow 13 chooses the order by the sizes: bicubic overshoots are clipped in between, so that it shows.
+    By default Pillow 13 chooses the order by the sizes. The order affects the result because bicubic overshoots are
+    clipped between the two passes.
     """
     resample, support = _RESAMPLING[preprocessing.interpolation]
     size = preprocessing.crop
@@ -133,7 +143,7 @@ def _resized(
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """One of L, RGB or RGBa (premultiplied), which Pillow resizes channel by channel."""
+    """Convert to L, RGB or RGBa (premultiplied alpha), which Pillow resizes channel by channel."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "I":
@@ -155,19 +165,20 @@ def _on_white(image: Image.Image) -> Crop:
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
-    """Convert whatever Pillow or a codec raises on hostile bytes, and silence its warnings.
+    """Convert the exceptions that Pillow or a codec raises on malformed files, and ignore Pillow's warnings.
 
-    Python remembers every text it has shown as a warning, and these hold numbers that the client chooses.
+    Python stores the text of every warning that it shows. Pillow's texts contain numbers from the file, so a client
+    could make this store grow.
     """
-    if _QUIET not in warnings.filters:
-        warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
+    if _IGNORE_PILLOW not in warnings.filters:
+        warnings.filterwarnings("ignore", module=_IGNORE_PILLOW[3].pattern)
     try:
         yield
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels("the file holds more pixels than are decoded") from error
+        raise TooManyPixels("the image has more pixels than the decoder accepts; resize it") from error
     except MemoryError as error:
-        raise UndecodableImage("the image takes more memory than a picture of its size needs") from error
+        raise UndecodableImage("decoding the image exceeds the memory limit for an image of its size") from error
     except Exception as error:
         raise UndecodableImage("the image is truncated or corrupt") from error

@@ -1,7 +1,7 @@
-"""PNG files: the chunks that pixels need, and nothing else (PNG specification, third edition, section 5).
+"""PNG header parser: keeps only the chunks that the pixels need (PNG specification, third edition, section 5).
 
-A file may hold thousands of compressed profiles and texts, before and behind the pixels, each of which Pillow unpacks.
-They are left out, as are the frames of an animation after the first.
+A file may contain thousands of compressed profiles and texts before and after the pixels. Pillow would decompress each
+of them. They are removed, and so are all frames of an animation after the first.
 """
 
 import struct
@@ -13,15 +13,18 @@ from app.images.tiff import exif_orientation
 
 _SIGNATURE = 8  # bytes
 _CHUNK = struct.Struct(">I4s")
-_FRAME = 12  # bytes of a chunk's length, type and checksum
+_FRAME = 12  # bytes of the length, type and checksum of a chunk
 _KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
-_CHUNKS = 8192  # and one more for each KiB of the file; libpng writes 8 KiB a chunk
+_CHUNKS = 8192  # plus one for each KiB of the file; libpng writes 8 KiB per chunk
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-_SURPLUS = 65_536  # bytes that pixels may take in the file beyond 1.01 times what they take unpacked
+_SURPLUS = 65_536  # bytes by which the compressed pixels may exceed 1.01 times the raw pixels
 
 
 def parse(data: bytes) -> Header:
-    """The header of a PNG. Raises UndecodableImage; struct.error for a file that ends within its header."""
+    """Parse the header of a PNG file.
+
+    Raises UndecodableImage. Raises struct.error if the header is truncated.
+    """
     if data[12:16] != b"IHDR":
         raise UndecodableImage("the PNG does not start with an IHDR chunk")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
@@ -47,7 +50,7 @@ def parse(data: bytes) -> Header:
         "PNG",
         width,
         height,
-        bounded=coded <= 1.01 * unpacked + _SURPLUS,  # more unpacks to nothing, at any cost
+        bounded=coded <= 1.01 * unpacked + _SURPLUS,  # surplus data yields no pixels, but costs time
         orientation=exif_orientation(data[slice(*exif)]),
         parts=parts,
         channels=4 if transparent else _channels(colour, depth),
@@ -56,16 +59,17 @@ def parse(data: bytes) -> Header:
 
 
 def _channels(colour: int, depth: int) -> int:
-    """Channels of what an opaque picture becomes: one bit, and a palette, become colour."""
+    """Return the channels after conversion, without tRNS. 1-bit and palette images are converted to RGB."""
     if colour == 0:
         return 3 if depth == 1 else 1
     return 3 if colour in (2, 3) else 4
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each chunk up to IEND, the last one cut short where the file is."""
+    """Yield type, start and end of each chunk up to IEND. In a truncated file the last chunk ends with the file."""
     start = _SIGNATURE
-    for _ in range(_CHUNKS + len(data) // 1024):
+    most = _CHUNKS + len(data) // 1024
+    for _ in range(most):
         if start + _CHUNK.size > len(data):
             return
         length, kind = _CHUNK.unpack_from(data, start)
@@ -74,4 +78,4 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if kind == b"IEND":
             return
         start = stop
-    raise UndecodableImage("the PNG has too many chunks")
+    raise UndecodableImage(f"the PNG has more than {most} chunks")

@@ -1,11 +1,11 @@
-"""Decodes pictures in child processes, within limits on memory, processor time and wall time. Never on the event loop.
+"""Decodes images in child processes with limits on memory, processor time and wall time. Never on the event loop.
 
-One process (``sandboxed``) has loaded the decoders, has one thread, never sees a picture, and forks the children. A
-child decodes one picture after another, each within limits of its own. One that crashes, or that the system ends at a
-limit, costs one picture and is replaced by another fork, which takes milliseconds.
+A single-threaded parent process (``sandboxed``) loads the decoders and forks the children. It never reads an image. A
+child decodes images one at a time, with separate limits for each. If a child crashes or exceeds a limit, one image
+fails. A new fork replaces the child within milliseconds.
 
-Process pools of libraries do not fit here. They import the main module into every child, and end a child that hangs by
-SIGTERM, which a service manager sends to all processes of a service at once.
+The process pools of existing libraries are unsuitable. They import the main module into every child. They also end a
+hanging child with SIGTERM, which service managers send to all processes of a service at once.
 """
 
 import contextlib
@@ -36,29 +36,39 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 ANSWER = struct.Struct("=cId")
-"""The head of an answer: its kind, a number, and the seconds that the decode took."""
+"""The header of a message from a child: its kind, a number, and the seconds that the decode took."""
 TAKEN, CROP, ERROR, ENDED = b"t", b"c", b"e", b"s"
-"""Kinds, and what their numbers are: the child has the task (process id); a crop, or an error as JSON, follows (bytes);
-the child has ended (signal, 0 for none).
+"""The message kinds and the meaning of their number.
+
+- TAKEN: the child has received the task; the process id of the child.
+- CROP: a crop follows; its length in bytes.
+- ERROR: an error follows as JSON; its length in bytes.
+- ENDED: the child has exited; the signal that ended it, or 0.
 """
 
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-"""Of the processes: each thread would reserve address space, within which memory is not limited."""
+"""Environment variables of the sandbox processes.
 
-_GRACE_S = 5.0  # by then the system has ended a child that is past its deadline
+Each further thread or arena would reserve address space that the memory limit does not cover.
+"""
+
+_GRACE_S = 5.0  # after a deadline, time for the kernel to end the child
 _START_S = 30.0
-_LEAVE_S = 2.0
+_SHUTDOWN_S = 2.0
 _RETRY_S = 1.0
-_PAGE = 4096  # bytes of an error, at most
-_PICTURES = 100  # that one child decodes
-_TIME_LIMIT = (signal.SIGPROF, signal.SIGXCPU)
+_MAX_ERROR_BYTES = 4096
+_MAX_TASKS = 100  # per child
+_TIME_LIMIT_SIGNALS = (signal.SIGPROF, signal.SIGXCPU)
 _CRASHED = "the image is corrupt: its decoder crashed"
-_LATE = "the deadline passed while the image was decoded"
+_TIMED_OUT = "the deadline passed while the image was being decoded"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One picture. ``deadline`` in seconds of ``time.monotonic``; ``processor_s`` and ``memory`` (bytes) are limits."""
+    """One image and its limits.
+
+    ``deadline`` is in seconds of ``time.monotonic``. ``processor_s`` limits the processor time, ``memory`` the bytes.
+    """
 
     header: Header
     preprocessing: Preprocessing
@@ -69,7 +79,10 @@ class Task:
 
 
 class Sandbox:
-    """Starts with the first picture, or with ``start``; ends with ``close``, or with this process. Thread-safe."""
+    """A pool of decoder processes. Thread-safe.
+
+    It starts on the first image or on ``start``. It ends on ``close`` or when this process exits.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,42 +98,43 @@ class Sandbox:
 
     @property
     def pid(self) -> int | None:
-        """The process that forks, where it runs."""
+        """The process id of the parent process, or None if it is not running."""
         process = self._process
         return process.pid if process and process.poll() is None else None
 
     def start(self) -> None:
-        """Start the process that forks, unless it runs. Does not wait until it has loaded the decoders.
+        """Start the parent process if it is not running. Does not wait until it has loaded the decoders.
 
-        Where it cannot be started, the first picture tries again.
+        If the start fails, the first image tries again.
         """
         with self._lock, contextlib.suppress(OSError):
             self._running()
 
     def decode(self, task: Task) -> tuple[Crop, float]:
-        """The picture's crop, uint8 RGB of shape [crop, crop, 3], and the seconds that its decode took. Blocks.
+        """Decode an image in a child process. Blocks.
 
-        Raises the errors of ``images.decode``; UndecodableImage for a picture that exceeds its limits or crashes its
-        decoder; DeadlineExceeded; Overloaded where no process can be had.
+        Returns a uint8 RGB crop of shape [crop, crop, 3] and the seconds that the decode took. Raises the errors of
+        ``images.decode``, UndecodableImage also if the image exceeds its limits or crashes the decoder. Raises
+        DeadlineExceeded, and Overloaded if no process is available.
         """
         child = self._child()
-        if not child.takes(task):  # it has ended while nothing was asked of it
+        if not child.accepts(task):  # it exited while it was idle
             child.close()
             child = self._child(new=True)
-            if not child.takes(task):
+            if not child.accepts(task):
                 child.close()
                 raise _unavailable()
         try:
-            kind, number, seconds, content = child.answer(task)
-        except TimeoutError:  # not even its limits ended it
+            kind, number, seconds, content = child.result(task)
+        except TimeoutError:  # the limits did not end the child
             child.kill()
-            raise DeadlineExceeded(_LATE) from None
+            raise DeadlineExceeded(_TIMED_OUT) from None
         except OSError as error:
             child.kill()
             raise _unavailable() from error
         if kind not in (CROP, ERROR):
             child.close()
-            raise _ended(number if kind == ENDED else 0, task)
+            raise _exit_error(number if kind == ENDED else 0, task)
         self._keep(child)
         if kind == ERROR:
             raise _error(content)
@@ -128,45 +142,45 @@ class Sandbox:
         return np.frombuffer(content, np.uint8).reshape(side, side, 3), seconds
 
     def close(self) -> None:
-        """End all processes. Blocks for a moment. A later picture starts them again."""
+        """End all processes. Blocks briefly. A later image starts them again."""
         with self._lock:
-            self._hang_up()
+            self._close_sockets()
             if self._process:
                 with contextlib.suppress(Exception):
-                    self._process.wait(_LEAVE_S)
-            self._end()
+                    self._process.wait(_SHUTDOWN_S)
+            self._kill()
 
     def _child(self, new: bool = False) -> "_Child":
-        """A child that waits for a picture. Raises Overloaded where none can be had."""
+        """Return an idle child, or fork a new one. Raises Overloaded if no child is available."""
         with self._lock:
             if self._idle and self.pid and not new:
                 return self._idle.pop()
             ours, theirs = socket.socketpair()
             with theirs:
-                for _ in range(2):  # the process that forks may have ended since the last time
+                for _ in range(2):  # the parent process may have exited since the last fork
                     try:
                         socket.send_fds(self._running(), [b"."], [theirs.fileno()])
                     except OSError as error:
-                        log.warning("the sandbox has ended and is started again", reason=str(error))
-                        self._end()
+                        log.warning("the sandbox process has exited and is restarted", reason=str(error))
+                        self._kill()
                     else:
                         return _Child(ours)
             ours.close()
             raise _unavailable()
 
     def _keep(self, child: "_Child") -> None:
-        """Take a child back. It is replaced after a while, and with it whatever a picture may have left in it."""
+        """Return a child to the pool. After ``_MAX_TASKS`` images, close it to discard the state that they left."""
         with self._lock:
-            if child.pictures < _PICTURES and self.pid:
+            if child.tasks < _MAX_TASKS and self.pid:
                 self._idle.append(child)
             else:
                 child.close()
 
     def _running(self) -> socket.socket:
-        """The socket of the process that forks, which is started unless it runs."""
+        """Return the socket of the parent process. Starts the process if it is not running."""
         if self._control and self.pid:
             return self._control
-        self._end()
+        self._kill()
         ours, theirs = socket.socketpair()
         ours.settimeout(_START_S)
         with theirs:
@@ -182,17 +196,17 @@ class Sandbox:
         self._control = ours
         return ours
 
-    def _end(self) -> None:
-        """Kill the process and all of its children, which are a process group."""
-        self._hang_up()
+    def _kill(self) -> None:
+        """Kill the parent process and its children, which form a process group."""
+        self._close_sockets()
         process, self._process = self._process, None
-        if process and process.poll() is None:  # children of one that has ended do so at their limits
+        if process and process.poll() is None:  # if it has exited, its children end at their limits
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def _hang_up(self) -> None:
-        """Close all sockets, at which the processes end by themselves."""
+    def _close_sockets(self) -> None:
+        """Close all sockets. The processes then exit."""
         for child in self._idle:
             child.close()
         self._idle.clear()
@@ -202,17 +216,17 @@ class Sandbox:
 
 
 class _Child:
-    """Our end of a child's connection. From one thread at a time."""
+    """This process's end of the connection to a child. Used by one thread at a time."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.pictures = 0
+        self.tasks = 0
         self._pid = 0
         self._socket = connection
         self._file = connection.makefile("rb")
 
-    def takes(self, task: Task) -> bool:
-        """Hand a task over; False where the child has ended, or does not take it until the deadline has passed."""
-        self.pictures += 1
+    def accepts(self, task: Task) -> bool:
+        """Send a task. Returns False if the child has exited or does not confirm the task before the deadline."""
+        self.tasks += 1
         self._socket.settimeout(max(0.0, task.deadline - time.monotonic()) + _GRACE_S)
         try:
             self._socket.sendall(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
@@ -221,17 +235,20 @@ class _Child:
             return False
         return kind == TAKEN
 
-    def answer(self, task: Task) -> tuple[bytes, int, float, bytes]:
-        """Kind, number, seconds and content of the answer. Raises TimeoutError, and OSError where there is none."""
+    def result(self, task: Task) -> tuple[bytes, int, float, bytes]:
+        """Receive kind, number, seconds and content of the result. Raises TimeoutError or another OSError."""
         kind, number, seconds = self._head()
-        size = {CROP: task.preprocessing.crop**2 * 3, ERROR: min(number, _PAGE)}.get(kind, 0)
+        size = {CROP: task.preprocessing.crop**2 * 3, ERROR: min(number, _MAX_ERROR_BYTES)}.get(kind, 0)
         content = self._file.read(size) if kind in (CROP, ERROR) and number == size else b""
         if kind in (CROP, ERROR) and len(content) != number:
             return ENDED, 0, seconds, b""
         return kind, number, seconds, content
 
     def kill(self) -> None:
-        """End a child that does not answer; it cannot be another process yet, since its connection is open."""
+        """Kill a child that does not respond.
+
+        The process id cannot belong to another process yet, because the connection is still open.
+        """
         if self._pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._pid, signal.SIGKILL)
@@ -244,37 +261,39 @@ class _Child:
     def _head(self) -> tuple[bytes, int, float]:
         head = self._file.read(ANSWER.size)
         if len(head) < ANSWER.size:
-            raise ConnectionResetError("the child closed its connection without an answer")
+            raise ConnectionResetError("the child closed its connection without a result")
         kind, number, seconds = ANSWER.unpack(head)
         return kind, number, seconds
 
 
 def _unavailable() -> Overloaded:
-    return Overloaded("no process is available to decode this image", retry_after_s=_RETRY_S)
+    return Overloaded("no decoder process is available; retry later", retry_after_s=_RETRY_S)
 
 
 def _error(content: bytes) -> TopkError:
     known = {kind.__name__: kind for kind in (UndecodableImage, UnsupportedMediaType, TooManyPixels)}
     try:
-        told = orjson.loads(content)
-        return known[told["error"]](str(told["detail"]))
-    except (orjson.JSONDecodeError, LookupError, TypeError):  # its decoder has been taken over
+        body = orjson.loads(content)
+        return known[body["error"]](str(body["detail"]))
+    except (orjson.JSONDecodeError, LookupError, TypeError):  # a compromised decoder may send anything
         return UndecodableImage(_CRASHED)
 
 
-def _ended(number: int, task: Task) -> TopkError:
-    """Why a child has no answer, by the signal that ended it."""
+def _exit_error(number: int, task: Task) -> TopkError:
+    """Return the error for a child that exited without a result, by the signal that ended it."""
     if number == signal.SIGALRM:
-        return DeadlineExceeded(_LATE)
-    if number in _TIME_LIMIT:
+        return DeadlineExceeded(_TIMED_OUT)
+    if number in _TIME_LIMIT_SIGNALS:
         seconds = math.ceil(task.processor_s)
         return UndecodableImage(f"decoding the image takes more than {seconds} s of processor time")
     header = task.header
-    log.warning("a decoder crashed", signal=_name(number), format=header.format, size=[header.width, header.height])
+    log.warning(
+        "a decoder crashed", signal=_signal_name(number), format=header.format, size=[header.width, header.height]
+    )
     return UndecodableImage(_CRASHED)
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,7 +1,8 @@
-"""The sandbox's program, ``python -m app.images.sandboxed DESCRIPTOR``: it forks a child for each connection.
+"""The program of the sandbox, ``python -m app.images.sandboxed DESCRIPTOR``: forks a child for each connection.
 
-Connections come over the Unix socket DESCRIPTOR. Each brings pickled ``sandbox.Task``s, one after the other, and takes
-an answer to each; nothing that a child has written is unpickled. Child and program end when their socket closes.
+Connections arrive over the Unix socket DESCRIPTOR. On each connection the service sends pickled ``sandbox.Task``s,
+and the child sends one result per task. The service never unpickles the output of a child. The child and the program
+exit when their socket closes.
 """
 
 import contextlib
@@ -28,23 +29,23 @@ from app.images import decode, heif_installed
 from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, TAKEN, Task
 from app.processes import signals
 
-NICENESS = machine.COMPUTING + 7  # a fifth of a core beside a stream that is always busy
+NICENESS = machine.COMPUTING + 7  # about a fifth of a core next to a busy stream
 _STATM = Path("/proc/self/statm")
 
 
 def main(descriptor: int) -> None:
-    """Serve until the socket closes."""
+    """Fork children until the socket closes."""
     signals.leave_to_parent()
     machine.return_memory()
     _load_decoders()
-    os.nice(NICENESS)  # not before: the first picture waits for the decoders
+    os.nice(NICENESS)  # only now: the first image waits for the decoders
     control = socket.socket(fileno=descriptor)
     with selectors.DefaultSelector() as selector:
         wakeup, wakes = socket.socketpair()
         for end in (wakeup, wakes):
             end.setblocking(False)
         signal.set_wakeup_fd(wakes.fileno())
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up needs a handler
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up descriptor needs a handler
         selector.register(control, selectors.EVENT_READ)
         selector.register(wakeup, selectors.EVENT_READ)
         running: dict[int, socket.socket] = {}
@@ -59,7 +60,10 @@ def main(descriptor: int) -> None:
 
 
 def _load_decoders() -> None:
-    """Before the first fork: children share what is loaded. One thread each: others would need memory of their own."""
+    """Load the decoders before the first fork, so that children share their memory.
+
+    Each codec runs one thread, because further threads would need additional memory.
+    """
     Image.init()
     heif_installed()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -67,16 +71,16 @@ def _load_decoders() -> None:
 
 
 def _fork(control: socket.socket, running: dict[int, socket.socket]) -> bool:
-    """Fork a child for the next connection; False once the socket is closed."""
+    """Fork a child for the next connection. Returns False if the socket is closed."""
     data, descriptors, _, _ = socket.recv_fds(control, 1, 1)
     if not data:
         return False
-    if not descriptors:  # there are too many open files for it
+    if not descriptors:  # too many open files
         return True
     connection = socket.socket(fileno=descriptors[0])
     try:
         pid = os.fork()
-    except OSError:  # there are too many processes
+    except OSError:  # too many processes
         connection.close()
         return True
     if pid == 0:
@@ -86,7 +90,7 @@ def _fork(control: socket.socket, running: dict[int, socket.socket]) -> bool:
 
 
 def _reap(running: dict[int, socket.socket]) -> None:
-    """Close the connections of the children that have ended, and say so where a signal ended one."""
+    """Close the connections of children that have exited. If a child failed, first report the signal."""
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -98,22 +102,22 @@ def _reap(running: dict[int, socket.socket]) -> None:
 
 
 def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoReturn:
-    """Run a child: decode tasks until the connection closes. It first closes the connections of other children."""
+    """Close the connections of other children, then decode tasks until this connection closes."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        _silence()
+        _redirect_stderr()
         for other in others:
             other.close()
         for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
             resource.setrlimit(limit, (0, 0))
         file = connection.makefile("rb")
         while file.peek(1):
-            task: Task = pickle.load(file)  # noqa: S301  # our parent wrote it
+            task: Task = pickle.load(file)  # noqa: S301  # written by the service, which is trusted
             connection.sendall(ANSWER.pack(TAKEN, os.getpid(), 0.0))
             started = time.perf_counter()
             with _limits(task):
-                kind, content = _answer(task)
+                kind, content = _result(task)
             connection.sendall(ANSWER.pack(kind, len(content), time.perf_counter() - started) + content)
             del task, content
         code = 0
@@ -121,14 +125,14 @@ def _work(connection: socket.socket, others: Iterable[socket.socket]) -> NoRetur
         os._exit(code)
 
 
-def _silence() -> None:
-    """Some codecs print what they think of a file; standard error is a service's log."""
+def _redirect_stderr() -> None:
+    """Discard stderr: some codecs print messages about a file, and stderr is the log of the service."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stderr.fileno())
     os.close(null)
 
 
-def _answer(task: Task) -> tuple[bytes, bytes]:
+def _result(task: Task) -> tuple[bytes, bytes]:
     try:
         return CROP, decode(task.header, task.preprocessing, task.fast).tobytes()
     except TopkError as error:
@@ -137,11 +141,15 @@ def _answer(task: Task) -> tuple[bytes, bytes]:
 
 @contextlib.contextmanager
 def _limits(task: Task) -> Iterator[None]:
-    """Have the system end this process at the picture's limits. Memory beyond what is in use is limited on Linux."""
+    """Let the kernel end this process if it exceeds the limits of the image.
+
+    The memory limit applies to memory beyond what is in use already, and only on Linux.
+    """
     with contextlib.suppress(OSError):
         used = int(_STATM.read_text().split()[0]) * resource.getpagesize()
         _set(resource.RLIMIT_AS, used + task.memory)
-    _set(resource.RLIMIT_CPU, math.ceil(time.process_time() + task.processor_s) + 1)  # whole ones; the timer is exact
+    # RLIMIT_CPU has whole seconds; the timer is exact
+    _set(resource.RLIMIT_CPU, math.ceil(time.process_time() + task.processor_s) + 1)
     signal.setitimer(signal.ITIMER_PROF, task.processor_s)
     signal.setitimer(signal.ITIMER_REAL, max(task.deadline - time.monotonic(), 1e-3))
     yield
@@ -151,7 +159,7 @@ def _limits(task: Task) -> Iterator[None]:
 
 
 def _set(kind: int, wanted: int) -> None:
-    """Set a limit for now, within the one that the system's operator has set."""
+    """Set a soft limit, at most the hard limit of this process."""
     hard = resource.getrlimit(kind)[1]
     within = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     resource.setrlimit(kind, (within, hard))

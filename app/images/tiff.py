@@ -1,6 +1,6 @@
-"""TIFF files (TIFF 6.0, BigTIFF), and the directories of EXIF, which have the same form.
+"""TIFF header parser (TIFF 6.0, BigTIFF), also for EXIF blocks, which have the same structure.
 
-A TIFF gets a directory of its own that holds nothing but what the pixels of the first page need.
+The directory of a TIFF is replaced by a new one. The new directory has only the tags that the first page needs.
 """
 
 import struct
@@ -11,8 +11,8 @@ from app.images.header import Header
 
 _MAX_TAGS = 4096
 _MAX_STRIPS = 20_000  # or tiles
-_MAX_SAMPLES = 32  # a pixel
-_MAX_BITS = 64  # a sample
+_MAX_SAMPLES = 32  # per pixel
+_MAX_BITS = 64  # per sample
 
 _ENTRY = ("HHL4s", "HHQ8s")  # TIFF 6.0, BigTIFF
 _GREY = (0, 1)  # WhiteIsZero, BlackIsZero
@@ -20,19 +20,19 @@ _PHOTOMETRIC = 262
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _SAMPLES, _ORIENTATION = 256, 257, 258, 259, 277, 0x0112
 _STRIPS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 273, 279, 322, 323, 324, 325
 _JPEG = 7
-# What describes pixels: size, bits, colours, compression (CCITT, predictor, JPEG), strips, tiles, alpha
+# Tags that describe pixels: size, bits, colours, compression (CCITT, predictor, JPEG), strips, tiles, alpha
 _KEPT = frozenset({256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325})
 _KEPT |= {332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674}
 _INTEGERS = {1: "B", 3: "H", 4: "L", 16: "Q"}  # by type: BYTE, SHORT, LONG, LONG8
 
 Entry = tuple[int, int, int, bytes]
-"""Tag, type, count, and the value or where it is."""
+"""Tag, type, count, and the value or its offset."""
 
 
 class Directory:
-    """The first directory of a TIFF or an EXIF block.
+    """The first directory of a TIFF file or an EXIF block.
 
-    Raises KeyError, OverflowError and struct.error for what is none, UndecodableImage for too many tags.
+    Raises KeyError, OverflowError or struct.error if there is no directory, UndecodableImage for too many tags.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class Directory:
         self.entries: list[Entry] = list(entry.iter_unpack(whole[: len(whole) // entry.size * entry.size]))
 
     def numbers(self, tag: int, most: int = 1) -> list[int]:
-        """Up to ``most`` whole numbers of the first entry of a tag; none where there is no such entry."""
+        """Return up to ``most`` integers of the first entry of a tag. Empty if there is no such entry."""
         for found, kind, count, value in self.entries:
             if found == tag and kind in _INTEGERS:
                 number = struct.Struct(self.order + _INTEGERS[kind])
@@ -61,21 +61,21 @@ class Directory:
         return []
 
     def number(self, tag: int, default: int = 0) -> int:
-        """The first number of a tag."""
+        """Return the first integer of a tag."""
         return next(iter(self.numbers(tag)), default)
 
 
 def parse(data: bytes) -> Header:
-    """The header of a TIFF. Raises UndecodableImage, struct.error."""
+    """Parse the header of a TIFF file. Raises UndecodableImage, and the errors of ``Directory``."""
     directory = Directory(data)
     width, height = directory.number(_WIDTH), directory.number(_HEIGHT)
     across, down = directory.number(_TILE_WIDTH), directory.number(_TILE_HEIGHT)
     stored = width * height
-    if across and down:  # a decoder holds whole tiles, however small the picture in them is
+    if across and down:  # a decoder holds whole tiles, even if the image is smaller
         stored = -(-width // across) * across * -(-height // down) * down
     samples = directory.number(_SAMPLES, 1)
     if samples > _MAX_SAMPLES:
-        raise UndecodableImage(f"the TIFF has {samples} samples a pixel; at most {_MAX_SAMPLES} are decoded")
+        raise UndecodableImage(f"the TIFF has {samples} samples per pixel; the limit is {_MAX_SAMPLES}")
     bits = min(max(directory.numbers(_BITS, samples), default=1), _MAX_BITS)
     return Header(
         _with_own_directory(directory),
@@ -91,7 +91,7 @@ def parse(data: bytes) -> Header:
 
 
 def check_streams(data: bytes, check: Callable[[bytes], None]) -> None:
-    """Call ``check`` with each JPEG stream among the strips and tiles of a TIFF. Raises what it raises."""
+    """Call ``check`` with each JPEG stream in the strips and tiles of a TIFF file. Raises the errors of ``check``."""
     directory = Directory(data)
     if directory.number(_COMPRESSION) != _JPEG:
         return
@@ -102,18 +102,13 @@ def check_streams(data: bytes, check: Callable[[bytes], None]) -> None:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation tag of an EXIF block or a TIFF, 1 where there is none."""
+    """Return the orientation tag of an EXIF block or a TIFF file. Returns 1 if the tag is missing or invalid."""
     try:
         for tag, kind, count, value in (directory := Directory(exif.removeprefix(b"Exif\0\0"))).entries:
             if tag == _ORIENTATION and kind in (3, 4) and count == 1:
                 return int(struct.unpack_from(directory.order + _INTEGERS[kind], value)[0])
-    except (
-        KeyError,
-        OverflowError,
-        struct.error,
-        UndecodableImage,
-    ):  # a broken EXIF block says nothing about the picture
-        pass
+    except (KeyError, OverflowError, struct.error, UndecodableImage):
+        pass  # the image may be valid even if its EXIF block is not
     return 1
 
 

@@ -1,7 +1,7 @@
-"""WebP files (RFC 9649): the canvas, and whether all of it is lossy.
+"""WebP header parser (RFC 9649): reads the canvas size and whether all coding is lossy.
 
-The size of a lossy picture bounds what it costs. A lossless picture, or a losslessly coded alpha channel, may hold any
-number of Huffman tables, each of which takes kilobytes.
+The size of a lossy image bounds the cost of its decode. A lossless image or a losslessly coded alpha channel may have
+any number of Huffman tables of several kilobytes each.
 """
 
 import struct
@@ -13,11 +13,14 @@ _CHUNK = struct.Struct("<4sI")
 _FIRST = 12  # bytes before the first chunk
 _MAX_CHUNKS = 64
 _LOSSLESS_ALPHA = 1  # the compression method of an ALPH chunk
-_COSTLY = frozenset({b"VP8L", b"ANIM", b"ANMF"})
+_UNBOUNDED = frozenset({b"VP8L", b"ANIM", b"ANMF"})
 
 
 def parse(data: bytes) -> Header:
-    """The header of a WebP. Raises UndecodableImage; struct.error for a file that ends within it."""
+    """Parse the header of a WebP file.
+
+    Raises UndecodableImage. Raises struct.error or IndexError if the header is truncated.
+    """
     kind = data[12:16]
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
@@ -27,21 +30,21 @@ def parse(data: bytes) -> Header:
         size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         return Header(data, "WEBP", *size, bounded=False, variant="lossless")
     if kind != b"VP8X" or len(data) < 30:
-        raise UndecodableImage("the WebP header is broken")
+        raise UndecodableImage("the WebP header is corrupt or truncated")
     width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
     bounded = _is_lossy(data)
     return Header(data, "WEBP", width, height, bounded=bounded, variant="" if bounded else "lossless")
 
 
 def _is_lossy(data: bytes) -> bool:
-    """Whether none of an extended file's chunks is coded without loss, as far as they can be told."""
+    """Return whether an extended file has no lossless chunks and no animation. False if it has too many chunks."""
     position = _FIRST
     for _ in range(_MAX_CHUNKS):
         if position + _CHUNK.size > len(data):
             return True
         kind, length = _CHUNK.unpack_from(data, position)
         start = position + _CHUNK.size
-        if kind in _COSTLY or (kind == b"ALPH" and data[start] & 3 == _LOSSLESS_ALPHA):
+        if kind in _UNBOUNDED or (kind == b"ALPH" and data[start] & 3 == _LOSSLESS_ALPHA):
             return False
         position = start + length + length % 2
     return False

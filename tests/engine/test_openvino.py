@@ -147,7 +147,7 @@ def test_a_precision_that_the_processor_would_emulate_is_refused(
     model: Model, monkeypatch: pytest.MonkeyPatch, precision: str, capability: str
 ) -> None:
     without(monkeypatch, capability)
-    with pytest.raises(ModelError, match=f"this CPU does not compute {precision} natively; `--engine torch` emulates"):
+    with pytest.raises(ModelError, match=f"this CPU does not support {precision} natively; use `--engine torch`"):
         OpenVinoEngine(model, precision)
 
 
@@ -171,7 +171,7 @@ def test_an_int8_model_is_served_in_nothing_else(model: Model, asked: str) -> No
 @pytest.mark.parametrize("exported", ["auto", "float32"])
 def test_how_an_int8_model_is_made_is_said_where_one_is_asked_for(model: Model, exported: str) -> None:
     with pytest.raises(
-        ModelError, match=r"resnet18 is no int8 model; .*`topk export .*--precision int8 --calibrate DIR`"
+        ModelError, match=r"resnet18 is not an int8 model; .*`topk export .*--precision int8 --calibrate DIR`"
     ):
         OpenVinoEngine(replace(model, precision=exported), "int8")
 
@@ -258,5 +258,5 @@ def test_a_model_folder_is_served_without_torch(resnet18_folder: Path) -> None:
 
 
 def test_int8_is_refused_by_torch_in_plain_words(model: Model) -> None:
-    with pytest.raises(ModelError, match="resnet18 is int8, which the engine openvino computes, on a CPU"):
+    with pytest.raises(ModelError, match="resnet18 is an int8 model, which torch cannot run; use `--engine openvino`"):
         TorchEngine(replace(model, precision="int8"), "cpu", "auto")

@@ -472,7 +472,7 @@ def test_jpeg_of_another_coding_process_is_unsupported(marker: int) -> None:
     whole = picture("JPEG")
     frame = whole.index(b"\xff\xc0")
     for before in (b"", b"\xff" * 9, bytes(50), hostile.jpeg_segment(0xFE, b"a comment")):
-        with pytest.raises(UnsupportedMediaType, match="coding is not decoded"):
+        with pytest.raises(UnsupportedMediaType, match="coding is not supported"):
             images.read_header(whole[:frame] + before + bytes([0xFF, marker]) + whole[frame + 2 :], MAX_PIXELS)
 
 

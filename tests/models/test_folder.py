@@ -302,5 +302,5 @@ def test_preprocessing_that_cannot_be_is_refused(copy: Path, wrong: dict[str, An
 def test_a_crop_that_the_network_does_not_take_is_refused_at_load(resnet18_folder: Path) -> None:
     model = folder.load(resnet18_folder)
     small = replace(model, build=torchvision.models.squeezenet1_1, preprocessing=replace(model.preprocessing, crop=8))
-    with pytest.raises(ModelError, match="resnet18 cannot take crops of 8x8: "):
+    with pytest.raises(ModelError, match="resnet18 does not accept crops of 8x8: "):
         engine.create(small, "torch", "cpu", "float32").load()

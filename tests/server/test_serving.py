@@ -207,7 +207,7 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
         (["--weights", "nowhere.safetensors"], "weights need the architecture"),
         (["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         slow(["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
-        slow([*MODEL, "--device", "cuda:99"], "no device cuda:99"),
+        slow([*MODEL, "--device", "cuda:99"], "device cuda:99 is not available"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is too large; the maximum is 65535"),
         ([*MODEL, "--api-keys-file", "nowhere"], "cannot read the API keys"),
     ],
