@@ -23,6 +23,7 @@ from app.imagenet.taxonomy import Taxonomy
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
 from app.models.model import Model
+from app.readiness import LOADING, Readiness
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -122,14 +123,14 @@ class _Waiter:
 class Classifier:
     """Classifies images with the model that it serves, if any. For one event loop; other threads where stated.
 
-    ``ready`` is False while no model is served, and once the classifier closes.
+    ``readiness`` is shared with the process that the classifier serves in.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None, readiness: Readiness | None = None) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
+        self.readiness = readiness or Readiness()
         self.sandbox = Sandbox()
-        self.ready = False
         self._served: Served | None = None
         self._closing = threading.Lock()
         self._settled = threading.Condition()  # notified whenever an image has its outcome
@@ -137,10 +138,15 @@ class Classifier:
         self._last_deadline = 0.0
 
     @property
+    def ready(self) -> bool:
+        """Whether images are accepted: False while no model is served, and once the classifier closes."""
+        return self.readiness.serving
+
+    @property
     def served(self) -> Served:
         """The model and its parts. Raises NotReady before there is one."""
         if self._served is None:
-            raise NotReady("the model is being loaded")
+            raise NotReady(LOADING)
         return self._served
 
     @property
@@ -163,13 +169,13 @@ class Classifier:
         self.metrics.model.info(served.labels())
         with self._settled:
             self._served = served
-            self.ready = True
+            self.readiness.serve()
 
     def withdraw(self, served: Served) -> None:
         """Stop serving this model if it is the one served last: not ready until there is another. From any thread."""
         with self._settled:
             if self._served is served:
-                self.ready = False
+                self.readiness.suspend()
 
     def close(self) -> None:
         """Finish what was accepted, then stop the threads. Has no effect if no model is served.
@@ -180,7 +186,7 @@ class Classifier:
             with self._settled:
                 if not self.ready:
                     return
-                self.ready = False
+                self.readiness.suspend()
                 # Expensive pictures come to the queue twice, so it stays open until the last one has its outcome. The
                 # deadlines end the wait if an event loop has died with its images.
                 patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
@@ -194,7 +200,7 @@ class Classifier:
         ``deadline`` in seconds of ``time.monotonic``. Nothing is decoded for images that are refused here.
         """
         if not self.ready:
-            raise NotReady("the model is being loaded")
+            raise NotReady(LOADING)
         if not count:
             return
         served = self.served
@@ -206,11 +212,11 @@ class Classifier:
 
     def running_s(self) -> float:
         """Seconds that the device has taken so far for the longest running batch."""
-        return self.served.queue.running_s()
+        return self._served.queue.running_s() if self._served else 0.0
 
     def abandon(self, error: TopkError) -> None:
         """Settle all images with ``error``, accept no more, and leave the device behind. From any thread."""
-        self.ready = False
+        self.readiness.suspend()
         self.served.queue.abandon(error)
         self.served.queue.close()
 
@@ -250,7 +256,7 @@ class Classifier:
     def info(self) -> dict[str, object]:
         """The served model and how it is served, for ``/v1/info``. Raises NotReady before there is a model."""
         if not self.ready:
-            raise NotReady("the model is being loaded")
+            raise NotReady(LOADING)
         served, settings = self.served, self.settings
         model, engine, queue = served.model, served.engine, served.queue
         return {

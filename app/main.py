@@ -20,7 +20,7 @@ from app.api.service import Service
 from app.api.uploads import Uploads
 from app.classifier import Classifier
 from app.errors import ModelError, TopkError
-from app.lifecycle import Lifecycle
+from app.readiness import Readiness
 from app.settings import Settings
 from app.settings.messages import unknown_names
 from app.settings.variables import environment
@@ -33,15 +33,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("topk")
 
-_STARTING_S = 0.05
 _EXPOSED = ("X-Request-ID", "Server-Timing", "Retry-After", "Inference-Header-Content-Length")
 _UNTRACED: "TelemetryConfig" = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 
 
 def create_app(
     settings: Settings | None = None,
-    lifecycle: Lifecycle | None = None,
-    load: Callable[[Classifier, Lifecycle], None] | None = None,
+    readiness: Readiness | None = None,
+    load: Callable[[Classifier, Readiness], None] | None = None,
     exposition: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """Create the ASGI app. It loads the model in the background; ``/readyz`` reports when the model is warm.
@@ -55,19 +54,19 @@ def create_app(
         unknown_names(environment())  # a misspelt name of the API keys must not open the service
         settings = Settings()
     metrics = Metrics()
-    state = lifecycle or Lifecycle()
-    classifier = Classifier(settings, metrics)
+    state = readiness or Readiness()
+    classifier = Classifier(settings, metrics, state)
     uploads = Uploads(settings, classifier.predicted_wait)
     traces = _traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         (load or start_loading)(classifier, state)
-        while not (settings.listen_early or state.ready or state.draining or state.failure):  # noqa: ASYNC110
-            await asyncio.sleep(_STARTING_S)  # a signal handler does not wake the event loop
+        watch = asyncio.create_task(_watch(classifier, state))
+        if not settings.listen_early:
+            await state.wait_for_start()
         yield
-        if state.watch:
-            state.watch.cancel()
+        watch.cancel()
         await asyncio.to_thread(classifier.close)
         if traces:
             await asyncio.to_thread(traces.close)
@@ -88,7 +87,7 @@ def create_app(
     )
     app.state.service = Service(
         settings=settings,
-        lifecycle=state,
+        readiness=state,
         classifier=classifier,
         metrics=metrics,
         uploads=uploads,
@@ -117,7 +116,7 @@ def create_app(
     app.add_middleware(CloseRefused)
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
-    app.add_middleware(Observe, settings=settings, metrics=metrics, lifecycle=state, traces=traces)
+    app.add_middleware(Observe, settings=settings, metrics=metrics, readiness=state, traces=traces)
     return app
 
 
@@ -132,26 +131,22 @@ def _traces(settings: Settings) -> "Traces | None":
     return Traces(exclude=lambda scope: scope["path"].removeprefix(settings.root_path) in probes)
 
 
-def start_loading(classifier: Classifier, lifecycle: Lifecycle, create: loading.Create = engine.create) -> None:
-    """Load the classifier's model in the background, then watch the device. Call it on the event loop."""
+def start_loading(classifier: Classifier, readiness: Readiness, create: loading.Create = engine.create) -> None:
+    """Load the classifier's model in the background. Call it on the event loop."""
 
     def loaded(failure: ModelError | None) -> None:
         if failure:
-            lifecycle.failure = failure
-            lifecycle.on_failure()
-        elif not lifecycle.draining:
-            lifecycle.ready = True
-            lifecycle.announce()
+            readiness.fail(failure)
+        elif not readiness.draining:
+            readiness.announce()
             asyncio.get_running_loop().run_in_executor(None, classifier.sandbox.start)
-            lifecycle.watch = asyncio.create_task(_watch(classifier, lifecycle))
 
     log.info("loading", model=classifier.settings.model)
     loading.in_background(partial(loading.load, classifier, create), loaded)
 
 
-async def _watch(classifier: Classifier, lifecycle: Lifecycle) -> None:
+async def _watch(classifier: Classifier, readiness: Readiness) -> None:
     """If the device hangs, fail all waiting requests and end the process. Only a new process recovers the device."""
     error = await loading.hang(classifier.running_s, classifier.settings.watchdog_ms / 1000)
-    lifecycle.failure = ModelError(error.detail)
     classifier.abandon(error)
-    lifecycle.on_failure()
+    readiness.fail(ModelError(error.detail))

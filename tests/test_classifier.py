@@ -34,6 +34,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.images.decoder import Decoder
+from app.readiness import Readiness
 from app.settings import Settings
 from app.telemetry.metrics import OUTCOMES
 from tests.conftest import CAT, PHOTOGRAPHS
@@ -105,10 +106,10 @@ class Held:
 
 
 Serve = Callable[..., tuple[Classifier, Held]]
-CHANGED = threading.Condition()  # told whenever a watched classifier, its queue or its costly lane has changed
+CHANGED = threading.Condition()  # notified whenever a classifier's readiness, queue or expensive lane has changed
 
 
-class Watched(Classifier):
+class Watched(Readiness):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         with CHANGED:
@@ -136,7 +137,7 @@ def serve(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
     def make(decode_ahead: bool | None = None, **options: Any) -> tuple[Classifier, Held]:
         other, held = (
-            Watched(Settings(**{**EMBEDDED, **options})),
+            Classifier(Settings(**{**EMBEDDED, **options}), readiness=Watched()),
             Held(classifier.engine),
         )
         loading.load_model(other, classifier.model, held, decode_ahead)

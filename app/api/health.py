@@ -55,7 +55,7 @@ async def metrics(request: Request) -> Response:
 
 def check_alive(request: Request) -> None:
     """Raises NotReady if the process has failed."""
-    failure = Service.of(request).lifecycle.failure
+    failure = Service.of(request).readiness.failure
     if failure:
         raise NotReady(failure.detail)
 
@@ -63,8 +63,8 @@ def check_alive(request: Request) -> None:
 def check_ready(request: Request) -> None:
     """Raises NotReady if new requests should go to another process."""
     service = Service.of(request)
-    lifecycle = service.lifecycle
-    if lifecycle.draining:
+    readiness = service.readiness
+    if readiness.draining:
         raise NotReady("draining")
     if not service.classifier.ready:
-        raise service.not_ready(lifecycle.failure.detail if lifecycle.failure else lifecycle.waiting_for)
+        raise service.not_ready(readiness.failure.detail if readiness.failure else readiness.reason)

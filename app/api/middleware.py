@@ -17,7 +17,7 @@ from app.api import address, problems
 from app.api.excerpts import shortened
 from app.api.exchange import ClientGone, Exchange
 from app.errors import Internal, MalformedRequest
-from app.lifecycle import Lifecycle
+from app.readiness import Readiness
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -62,11 +62,11 @@ class Observe:
     """Adds the request id and ``Server-Timing``, writes the access log, and records metrics and spans."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, lifecycle: Lifecycle, traces: "Traces | None"
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, readiness: Readiness, traces: "Traces | None"
     ) -> None:
         self.app = app
         self.metrics = metrics
-        self.lifecycle = lifecycle
+        self.readiness = readiness
         self.traces = traces
         self.probes = probe_routes(settings)
         self.timing_origins = ", ".join(settings.cors_origins)
@@ -95,7 +95,7 @@ class Observe:
                     headers.setdefault(name, value)
                 if self.timing_origins:
                     headers["Timing-Allow-Origin"] = self.timing_origins
-                if self.lifecycle.draining:
+                if self.readiness.draining:
                     headers["Connection"] = "close"
             await send(message)
 

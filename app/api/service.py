@@ -12,7 +12,7 @@ from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
 from app.errors import NotReady, TopkError
-from app.lifecycle import LOADING, Lifecycle
+from app.readiness import LOADING, Readiness
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -65,7 +65,7 @@ class Service:
     """One app's shared objects. ``exposition`` renders the metrics."""
 
     settings: Settings
-    lifecycle: Lifecycle
+    readiness: Readiness
     classifier: Classifier
     metrics: Metrics
     uploads: Uploads

@@ -25,9 +25,9 @@ from app import machine, models
 from app.api.address import Forwarded
 from app.api.auth import Keys
 from app.errors import ModelError
-from app.lifecycle import Lifecycle
 from app.main import create_app
 from app.processes import signals
+from app.readiness import Readiness
 from app.server import connections
 from app.settings import Settings
 from app.settings.messages import unknown_names
@@ -50,24 +50,24 @@ def serve(settings: Settings) -> int:
     models.check(settings)
     log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
     listener = bind(settings.host, settings.port)
-    lifecycle = Lifecycle()
-    app = create_app(settings, lifecycle)
+    readiness = Readiness()
+    app = create_app(settings, readiness)
     delay = settings.drain_delay_ms
     if delay is None:
         delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
-    server = Server(config(app, settings), lifecycle, delay / 1000)
-    lifecycle.on_ready = lambda: say_ready(app.state.service.classifier.info(), settings, listener.getsockname()[1])
-    lifecycle.on_failure = server.stop
+    server = Server(config(app, settings), readiness, delay / 1000)
+    readiness.on_ready = lambda: say_ready(app.state.service.classifier.info(), settings, listener.getsockname()[1])
+    readiness.on_failure = server.stop
     server.run([listener])
-    if lifecycle.failure:
-        log.error(lifecycle.failure.detail)
+    if readiness.failure:
+        log.error(readiness.failure.detail)
     elif server.force_exit:
         log.warning("stopped before all was answered")
     else:
         log.info("stopped")
-    code = 1 if lifecycle.failure else 130 if server.force_exit else 0
+    code = 1 if readiness.failure else 130 if server.force_exit else 0
     # A thread that loads, or hangs, may be in native code, which aborts when its interpreter goes away.
-    if lifecycle.failure or not lifecycle.ready:
+    if readiness.failure or not readiness.was_ready:
         sys.stderr.flush()
         os._exit(code)
     return code
@@ -108,10 +108,10 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, with a drain of our own."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, readiness: Readiness, drain_delay_s: float) -> None:
         super().__init__(config)
-        self._lifecycle = lifecycle
-        self._lifecycle.listening = False
+        self._readiness = readiness
+        self._readiness.listening = False
         self._drain_delay_s = drain_delay_s
         self._close_at: float | None = None
         self._said = False
@@ -135,19 +135,19 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal starts the drain; a second Ctrl-C ends it at once."""
-        if self._lifecycle.draining and sig == signal.SIGINT:
+        if self._readiness.draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # traces of what is cut off now
             return
-        self._lifecycle.draining = True
+        self._readiness.drain()
         if self._close_at is None:
-            delay = self._drain_delay_s if self._lifecycle.ready else 0.0  # else nobody was sent here yet
+            delay = self._drain_delay_s if self._readiness.was_ready else 0.0  # else nobody was sent here yet
             self._close_at = time.monotonic() + delay
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._lifecycle.listening = self.started
-        self._lifecycle.announce()
+        self._readiness.listening = self.started
+        self._readiness.announce()
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None:

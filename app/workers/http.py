@@ -23,9 +23,9 @@ from app.engine.base import Facts
 from app.errors import Internal, ModelError, NotReady
 from app.imagenet.labels import Label
 from app.images import Preprocessing
-from app.lifecycle import LOADING, Lifecycle
 from app.main import create_app
 from app.models.model import Model
+from app.readiness import LOADING, Readiness
 from app.server.serving import Server, config
 from app.settings import Settings
 from app.workers import child, metrics, wire
@@ -58,14 +58,14 @@ class HttpProcess(child.Child):
 
     def __init__(self, control: socket.socket, settings: Settings, delay_s: float) -> None:
         super().__init__(control)
-        self._lifecycle = Lifecycle(on_ready=self._report_ready)
+        self._readiness = Readiness(on_ready=self._report_ready)
         # All processes share the limit on bytes in memory, but one body must always fit.
         share = max(settings.max_inflight_bytes // settings.workers, settings.max_body_bytes)
         settings = settings.model_copy(update={"max_inflight_bytes": min(settings.max_inflight_bytes, share)})
-        self._app = create_app(settings, self._lifecycle, self._start, self._exposition)
+        self._app = create_app(settings, self._readiness, self._start, self._exposition)
         self._service: Service = self._app.state.service
         self._classifier = self._service.classifier
-        self._server = QuietServer(config(self._app, settings), self._lifecycle, delay_s)
+        self._server = QuietServer(config(self._app, settings), self._readiness, delay_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exposition_request: asyncio.Future[bytes] | None = None
         self._lock = threading.Lock()
@@ -77,7 +77,7 @@ class HttpProcess(child.Child):
         self._server.run([listener])
         return 0
 
-    def _start(self, classifier: Classifier, lifecycle: Lifecycle) -> None:
+    def _start(self, classifier: Classifier, readiness: Readiness) -> None:
         self._loop = asyncio.get_running_loop()
         self.listen(self._on_message)
 
@@ -133,7 +133,6 @@ class HttpProcess(child.Child):
                     self._classifier.withdraw(served)
                     if self._served is served:
                         self._served = None
-                        self._lifecycle.waiting_for = LOADING
                 queue.fail()
                 threads.close(wait=False)
             sock.close()
@@ -143,12 +142,12 @@ class HttpProcess(child.Child):
 
         While the engine does not answer, new requests are refused. Waiting requests may still succeed.
         """
-        self._lifecycle.waiting_for = LOADING if self._engine_answers else UNRESPONSIVE
-        self._classifier.ready = self._served is not None and self._engine_answers
-        if self._classifier.ready:
-            self._lifecycle.ready = True
-            assert self._loop
-            self._loop.call_soon_threadsafe(self._lifecycle.announce)
+        if self._served is None or not self._engine_answers:
+            self._readiness.suspend(LOADING if self._engine_answers else UNRESPONSIVE)
+            return
+        self._readiness.serve()
+        assert self._loop
+        self._loop.call_soon_threadsafe(self._readiness.announce)
 
     async def _exposition(self) -> bytes:
         """The metrics of all processes, summed by the supervisor.

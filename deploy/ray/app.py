@@ -62,8 +62,8 @@ class Topk:
     async def check_health(self) -> None:
         """Raises what is wrong, if anything is: ``serve status`` shows it, and another replica takes its place."""
         service = self.app.state.service
-        if service.lifecycle.failure:
-            raise service.lifecycle.failure
+        if service.readiness.failure:
+            raise service.readiness.failure
         if not service.classifier.ready:
             raise NotReady("the model is not loaded")
 

@@ -11,8 +11,8 @@ import structlog
 
 from app import engine
 from app.engine import Row, Want
-from app.lifecycle import Lifecycle
 from app.main import create_app, start_loading
+from app.readiness import Readiness
 from app.server.serving import Server, bind, config
 from app.settings import Settings
 from tests import tiny
@@ -78,15 +78,15 @@ def served(**options: Any) -> Iterator[InProcess]:
     options = {"model": tiny.model()[1], "host": "127.0.0.1", "port": 0} | options
     settings = Settings(_env_file=None, **options)
     ready = threading.Event()
-    lifecycle = Lifecycle(on_ready=ready.set, on_failure=ready.set)
-    app = create_app(settings, lifecycle, partial(start_loading, create=held))
+    readiness = Readiness(on_ready=ready.set, on_failure=ready.set)
+    app = create_app(settings, readiness, partial(start_loading, create=held))
     listener = bind(settings.host, settings.port)
-    server = Server(config(app, settings), lifecycle, 0)
+    server = Server(config(app, settings), readiness, 0)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         assert ready.wait(280)
-        assert not lifecycle.failure
+        assert not readiness.failure
         yield InProcess(app, listener.getsockname()[1])
     finally:
         server.stop()

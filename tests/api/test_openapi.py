@@ -182,7 +182,8 @@ def test_what_is_rendered_before_the_model_is_known_is_not_kept() -> None:
     before = client.get("/openapi.json").json()
     assert "maximum" not in before["components"]["schemas"]["TopK"]
     classifier = app.state.service.classifier
-    classifier.model, classifier.ready = SimpleNamespace(name="mine", labels=("a", "b")), True
+    classifier._served = SimpleNamespace(model=SimpleNamespace(name="mine", labels=("a", "b")))
+    classifier.readiness.serve()
     after = client.get("/openapi.json").json()
     assert after["components"]["schemas"]["TopK"]["maximum"] == 2
     assert "servers" not in after

@@ -16,8 +16,8 @@ from app.classifier import Result, Timing
 from app.engine import Row
 from app.errors import ModelError
 from app.imagenet.labels import Label
-from app.lifecycle import Lifecycle
 from app.main import create_app
+from app.readiness import Readiness
 from app.settings import PROTOCOLS, Settings
 from tests.api.conftest import InProcess, served
 from tests.conftest import CAT
@@ -199,10 +199,10 @@ def test_probes_need_no_key_and_questions_do(locked: InProcess) -> None:
 
 @pytest.mark.parametrize("state", ["loading", "failed", "draining"])
 def test_probes_tell_that_it_is_not_ready(state: str) -> None:
-    lifecycle = Lifecycle(draining=state == "draining")
+    readiness = Readiness(draining=state == "draining")
     settings = Settings(_env_file=None, aip_health_route="/aip/health", aip_predict_route="/aip")
-    with TestClient(create_app(settings, lifecycle, lambda *_: None)) as client:
-        lifecycle.failure = ModelError("no such weights") if state == "failed" else None
+    with TestClient(create_app(settings, readiness, lambda *_: None)) as client:
+        readiness.failure = ModelError("no such weights") if state == "failed" else None
         for path in [*PROBES, *QUESTIONS[1:]]:
             answer = client.get(path)
             if path == "/v2/health/live" and state != "failed":
@@ -244,7 +244,7 @@ def test_a_shared_path_answers_in_what_its_body_is_in(open_: InProcess) -> None:
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/v1/predict", "/v1/info"])
 def test_vertex_may_ask_on_any_path(path: str) -> None:
     settings = Settings(_env_file=None, aip_health_route=path, aip_predict_route=path)
-    with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
+    with TestClient(create_app(settings, Readiness(), lambda *_: None)) as client:
         assert client.get(path).status_code == (200 if path == "/livez" else 503)
         refused(client.post(path, json=instances(BASE64)), 503, error_message)
 

@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from app.api.service import StartEstimate
-from app.lifecycle import Lifecycle
 from app.main import create_app
+from app.readiness import Readiness
 from app.settings import Settings
 from tests.api.conftest import InProcess
 
@@ -54,7 +54,7 @@ def test_a_client_that_honours_retry_after_outlasts_a_start_of_a_minute() -> Non
 
 @pytest.mark.parametrize("path", ["/readyz", "/v1/predict", "/v1/info"])
 def test_while_loading_the_expected_time_is_told(path: str) -> None:
-    with TestClient(create_app(Settings(_env_file=None), Lifecycle(), lambda *_: None)) as client:
+    with TestClient(create_app(Settings(_env_file=None), Readiness(), lambda *_: None)) as client:
         answer = client.request("POST" if path == "/v1/predict" else "GET", path, content=b"x")
         assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
         assert answer.headers["retry-after"] == "5"
@@ -70,7 +70,7 @@ def log() -> Iterator[list[EventDict]]:
 
 def test_probes_are_logged_at_debug_level(log: list[EventDict]) -> None:
     settings = Settings(_env_file=None, aip_health_route="/aip/health")
-    with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
+    with TestClient(create_app(settings, Readiness(), lambda *_: None)) as client:
         for path in ("/livez", "/readyz", "/metrics", "/ping", "/v2/models/resnet50/ready", "/aip/health", "/v1/info"):
             client.get(path)
             client.head(path)
@@ -95,7 +95,7 @@ def test_a_refused_preflight_is_logged_with_its_origin_and_the_reason(
     log: list[EventDict], origins: str, headers: dict[str, str], reason: str
 ) -> None:
     settings = Settings(_env_file=None, **({"cors_origins": origins} if origins else {}))
-    with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
+    with TestClient(create_app(settings, Readiness(), lambda *_: None)) as client:
         assert client.options("/v1/predict", headers=PREFLIGHT | headers).status_code in (400, 405)
     [line] = [entry for entry in log if entry["event"] == "CORS preflight refused"]
     assert (line["origin"], line["reason"], line["log_level"]) == ("https://evil.example", reason, "warning")
@@ -103,7 +103,7 @@ def test_a_refused_preflight_is_logged_with_its_origin_and_the_reason(
 
 def test_an_accepted_preflight_is_not_logged_as_refused(log: list[EventDict]) -> None:
     settings = Settings(_env_file=None, cors_origins="https://evil.example")
-    with TestClient(create_app(settings, Lifecycle(), lambda *_: None)) as client:
+    with TestClient(create_app(settings, Readiness(), lambda *_: None)) as client:
         assert client.options("/v1/predict", headers=PREFLIGHT).status_code == 200
     assert "CORS preflight refused" not in [entry["event"] for entry in log]
 

@@ -357,9 +357,9 @@ def test_a_replica_is_healthy_while_its_model_serves(cluster: Cluster) -> None:
     replica = pytest.importorskip("deploy.ray.app").Topk.func_or_class
     with pytest.raises(NotReady):
         asyncio.run(replica.check_health(SimpleNamespace(app=app)))
-    app.state.service.classifier.ready = True
+    app.state.service.readiness.serve()
     asyncio.run(replica.check_health(SimpleNamespace(app=app)))
-    app.state.service.lifecycle.failure = ModelError("the device hangs")
+    app.state.service.readiness.failure = ModelError("the device hangs")
     with pytest.raises(ModelError):
         asyncio.run(replica.check_health(SimpleNamespace(app=app)))
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torchvision
 
-from app.lifecycle import Lifecycle
 from app.main import create_app
+from app.readiness import Readiness
 from app.server import serving as listening
 from app.settings import Settings
 from tests import tiny
@@ -188,8 +188,8 @@ def test_it_says_that_it_is_ready_once_it_can_be_asked() -> None:
         server.stop()
 
     listener = listening.bind(settings.host, settings.port)
-    lifecycle = Lifecycle(on_ready=ask)
-    server = listening.Server(listening.config(create_app(settings, lifecycle), settings), lifecycle, 0)
+    readiness = Readiness(on_ready=ask)
+    server = listening.Server(listening.config(create_app(settings, readiness), settings), readiness, 0)
     server.run([listener])
     assert refused == [False]
 

@@ -1,0 +1,61 @@
+"""Whether the process can answer: loading, ready, suspended, draining or failed. The one owner of that state."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from app.errors import TopkError
+
+LOADING = "the model is being loaded"
+
+
+@dataclass(slots=True)
+class Readiness:
+    """The state, which the server and the loader set and the HTTP layer reads.
+
+    ``serving``: a model accepts images. ``reason``: why not, while nothing has failed. ``was_ready``: a model has
+    accepted images once. ``on_ready`` and ``on_failure`` are called on the event loop. ``on_ready`` also waits for
+    ``listening``, which a server sets.
+    """
+
+    serving: bool = False
+    was_ready: bool = False
+    listening: bool = True
+    draining: bool = False
+    failure: TopkError | None = None
+    reason: str = LOADING
+    on_ready: Callable[[], None] = lambda: None
+    on_failure: Callable[[], None] = lambda: None
+    _changed: Callable[[], object] = lambda: None
+
+    def serve(self) -> None:
+        """A model accepts images from now on. From any thread."""
+        self.serving = self.was_ready = True
+        self._changed()
+
+    def suspend(self, reason: str = LOADING) -> None:
+        """No model accepts images any more, or yet. From any thread."""
+        self.serving, self.reason = False, reason
+
+    def drain(self) -> None:
+        """The process ends after the accepted requests. From any thread, and from a signal handler."""
+        self.draining = True
+        self._changed()
+
+    def fail(self, error: TopkError) -> None:
+        """The process cannot serve. On the event loop."""
+        self.failure = error
+        self._changed()
+        self.on_failure()
+
+    def announce(self) -> None:
+        """Call ``on_ready`` if a model is ready and the server listens. Call it when either has changed."""
+        if self.was_ready and self.listening:
+            self.on_ready()
+
+    async def wait_for_start(self) -> None:
+        """Wait until the process is ready for the first time, has failed, or drains."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        self._changed = lambda: loop.call_soon_threadsafe(changed.set)
+        if not (self.was_ready or self.failure or self.draining):
+            await changed.wait()
