@@ -121,7 +121,7 @@ class Server:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def wait_for(self, event: str, seconds: float = 120, **fields: object) -> dict[str, object]:
+    def wait_for(self, event: str, seconds: float = 240, **fields: object) -> dict[str, object]:
         """The first log line of this event with these fields. Waits for it."""
 
         def match() -> dict[str, object] | None:

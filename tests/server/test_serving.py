@@ -83,7 +83,7 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:
 
 
 def test_while_draining_late_arrivals_are_served_and_told_to_go() -> None:
-    server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "3000"})
+    server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "8000"})
     with Wire(server.port) as idle, httpx2.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
         server.process.send_signal(signal.SIGTERM)

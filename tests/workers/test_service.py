@@ -72,11 +72,16 @@ def test_info_is_that_of_one_process(service: Service, embedded_server: Server) 
 def test_batches_form_across_processes(service: Service) -> None:
     before = {name: service.metric(f"topk_batch_size_{name}") for name in ("sum", "count")}
     worked = {child.pid: child.cpu_times().user for child in service.children("http")}
+    patient = {"X-Request-Timeout-Ms": "60000"}
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: service.predict(), range(160)))
+        with stopped_engine(service):  # on a slow machine the clients alone do not fill a batch
+            waiting = [pool.submit(service.predict, **patient) for _ in range(16)]
+            wait_until(lambda: service.metric("topk_inflight_bytes") == 16 * len(PHOTO))
+        answers = [answer.result() for answer in waiting]
+        answers += pool.map(lambda _: service.predict(**patient), range(160))
     assert {answer.status_code for answer in answers} == {200}
     images, batches = (service.metric(f"topk_batch_size_{name}") - before[name] for name in ("sum", "count"))
-    assert images == 160
+    assert images == 176
     assert images / batches > 1
     assert all(child.cpu_times().user > worked[child.pid] for child in service.children("http"))
 
