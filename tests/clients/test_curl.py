@@ -67,7 +67,7 @@ def test_tensorflow_serving_says_which_instance_is_bad(embedded_server: Server) 
     predict = f"{embedded_server.url}/v1/models/{MODEL}:predict"
     body = json.dumps({"instances": [{"b64": BASE64}, {"b64": BASE64[:1000]}]})
     assert curl("-d", "@-", predict, content=body)["error"].startswith("instances[1]: ")
-    assert "no model" in curl("-d", "@-", predict.replace(MODEL, "another"), content=body)["error"]
+    assert "model another is not served" in curl("-d", "@-", predict.replace(MODEL, "another"), content=body)["error"]
     assert "instances" in curl("-d", "{}", predict)["error"]
 
 
