@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from app import images
-from app.batching import Image, Job, Queue
+from app.batching import Image, Job, Queue, Wait
 from app.decoding import DecodeThreads
 from app.engine.base import Facts, Row, Want
 from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 class Timing:
     """Seconds that an image spent in each stage, and the size of its batch.
 
-    ``queue`` is the sum of all waits. The ``*_at`` fields are the ends of the stages, in seconds of
+    ``queue`` is the sum of all ``waits``. The ``*_at`` fields are the ends of the stages, in seconds of
     ``time.monotonic``.
     """
 
@@ -45,6 +45,7 @@ class Timing:
     decoded_at: float
     taken_at: float
     computed_at: float
+    waits: tuple[Wait, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +342,7 @@ class Classifier:
                 job.decoded_at,
                 job.taken_at,
                 job.computed_at,
+                tuple(job.waits),
             ),
         )
 

@@ -25,6 +25,7 @@ from app.telemetry.metrics import Metrics
 
 log = structlog.get_logger("topk")
 
+_USUALLY = {"openvino": "2 to 5 s", "torch": "3 to 20 s"}  # from the start of an engine until it is warm
 _CHECKS = 4  # of the device within the limit: a hang is found a quarter of the limit late at most
 
 Create = Callable[[Model, str, str, str], Engine]
@@ -72,6 +73,7 @@ def build(
     the state of the queue has changed.
     """
     machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
+    log.info("starting the engine and measuring its speed", engine=device.name, usually=_USUALLY.get(device.name))
     device.load()
     decoding = Decoding(
         Decoder(model.preprocessing, settings.max_pixels, settings.decode_pixels, settings.fast_decode, sandbox)

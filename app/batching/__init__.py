@@ -12,7 +12,7 @@ The package knows deadlines and costs, but neither image formats nor torch.
 
 from app.batching.backlog import Backlog, Outlook
 from app.batching.costs import CostCurve
-from app.batching.job import Completion, Image, Job, fail, settle
+from app.batching.job import Completion, Image, Job, Wait, fail, settle
 from app.batching.queue import BatchQueue, Prepare, Put, Queue
 from app.batching.runner import Runner
 
@@ -28,6 +28,7 @@ __all__ = [
     "Put",
     "Queue",
     "Runner",
+    "Wait",
     "fail",
     "settle",
 ]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -13,6 +13,9 @@ log = structlog.get_logger(__name__)
 
 Image = bytes | Pixels
 """An image file, a decoded crop, or a preprocessed tensor."""
+
+Wait = tuple[float, float]
+"""The start and the end of a wait, in seconds of ``time.monotonic``."""
 
 
 class Completion(Protocol):
@@ -43,8 +46,8 @@ class Job:
     """One image, the outputs it needs, its timestamps and its outcome.
 
     ``image`` is replaced by the crop once it is decoded. The outcome is ``row`` or ``error``. ``deadline`` and the
-    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``queue_s`` is
-    the sum of all waits: for a decode thread, for the sandbox, and for a stream. ``completion`` is None only for
+    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``waits`` has the
+    start and the end of each wait: for a decode thread, for the sandbox, and for a stream. ``completion`` is None only for
     warm-up batches. ``pending`` is the work on another thread that puts the job into the queue afterwards.
     """
 
@@ -57,10 +60,10 @@ class Job:
     taken_at: float = 0.0
     decoded_at: float = 0.0
     computed_at: float = 0.0
-    queue_s: float = 0.0
     decode_s: float = 0.0
     inference_s: float = 0.0
     batch_size: int = 0
+    waits: list[Wait] = field(default_factory=list)
     row: Row | None = None
     error: Exception | None = None
 
@@ -75,7 +78,12 @@ class Job:
 
     def end_wait(self, now: float) -> None:
         """Add the time since ``waiting_since`` to the waits."""
-        self.queue_s += max(0.0, now - self.waiting_since)
+        self.waits.append((self.waiting_since, max(self.waiting_since, now)))
+
+    @property
+    def queue_s(self) -> float:
+        """The sum of all waits."""
+        return sum(end - start for start, end in self.waits)
 
 
 def fail(jobs: Iterable[Job], error: Exception) -> None:

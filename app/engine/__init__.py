@@ -2,8 +2,6 @@
 
 import importlib.util
 
-import structlog
-
 from app import machine, models
 from app.engine.base import Engine, Facts, Floats, Pixels, Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
@@ -21,11 +19,6 @@ __all__ = [
     "create",
     "memory_errors",
 ]
-
-
-log = structlog.get_logger(__name__)
-
-_START = {"openvino": "2 to 5 s", "torch": "3 to 20 s"}  # until the model is warm
 
 
 def choose(engine: str, device: str) -> str:
@@ -52,7 +45,6 @@ def _accelerator() -> bool:
 
 def create(model: Model, engine: str, device: str, precision: str) -> Engine:
     """Create the engine that ``choose`` returned, for the settings ``device`` and ``precision``. Raises ModelError."""
-    log.info("starting the engine and measuring its speed", engine=engine, usually=_START[engine])
     if engine == "openvino":
         from app.engine.openvino import OpenVinoEngine
 

@@ -5,7 +5,7 @@ The exporter and the sampler are configured by the variables ``OTEL_*``, which O
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from fastapi.telemetry import TelemetryConfig
@@ -28,13 +28,11 @@ class TracedImage(Protocol):
     @property
     def decode(self) -> float: ...
     @property
-    def queue(self) -> float: ...
-    @property
     def inference(self) -> float: ...
     @property
     def decoded_at(self) -> float: ...
     @property
-    def taken_at(self) -> float: ...
+    def waits(self) -> tuple[tuple[float, float], ...]: ...
     @property
     def computed_at(self) -> float: ...
 
@@ -120,13 +118,28 @@ class Traces:
 
 
 def _stages(request: TracedRequest) -> Iterator[tuple[str, float, float]]:
-    """(stage, start, end) in seconds of ``time.monotonic``; of several images, the first start and the last end."""
+    """(stage, start, end) in seconds of ``time.monotonic``.
+
+    Of several images, the first start and the last end. Each wait is a span of its own, unless it overlaps with others.
+    """
     if request.uploaded_at is not None:
         yield "upload", request.uploaded_at - request.stages["upload"], request.uploaded_at
     for stage, spans in {
         "decode": [(image.decoded_at, image.decode) for image in request.timings],
-        "queue": [(image.taken_at, image.queue) for image in request.timings],
         "inference": [(image.computed_at, image.inference) for image in request.timings],
     }.items():
         if any(seconds for _, seconds in spans):
             yield stage, min(at - seconds for at, seconds in spans), max(at for at, _ in spans)
+    for start, end in _union(wait for image in request.timings for wait in image.waits):
+        yield "queue", start, end
+
+
+def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Intervals without overlaps, ascending."""
+    union: list[tuple[float, float]] = []
+    for start, end in sorted(intervals):
+        if union and start <= union[-1][1]:
+            union[-1] = (union[-1][0], max(union[-1][1], end))
+        else:
+            union.append((start, end))
+    return union

@@ -195,7 +195,7 @@ def test_uploads_that_fill_the_memory_and_stall_make_room(keyed: InProcess, wait
         lost = [wire for wire in wires if wire.answered(0)]
         assert len(lost) == 1
         assert lost[0].status() == 408
-        assert b"try again with fewer uploads at once" in lost[0].read_all()
+        assert b"again with fewer or smaller uploads at once" in lost[0].read_all()
         assert uploads.inflight == 2 * (MIB - 1000)
     finally:
         for wire in wires:

@@ -62,6 +62,6 @@ def test_a_request_is_answered_as_shown(vertex_container: Server, language: str,
 
 
 def test_every_protocol_is_shown() -> None:
-    shown = re.findall(r"^`([\w-]+)`[.,]", TEXT, re.MULTILINE)
+    shown = re.findall(r"^#+ [^\n]+\n\n`([\w-]+)`[.,]", TEXT, re.MULTILINE)
     assert shown == list(PROTOCOLS)
     assert len(BLOCKS) >= 13

@@ -167,7 +167,7 @@ def test_every_setting_is_an_option_of_serve() -> None:
 
 def test_help_shows_examples_whole_kinds_and_defaults() -> None:
     printed = " ".join(topk("serve", "--help").stdout.split())
-    for words in ("`resnet50[:IMAGENET1K_V2]`", "--port <int>", "[default: 8000]", "[default: ~/.cache/topk]"):
+    for words in ("`resnet50:IMAGENET1K_V2`", "--port <int>", "[default: 8000]", "[default: ~/.cache/topk]"):
         assert words in printed
     printed = " ".join(topk("predict", "--help").stdout.split())
     assert "[default: 5, or all if the model has fewer]" in printed

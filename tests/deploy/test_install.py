@@ -184,7 +184,7 @@ def test_the_index_is_that_of_the_image() -> None:
     assert len(install.torch_requirements()) == 2
 
 
-@pytest.mark.parametrize(("target", "extra"), [(".serve", ""), (".test", " test"), (".production", " production")])
+@pytest.mark.parametrize(("target", "extra"), [(".serve", ""), (".test", " test"), (".test-all", " test-all")])
 def test_make_installs_by_this_script_alone(target: str, extra: str) -> None:
     ran = subprocess.run(
         ["make", "-n", "-B", f"none/{target}", "VENV=none"], cwd=REPOSITORY, capture_output=True, text=True, check=True

@@ -5,14 +5,15 @@ import sys
 
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import REPOSITORY, environment
 
 SCRIPT = """
-import asyncio, math, resource, sys
+import asyncio, resource, sys
 import numpy as np
 from app import engine, models
 from app.batching import BatchQueue, CostCurve
 from app.engine import Want
+from tests.batching.jobs import job
 from app.settings import Settings
 
 name = sys.argv[1]
@@ -23,11 +24,11 @@ device.load()
 crop = np.zeros((224, 224, 3), np.uint8)
 device.forward([crop] * 8, [Want(k=1)] * 8)
 
-def run(items):
+def run(jobs):
     try:
-        return device.forward([crop] * len(items), [Want(k=1)] * len(items))
+        return device.forward([crop] * len(jobs), [Want(k=1)] * len(jobs))
     except MemoryError:
-        print("no memory for", len(items))
+        print("no memory for", len(jobs))
         raise
 
 queue = BatchQueue([run], CostCurve((256,)))
@@ -36,12 +37,12 @@ used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
 
 async def ask(queue):
-    entries = [queue.entry(i, math.inf) for i in range(256)]
-    for entry in entries:
-        queue.put(entry)
-    return await asyncio.gather(*(entry.future for entry in entries))
+    jobs = [job(i) for i in range(256)]
+    for one in jobs:
+        queue.put(one)
+    return await asyncio.gather(*(one.future for one in jobs))
 
-print("answers", len(asyncio.run(ask(queue))))
+print("answers", sum(one.row is not None for one in asyncio.run(ask(queue))))
 queue.close()
 """
 
@@ -50,7 +51,12 @@ queue.close()
 @pytest.mark.parametrize("engine", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
 def test_a_batch_that_does_not_fit_is_answered_in_parts(engine: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, engine], env=environment(), capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", SCRIPT, engine],
+        env=environment(),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert "no memory for 256" in ran.stdout, ran.stderr[-2000:]
     assert "answers 256" in ran.stdout, ran.stderr[-2000:]

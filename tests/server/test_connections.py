@@ -273,10 +273,12 @@ def test_newcomers_are_not_what_makes_room(few: InProcess) -> None:
 def test_nor_is_what_is_computed(few: InProcess) -> None:
     request = f"POST /v1/predict HTTP/1.1\r\nHost: topk\r\nContent-Length: {len(PHOTO)}\r\n\r\n".encode() + PHOTO
     with contextlib.ExitStack() as stack, few.held() as engine:
-        waiting = [stack.enter_context(Wire(few.port)) for _ in range(MOST + 1)]
-        for wire in waiting:
-            wire.send(request)
-        wait_until(lambda: engine.images + len(few.app.state.service.classifier.served.queue) == MOST + 1)
+        waiting: list[Wire] = []
+        queue = few.app.state.service.classifier.served.queue
+        while len(waiting) < MOST + 1:  # one by one: an idle connection would make room for the next
+            waiting.append(stack.enter_context(Wire(few.port)))
+            waiting[-1].send(request)
+            wait_until(lambda: engine.images + len(queue) == len(waiting))
         with Wire(few.port) as newcomer:  # beyond the limit, and beyond what is kept beyond it
             assert newcomer.status() == 503
             newcomer.read_all()
