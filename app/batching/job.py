@@ -47,8 +47,8 @@ class Job:
 
     ``image`` is replaced by the crop once it is decoded. The outcome is ``row`` or ``error``. ``deadline`` and the
     ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``waits`` has the
-    start and the end of each wait: for a decode thread, for the sandbox, and for a stream. ``completion`` is None only for
-    warm-up batches. ``pending`` is the work on another thread that puts the job into the queue afterwards.
+    start and the end of each wait: for a decode thread, for the sandbox, and for a stream. ``completion`` is None
+    only for warm-up batches. ``pending`` is the work on another thread that puts the job into the queue afterwards.
     """
 
     image: Image

@@ -227,7 +227,9 @@ def test_the_engine_follows_the_device(
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
 def test_openvino_on_an_accelerator_is_refused(device: str) -> None:
-    with pytest.raises(ModelError, match=f"the engine openvino runs on CPUs only; for {device} choose torch"):
+    with pytest.raises(
+        ModelError, match=f"the engine openvino runs on CPUs only; for {device} choose the engine torch"
+    ):
         choose("openvino", device)
 
 
