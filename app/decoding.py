@@ -29,7 +29,7 @@ def ahead_of_queue(device: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class JobDecoder:
     """Decodes jobs with one decoder. Thread-safe."""
 
     decoder: Decoder
@@ -83,7 +83,7 @@ def _put_back(job: Job, put: Put, future: "Future[Decoded]") -> None:
 class DecodeThreads:
     """Threads that decode jobs ahead of the queue, and predict when they have finished the jobs they have."""
 
-    def __init__(self, decoding: Decoding, threads: int) -> None:
+    def __init__(self, decoding: JobDecoder, threads: int) -> None:
         self.decoder = decoding.decoder
         self._decoding = decoding
         self._threads = threads

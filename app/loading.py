@@ -13,7 +13,7 @@ import structlog
 from app import engine, machine, models
 from app.batching import BatchQueue, CostCurve, Queue, Runner
 from app.classifier import Classifier, Served
-from app.decoding import DecodeThreads, Decoding, ahead_of_queue
+from app.decoding import DecodeThreads, JobDecoder, ahead_of_queue
 from app.engine.base import Engine, Facts
 from app.errors import Internal, ModelError, NotConvertible, NotReady
 from app.imagenet import taxonomy
@@ -75,7 +75,7 @@ def build(
     machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
     log.info("starting the engine and measuring its speed", engine=device.name, usually=_USUALLY.get(device.name))
     device.load()
-    decoding = Decoding(
+    decoding = JobDecoder(
         Decoder(model.preprocessing, settings.max_pixels, settings.decode_pixels, settings.fast_decode, sandbox)
     )
     ahead = ahead_of_queue(device.device) if ahead is None else ahead
@@ -111,7 +111,7 @@ def decode_threads(model: Model, settings: Settings, sandbox: Sandbox) -> Decode
     pixels = settings.decode_pixels or max(default_pixels() // workers, min(settings.max_pixels, default_pixels()))
     lanes = max(1, default_lanes() // workers)
     decoder = Decoder(model.preprocessing, settings.max_pixels, pixels, settings.fast_decode, sandbox, lanes)
-    return DecodeThreads(Decoding(decoder), max(1, machine.cores() // workers))
+    return DecodeThreads(JobDecoder(decoder), max(1, machine.cores() // workers))
 
 
 def build_remote(model: Model, facts: Facts, threads: DecodeThreads, queue: Queue) -> Served:

@@ -156,7 +156,7 @@ class EngineQueue:
             pixels = _pixels(job)
             tensor = pixels.dtype == np.float32
             self._slots.view(slot, tensor)[:] = pixels
-            self._send(wire.task(wire.Task(number, slot, tensor, job.want, job.deadline)))
+            self._send(wire.task(wire.ImageTask(number, slot, tensor, job.want, job.deadline)))
 
     def _send(self, frame: bytes) -> None:
         try:

@@ -140,7 +140,7 @@ class HttpConnection(asyncio.Protocol):
             return
         self._write(wire.answer(wire.Answer(number, job.taken_at, job.inference_s, job.batch_size, job.row)))
 
-    def _take(self, task: wire.Task, dropped: bool) -> None:
+    def _take(self, task: wire.ImageTask, dropped: bool) -> None:
         if dropped:
             self._write(wire.failure(task.number, None))
             return

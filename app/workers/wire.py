@@ -30,7 +30,7 @@ _DESCRIPTORS = 4  # maximum in one read
 _FLOATS = 4  # bytes of a float32
 
 
-class Task(NamedTuple):
+class ImageTask(NamedTuple):
     """An image in ``slot``, and the outputs wanted by ``deadline`` (seconds of ``time.monotonic``)."""
 
     number: int
@@ -106,15 +106,17 @@ def frame(kind: int, payload: bytes) -> bytes:
     return _FRAME.pack(len(payload), kind) + payload
 
 
-def task(task: Task) -> bytes:
+def task(task: ImageTask) -> bytes:
     want = task.want
     flags = want.features | want.logits << 1 | want.probabilities << 2 | task.tensor << 3
     return frame(TASK, _TASK.pack(task.number, task.slot, flags, want.k, task.deadline))
 
 
-def read_task(payload: bytes) -> Task:
+def read_task(payload: bytes) -> ImageTask:
     number, slot, flags, k, deadline = _TASK.unpack(payload)
-    return Task(number, slot, bool(flags & 8), Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4)), deadline)
+    return ImageTask(
+        number, slot, bool(flags & 8), Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4)), deadline
+    )
 
 
 def cancel(number: int) -> bytes:

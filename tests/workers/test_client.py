@@ -59,12 +59,12 @@ class Engine:
             self._came += self._frames.feed(self.socket.recv(4096))
         return self._came.pop(0)
 
-    def task(self) -> wire.Task:
+    def task(self) -> wire.ImageTask:
         kind, payload = self.frame()
         assert kind == wire.TASK
         return wire.read_task(payload)
 
-    def answer(self, task: wire.Task) -> None:
+    def answer(self, task: wire.ImageTask) -> None:
         row = Row(np.array([int(self.slots.view(task.slot, False)[0, 0, 0])]), np.array([1], np.float32))
         self.socket.sendall(wire.answer(wire.Answer(task.number, time.monotonic(), 0.5, 2, row)))
 

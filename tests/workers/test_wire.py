@@ -21,7 +21,7 @@ def payload(frame: bytes) -> bytes:
     "want", [Want(k=5), Want(features=True), Want(k=1000, logits=True, probabilities=True), Want(3, True, True, True)]
 )
 def test_a_task(want: Want) -> None:
-    task = wire.Task(2**40, 17, want.logits, want, 12345.678)
+    task = wire.ImageTask(2**40, 17, want.logits, want, 12345.678)
     assert wire.read_task(payload(wire.task(task))) == task
 
 
