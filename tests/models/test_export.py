@@ -22,14 +22,14 @@ from tests.models.seeded import seeded
 Answers = list[dict[str, object]]
 
 
-def topk(*arguments: object) -> subprocess.CompletedProcess[str]:
+def topk(*arguments: object, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "app", *map(str, arguments)],
         cwd=REPOSITORY,
         env=environment() | {"COLUMNS": "400"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
     )
 
 
@@ -113,10 +113,11 @@ def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, 
 
 @pytest.mark.slow
 @pytest.mark.shared
+@pytest.mark.timeout(1200)
 def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
     folder = PHOTOGRAPHS[0].parents[1]
     command = ["export", "resnet50", "--weights", RESNET50, "--precision", "int8", "--calibrate", folder]
-    ran = topk(*command, "--out", tmp_path / "int8")
+    ran = topk(*command, "--out", tmp_path / "int8", timeout=900)
     assert ran.returncode == 0, ran.stderr
     assert "same prediction as float32 for 9" in ran.stdout
     server = Server("--model", str(tmp_path / "int8"))

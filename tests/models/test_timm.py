@@ -316,7 +316,8 @@ def test_the_document_s_commands_work_and_print_what_it_shows(
 ) -> None:
     """In torch, which need not convert."""
     commands = [line for line in DOCUMENT.splitlines() if line.startswith("topk") and "timm" in line]
-    shutil.copy(CAT, tmp_path / "cat.jpg")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(CAT, tmp_path / "docs" / "cat.jpg")
     shutil.copy(resnet18_weights, tmp_path / "mine.safetensors")
     env = hub_client(hub, tmp_path) | {"PYTHONPATH": str(REPOSITORY), "TOPK_ENGINE": "torch", "COLUMNS": "100"}
     said = []
@@ -330,4 +331,4 @@ def test_the_document_s_commands_work_and_print_what_it_shows(
     assert [line.strip() for line in listed.splitlines() if line.strip()] == [x.strip() for x in shown.splitlines()]
     assert RESNET18 in Hub.asked
     assert downloaded == own
-    assert own.startswith("cat.jpg")
+    assert own.startswith("docs/cat.jpg")

@@ -210,5 +210,5 @@ def test_another_model_than_the_slim_one_is_refused_in_a_sentence(
     for processes in ("0", "1"):
         code, log = start("serve", TOPK_MODEL="resnet50", TOPK_WORKERS=processes).finish()
         assert code == 1
-        assert "the model resnet50 needs PyTorch, which is not installed here" in log
+        assert "the model resnet50 needs PyTorch, which is not installed; without it, topk serves model folders" in log
         assert "Traceback" not in log
