@@ -318,7 +318,7 @@ def test_the_document_s_commands_work_and_print_what_it_shows(
     commands = [line for line in DOCUMENT.splitlines() if line.startswith("topk") and "timm" in line]
     (tmp_path / "docs").mkdir()
     shutil.copy(CAT, tmp_path / "docs" / "cat.jpg")
-    shutil.copy(resnet18_weights, tmp_path / "mine.safetensors")
+    shutil.copy(resnet18_weights, tmp_path / "WEIGHTS.safetensors")
     env = hub_client(hub, tmp_path) | {"PYTHONPATH": str(REPOSITORY), "TOPK_ENGINE": "torch", "COLUMNS": "100"}
     said = []
     for command in commands:
@@ -327,7 +327,7 @@ def test_the_document_s_commands_work_and_print_what_it_shows(
         assert ran.returncode == 0, ran.stderr
         said.append(ran.stdout)
     listed, downloaded, own = said
-    shown = re.findall(r"^```\n( model .*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)[0]
+    shown = re.findall(r"^```\w*\n( model .*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)[0]
     assert [line.strip() for line in listed.splitlines() if line.strip()] == [x.strip() for x in shown.splitlines()]
     assert RESNET18 in Hub.asked
     assert downloaded == own
