@@ -32,7 +32,7 @@ from app.settings import Settings
 from tests.api.wire import Wire
 from tests.conftest import CAT, REPOSITORY, overloaded_ms
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("priority")]
 
 PHOTO = CAT.read_bytes()
 MODEL = "efficientnet_lite0"
@@ -276,7 +276,7 @@ def test_batches_form_in_both_replicas(cluster: Cluster) -> None:
     assert set(load.statuses()) == {200}
     assert sum(images.values()) == len(load.asked)
     assert len(images) == len(cluster.processes()) == 2
-    assert all(images[name] > batches[name] > 0 for name in images)  # how many more depends on what pays here
+    assert all(images[name] > 1.2 * batches[name] > 0 for name in images)
 
 
 def test_overload_is_refused_with_the_time_to_come_back(cluster: Cluster) -> None:
