@@ -173,7 +173,7 @@ def test_a_trained_model_is_served_as_the_page_says(resnet18_weights: Path, tmp_
     ran = shell(f"{train.replace('PHOTOGRAPHS', str(photographs))} --weights {resnet18_weights} --epochs 1")
     assert ran.returncode == 0, ran.stderr
     assert "fine-tuned for 1 epoch" in ran.stdout
-    assert "Epoch by epoch" in (tmp_path / "training.html").read_text()
+    assert "Accuracy and log loss by epoch" in (tmp_path / "training.html").read_text()
     with Serving(serve.replace("my-model", str(model)), tmp_path) as address:
         content = (photographs / "disc" / "0.png").read_bytes()
         answer = httpx2.post(f"{address}/v1/predict", content=content).json()

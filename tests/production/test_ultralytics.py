@@ -115,7 +115,8 @@ def test_the_document_s_commands_work_and_export_what_needs_no_package(made: Mad
     commands = [line for line in document.splitlines() if line.startswith("topk")]
     assert [command.split()[1] for command in commands] == ["predict", "export", "predict"]
     shutil.copy(made.path, tmp_path)
-    shutil.copy(made.photograph, tmp_path / "cat.jpg")
+    (tmp_path / "docs").mkdir()
+    shutil.copy(made.photograph, tmp_path / "docs" / "cat.jpg")
     said = [python(TOPK, *command.split()[1:], cwd=tmp_path) for command in commands]
     assert [ran.returncode for ran in said] == [0, 0, 0], said
     assert said[0].stdout == said[2].stdout
