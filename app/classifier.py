@@ -5,7 +5,6 @@ parts that it needs.
 """
 
 import asyncio
-import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from app import images
 from app.batching import Image, Job, Queue, Wait
 from app.decoding import DecodeThreads
 from app.engine.base import Facts, Row, Want
@@ -253,48 +251,6 @@ class Classifier:
             for class_id, score in zip(row.class_ids.tolist(), row.scores.tolist(), strict=True)
             if score >= min_score
         ]
-
-    def info(self) -> dict[str, object]:
-        """The served model and how it is served, for ``/v1/info``. Raises NotReady before there is a model."""
-        if not self.ready:
-            raise NotReady(LOADING)
-        served, settings = self.served, self.settings
-        model, engine, queue = served.model, served.engine, served.queue
-        return {
-            "model": model.name,
-            "architecture": model.architecture,
-            "weights": model.weights,
-            "digest": f"sha256:{model.digest}",
-            "classes": len(model.labels),
-            "taxonomy": served.taxonomy is not None,
-            "dim": engine.dim,
-            "engine": engine.name,
-            "device": engine.device,
-            "precision": engine.precision,
-            "compilation": engine.compilation,
-            "preprocessing": dataclasses.asdict(model.preprocessing),
-            "decode": {
-                "fast": settings.fast_decode,
-                "ahead_of_queue": served.ahead is not None,
-                "heic": images.heif_installed(),
-            },
-            "batching": {
-                "streams": engine.streams,
-                "ceiling": queue.costs.ceiling,
-                "cost_ms": {str(n): round(s * 1000, 2) for n, s in queue.costs.as_dict().items()},
-                "alone_ms": next((round(s * 1000, 2) for s in queue.costs_alone.as_dict().values()), None),
-            },
-            "limits": {
-                "max_upload_bytes": settings.max_upload_bytes,
-                "max_body_bytes": settings.max_body_bytes,
-                "max_batch_images": settings.max_batch_images,
-                "max_inflight_bytes": settings.max_inflight_bytes,
-                "max_pixels": served.decoder.max_pixels,
-                "decode_pixels": served.decoder.decode_pixels,
-                "request_timeout_ms": settings.request_timeout_ms,
-            },
-            "warning": model.warning,
-        }
 
     @contextmanager
     def _flight(self, deadline: float) -> Iterator[None]:

@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from app import loading
+from app.api.info import describe
 from app.batching import BatchQueue
 from app.classifier import Classifier, Result
 from app.decoding import DecodeThreads
@@ -260,20 +261,6 @@ def test_wants_of_one_batch_are_kept_apart(serve: Serve) -> None:
         assert np.array_equal(one.class_ids, (await first).row.class_ids[:1])
 
     run(go())
-
-
-def test_info_tells_what_is_served(classifier: Classifier) -> None:
-    info = classifier.info()
-    assert list(info) == [
-        *("model", "architecture", "weights", "digest", "classes", "taxonomy", "dim", "engine", "device", "precision"),
-        *("compilation", "preprocessing", "decode", "batching", "limits", "warning"),
-    ]
-    assert (info["model"], info["classes"], info["dim"]) == ("efficientnet_lite0", 1000, 1280)
-    assert (info["engine"], info["device"], info["precision"]) == ("openvino", "cpu", "float32")
-    assert info["preprocessing"]["crop"] == 224
-    assert list(info["batching"]["cost_ms"]) == ["1", "2", "4", "8"]
-    assert info["batching"]["ceiling"] in classifier.engine.buckets
-    assert set(info["decode"]) == {"fast", "ahead_of_queue", "heic"}
 
 
 # --- what goes wrong ---
@@ -540,7 +527,7 @@ def test_nothing_is_served_before_load() -> None:
     with pytest.raises(NotReady):
         classifier.admit(1, math.inf)
     with pytest.raises(NotReady):
-        classifier.info()
+        describe(classifier)
     [error] = classify(classifier, PHOTO)
     assert isinstance(error, NotReady)
     classifier.close()

@@ -14,6 +14,7 @@ from app.api.answers import as_json, build
 from app.api.classify import classify, receive, top
 from app.api.forms import ONE, SEVERAL, Upload
 from app.api.gate import gate, require_key
+from app.api.info import describe
 from app.api.options import EmbedOptions, PredictOptions, check_query, combine
 from app.api.schemas import errors, requests, responses
 from app.api.service import Service
@@ -196,7 +197,7 @@ async def node(request: Request, wnid: Wnid) -> Response:
 )
 async def info(request: Request) -> Response:
     """The model, its device, precision, preprocessing and digest, the measured costs, and the limits."""
-    return as_json(Service.of(request).ready_classifier().info())
+    return as_json(describe(Service.of(request).ready_classifier()).model_dump())
 
 
 async def _one(request: Request, writer: Predicting | Embedding, result: Result | TopkError) -> Response:

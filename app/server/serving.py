@@ -24,6 +24,8 @@ from fastapi import FastAPI
 from app import machine, models
 from app.api.address import Forwarded
 from app.api.auth import Keys
+from app.api.info import describe
+from app.api.schemas.responses import Info
 from app.errors import ModelError
 from app.main import create_app
 from app.processes import signals
@@ -56,7 +58,7 @@ def serve(settings: Settings) -> int:
     if delay is None:
         delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
     server = Server(config(app, settings), readiness, delay / 1000)
-    readiness.on_ready = lambda: say_ready(app.state.service.classifier.info(), settings, listener.getsockname()[1])
+    readiness.on_ready = lambda: say_ready(describe(app.state.service.classifier), settings, listener.getsockname()[1])
     readiness.on_failure = server.stop
     server.run([listener])
     if readiness.failure:
@@ -167,21 +169,21 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def say_ready(info: dict[str, object], settings: Settings, port: int) -> None:
+def say_ready(info: Info, settings: Settings, port: int) -> None:
     """Where the service is and how to ask it: a log line, or a few lines on a terminal."""
     host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
     url = f"http://{host}:{port}{settings.root_path}"
     page = f"{url}/" if settings.root_path else url
     key = "-H 'X-API-Key: YOUR_KEY' " if settings.api_keys or settings.api_keys_file else ""
     curl = f"curl {key}-F file=@docs/cat.jpg {url}/v1/predict"
-    if info["warning"]:
-        log.warning(info["warning"])
+    if info.warning:
+        log.warning(info.warning)
     if settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty()):
-        facts = {key: info[key] for key in ("model", "weights", "device", "precision")}
+        facts = info.model_dump(include={"model", "weights", "device", "precision"})
         log.info("ready", **facts, address=url, try_it=curl)
         return
     lines = (
-        f"{info['model']} ({info['weights']}) on {info['device']} in {info['precision']}",
+        f"{info.model} ({info.weights}) on {info.device} in {info.precision}",
         f"open  {page}",
         f"or    {curl}",
     )

@@ -17,10 +17,11 @@ from typing import Any, NoReturn
 import structlog
 
 from app import loading
+from app.api.info import describe
 from app.api.service import Service
 from app.classifier import Classifier, Served
 from app.engine.base import Facts
-from app.errors import Internal, ModelError, NotReady
+from app.errors import Internal, ModelError
 from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.main import create_app
@@ -106,8 +107,8 @@ class HttpProcess(child.Child):
                 self._server.stop()
 
     def _report_ready(self) -> None:
-        with contextlib.suppress(NotReady):  # the engine has ended again
-            self.send({"do": "ready", "info": self._classifier.info()})
+        if self._classifier.ready:  # else the engine has ended again
+            self.send({"do": "ready", "info": describe(self._classifier).model_dump()})
 
     def _connect(self, sock: socket.socket) -> None:
         """Serve with one engine, from its welcome until its connection closes. On a thread of its own."""

@@ -21,6 +21,7 @@ import structlog
 
 from app import models
 from app.api.auth import Keys
+from app.api.schemas.responses import Info
 from app.processes import children, signals
 from app.server.serving import DRAIN_DELAY_MS, bind, say_ready
 from app.settings import Settings
@@ -197,7 +198,7 @@ class Supervisor:
         if self._shutting_down or not info or len(serving) < self._settings.workers:
             return
         if not self._was_ready:
-            say_ready(info, self._settings, self._port)
+            say_ready(Info.model_validate(info), self._settings, self._port)
         elif self._lost_process:
             log.info("ready again", model=info["model"])
         self._was_ready, self._lost_process = True, False

@@ -56,8 +56,18 @@ def test_embeddings(app_server: InProcess, query: str) -> None:
 
 
 def test_info(app_server: InProcess) -> None:
-    info = validated(Info, httpx2.get(f"{app_server.url}/v1/info"))
-    assert (info.model, info.taxonomy, info.limits.max_batch_images) == (MODEL, True, 32)
+    answer = httpx2.get(f"{app_server.url}/v1/info")
+    assert list(answer.json()) == [
+        *("model", "architecture", "weights", "digest", "classes", "taxonomy", "dim", "engine", "device", "precision"),
+        *("compilation", "preprocessing", "decode", "batching", "limits", "warning"),
+    ]
+    info = validated(Info, answer)
+    assert (info.model, info.taxonomy, info.classes, info.dim) == (MODEL, True, 1000, 1280)
+    engine = app_server.engine
+    assert (info.engine, info.device, info.precision) == (engine.name, engine.device, engine.precision)
+    assert (info.preprocessing.crop, info.limits.max_batch_images) == (224, 32)
+    assert list(info.batching.cost_ms) == [str(size) for size in engine.buckets]
+    assert info.batching.ceiling in engine.buckets
 
 
 @pytest.mark.parametrize("wnid", ["n00001740", "n02084071", "n02111889"])

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from app import engine, loading, models
+from app.api.info import describe
 from app.classifier import Classifier
 from app.commands import inference
 from app.commands.evaluate.metrics import K
@@ -25,7 +26,7 @@ class Local:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return facts(self.classifier.info())
+        return facts(describe(self.classifier).model_dump())
 
     def close(self) -> None:
         """Wait for the images in progress, then close the classifier. Blocks."""

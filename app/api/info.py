@@ -1,0 +1,50 @@
+"""The served model and how it is served, for ``/v1/info``."""
+
+from app import images
+from app.api.schemas.responses import Batching, Decoding, Info, Limits
+from app.classifier import Classifier
+
+
+def describe(classifier: Classifier) -> Info:
+    """Describe the model that ``classifier`` serves. Raises NotReady before there is one."""
+    served, settings = classifier.served, classifier.settings
+    model, engine, queue = served.model, served.engine, served.queue
+    return Info(
+        model=model.name,
+        architecture=model.architecture,
+        weights=model.weights,
+        digest=f"sha256:{model.digest}",
+        classes=len(model.labels),
+        taxonomy=served.taxonomy is not None,
+        dim=engine.dim,
+        engine=engine.name,
+        device=engine.device,
+        precision=engine.precision,
+        compilation=engine.compilation,
+        preprocessing=model.preprocessing,
+        decode=Decoding(
+            fast=settings.fast_decode,
+            ahead_of_queue=served.ahead is not None,
+            heic=images.heif_installed(),
+        ),
+        batching=Batching(
+            streams=engine.streams,
+            ceiling=queue.costs.ceiling,
+            cost_ms={str(size): _ms(seconds) for size, seconds in queue.costs.as_dict().items()},
+            alone_ms=next((_ms(seconds) for seconds in queue.costs_alone.as_dict().values()), None),
+        ),
+        limits=Limits(
+            max_upload_bytes=settings.max_upload_bytes,
+            max_body_bytes=settings.max_body_bytes,
+            max_batch_images=settings.max_batch_images,
+            max_inflight_bytes=settings.max_inflight_bytes,
+            max_pixels=served.decoder.max_pixels,
+            decode_pixels=served.decoder.decode_pixels,
+            request_timeout_ms=settings.request_timeout_ms,
+        ),
+        warning=model.warning,
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)
