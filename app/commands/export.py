@@ -38,24 +38,27 @@ def export(
 
     `topk serve --model FOLDER` serves the folder without network access.
     """
-    from app.models import require_torch
+    from app import models
+    from app.commands import training_images
 
-    require_torch("an export")
+    models.require_torch("an export")
     from app.models.export import export as run
     from app.telemetry.logging import configure_logging
 
+    settings = settings.model_copy(update={"model": model})
     configure_logging(settings.log_format, "warning")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # its warnings about CUDA do not matter here
     with err.status("loading") as status, contextlib.redirect_stdout(io.StringIO()):  # NNCF prints progress bars
         show_phase = status.update if err.is_terminal else partial(print_line, err)
         judgement = run(
-            settings.model_copy(update={"model": model}),
+            settings,
             out_folder,
             calibrate,
             force,
             not openvino_only,
             show_phase,
         )
+    training_images.copy(Path(models.check(settings)), out_folder)
     if judgement:
         print_line(out, f"int8: {judgement}")
         if judgement.images < FEW_PHOTOGRAPHS:

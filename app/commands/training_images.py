@@ -4,8 +4,11 @@
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
+
+from app.errors import ModelError
 
 FILE = "training-images.sha256"
 _PREFIX = 8  # bytes of each SHA-256: enough to tell images apart, and small
@@ -15,6 +18,16 @@ def write(folder: Path, digests: Iterable[bytes]) -> None:
     """Write the SHA-256 digests of the training images into a model folder. Raises OSError."""
     prefixes = sorted(digest[:_PREFIX].hex() for digest in digests)
     (folder / FILE).write_text("".join(f"{prefix}\n" for prefix in prefixes), encoding="ascii")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy the digests of one model folder into another; do nothing if ``source`` has none. Raises ModelError."""
+    if not (source / FILE).is_file():
+        return
+    try:
+        shutil.copyfile(source / FILE, target / FILE)
+    except OSError as error:
+        raise ModelError(f"{source / FILE} cannot be copied to {target}: {error.strerror or error}") from error
 
 
 def count(folder: Path, files: Iterable[Path]) -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from app import __version__
+from app import __version__, models
 from app.commands import training_images
 from app.commands.bench.plan import headers
 from app.commands.bench.target import Target
@@ -154,13 +154,15 @@ class Evaluation:
 def evaluated(plan: EvaluationPlan, settings: Settings, progress: EvaluationProgress) -> Iterator[Evaluation]:
     """Evaluate. The journal is kept until the block ends. Raises EvaluationError and ModelError."""
     target = Target(plan.url) if plan.url else None
+    if plan.compare or not target:
+        models.check(settings)
     files = find(plan.images)
     with ExitStack() as stack:
         with progress.loading():
             source = _source(plan, target, settings, stack)
             samples = match(files, source.labels)
             reference = _reference(plan, settings, source, stack)
-            trained_on = 0 if target else training_images.count(Path(settings.model), samples.files)
+            trained_on = 0 if target else training_images.count(Path(models.check(settings)), samples.files)
         journals = [stack.enter_context(_journal(plan, one, settings)) for one in (source, reference) if one]
         with progress:
             progress.begin("evaluating", len(samples.files))

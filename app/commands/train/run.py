@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from app import models
 from app.commands.evaluate.evaluation import Evaluation
 from app.commands.evaluate.metrics import AccuracyMetrics
 from app.commands.evaluate.read import Samples
@@ -60,6 +61,7 @@ def run(plan: TrainingPlan, settings: Settings, progress: TrainingProgress) -> T
     If it raises or is interrupted, nothing is written.
     """
     plan.check()
+    models.check(settings)  # before all images are read
     learned = learn(plan, settings, progress)
     with result.temporary(plan.out) as place:
         with progress.busy("writing the folder"):

@@ -8,7 +8,7 @@ from rich.console import Console
 from app.commands.evaluate import table
 from app.commands.evaluate.evaluation import Evaluation, EvaluationPlan, evaluated
 from app.commands.evaluate.progress import EvaluationProgress
-from app.errors import EvaluationError
+from app.errors import EvaluationError, ModelError
 from tests.commands.evaluate.conftest import SETTINGS
 
 
@@ -82,6 +82,16 @@ def test_the_reference_has_nothing_to_be_compared_with_but_itself(pictures: Path
     settings = SETTINGS.model_copy(update={"engine": "torch", "precision": "float32", "fast_decode": False})
     with pytest.raises(EvaluationError, match="the reference itself"):  # noqa: SIM117
         with evaluated(EvaluationPlan(pictures, compare="float32"), settings, EvaluationProgress(Console(stderr=True))):
+            pass
+
+
+@pytest.mark.parametrize(
+    "plan", [EvaluationPlan(Path("none")), EvaluationPlan(Path("none"), "http://127.0.0.1:1", compare="float32")]
+)
+def test_a_misspelt_model_is_refused_before_images_are_listed(plan: EvaluationPlan) -> None:
+    settings = SETTINGS.model_copy(update={"model": "resnet5O"})
+    with pytest.raises(ModelError, match="resnet50"):  # noqa: SIM117
+        with evaluated(plan, settings, EvaluationProgress(Console(stderr=True))):
             pass
 
 

@@ -15,7 +15,7 @@ from app import models
 from app.commands import inference, training_images
 from app.commands.evaluate.evaluation import EvaluationPlan, evaluated
 from app.commands.evaluate.progress import EvaluationProgress
-from app.commands.train import result
+from app.commands.train import examples, result
 from app.commands.train.learn import learn
 from app.commands.train.plan import TrainingPlan
 from app.commands.train.run import Trained, run
@@ -23,6 +23,7 @@ from app.engine import Row, Want
 from app.errors import ModelError, TrainingError
 from app.models import embedded, folder
 from app.models.openvino import ov
+from tests.commands.runner import topk
 from tests.commands.train.conftest import CONSOLE, PROGRESS, description, make, settings
 from tests.conftest import Server
 
@@ -61,6 +62,13 @@ def test_evaluating_training_images_is_warned_about(trained: Found, shapes: Path
         path.unlink()
     with evaluated(EvaluationPlan(new), settings(out), EvaluationProgress(CONSOLE)) as evaluation:
         assert evaluation.notes == []
+
+
+@pytest.mark.slow
+def test_an_exported_copy_warns_about_training_images_too(trained: Found, shapes: Path, tmp_path: Path) -> None:
+    ran = topk("export", trained[1], "--out", tmp_path / "copy")
+    assert ran.returncode == 0, ran.stderr
+    assert training_images.count(tmp_path / "copy", shapes.rglob("*.png")) == 12
 
 
 def test_nothing_else_is_left_beside_it(trained: Found) -> None:
@@ -197,6 +205,14 @@ def test_interrupted_it_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         run(TrainingPlan(shapes, tmp_path / "out"), settings(), PROGRESS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_model_is_refused_before_images_are_read(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "read", pytest.fail)
+    with pytest.raises(ModelError, match="resnet50"):
+        run(TrainingPlan(shapes, tmp_path / "out"), settings("resnet5O"), PROGRESS)
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
