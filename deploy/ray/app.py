@@ -1,6 +1,6 @@
-"""topk on Ray Serve: every replica is the whole app, with a model of its own.
+"""topk on Ray Serve: every replica is the whole app with its own model.
 
-Ray runs what is here on the event loop of one thread of the replica: the loop that the classifier's queue belongs to.
+Ray runs the replica's methods and the app on one event loop.
 """
 
 from typing import Any
@@ -15,37 +15,41 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import NotReady
 from app.main import create_app
 from app.settings import Settings
+from app.settings.messages import unknown_names
+from app.settings.variables import environment
 from app.telemetry.logging import configure_logging
 from app.workers.metrics import Snapshot, Totals, snapshot
 
-SCRAPE_S = 5.0  # for all replicas' metrics: half of what Prometheus waits
-SHUTDOWN_S = 5.0  # for what comes after the last answer
+SCRAPE_S = 5.0  # to collect the metrics of all replicas: half of Prometheus' timeout
+SHUTDOWN_S = 5.0  # to exit after the last response
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application, for ``serve run`` and ``serve deploy``. ``args`` are settings; they win over the environment.
+    """Build the application for ``serve run`` and ``serve deploy``. ``args`` are settings and override the environment.
 
-    Raises ValueError where they are none.
+    Raises ValueError for unknown settings. Raises ModelError if an environment variable resembles a setting that
+    restricts access.
     """
     if unknown := sorted(args.keys() - Settings.model_fields.keys()):
         raise ValueError(f"no such settings: {', '.join(unknown)}")
-    settings = Settings(**args | {"listen_early": False})  # a replica has started once its model is warm
+    unknown_names(environment())  # a misspelt name of the API keys must not open the service
+    settings = Settings(**args | {"listen_early": False})  # the start ends when the model is warm
     longest_s = (settings.upload_ms + settings.request_timeout_ms) / 1000
     return Topk.options(graceful_shutdown_timeout_s=longest_s + SHUTDOWN_S).bind(settings)
 
 
 @serve.deployment(
-    max_ongoing_requests=10_000,  # never reached: what a replica takes on is for its own admission to say
-    max_queued_requests=1_000,  # in a proxy, while no replica can be reached
+    max_ongoing_requests=10_000,  # has no effect: the admission of each replica limits its requests
+    max_queued_requests=1_000,  # in a proxy while no replica is available
     backpressure_config={"retry_after_s": 1},
     graceful_shutdown_wait_loop_s=0.5,
     health_check_period_s=5,
     health_check_timeout_s=10,
-    logging_config={"enable_access_log": False},  # the app writes one
+    logging_config={"enable_access_log": False},  # the app has its own
 )
 @serve.ingress()
 class Topk:
-    """One replica. Ray calls ``check_health`` before it sends the first request, and every few seconds from then on."""
+    """One replica. Ray calls ``check_health`` before it sends the first request, then every few seconds."""
 
     def __init__(self, settings: Settings) -> None:
         configure_logging(settings.log_format, settings.log_level)
@@ -60,7 +64,7 @@ class Topk:
         return app
 
     async def check_health(self) -> None:
-        """Raises what is wrong, if anything is: ``serve status`` shows it, and another replica takes its place."""
+        """Raise an error if the replica is unhealthy. ``serve status`` shows it, and Ray replaces the replica."""
         service = self.app.state.service
         if service.readiness.failure:
             raise service.readiness.failure
@@ -80,19 +84,19 @@ class Topk:
         ]
 
     async def _exposition(self) -> bytes:
-        """Every replica's metrics, since a scrape through a proxy reaches any one of them."""
+        """The metrics of all replicas, because a proxy forwards a scrape to any one of them."""
         try:
-            told = await self._replicas.broadcast("metrics").results_async(timeout_s=SCRAPE_S, return_exceptions=True)
+            found = await self._replicas.broadcast("metrics").results_async(timeout_s=SCRAPE_S, return_exceptions=True)
         except TimeoutError:
-            told = [await self.metrics()]
-        return Totals().render(metrics for metrics in told if not isinstance(metrics, Exception))
+            found = [await self.metrics()]
+        return Totals().render(metrics for metrics in found if not isinstance(metrics, Exception))
 
 
 class Proxied:
-    """What Ray's proxy does otherwise than an ASGI server, put right.
+    """Middleware for two differences between Ray's proxy and an ASGI server.
 
-    It adds ``X-Request-ID`` to every answer, the one that it gave the request: the app's own would be a second. And
-    where a client leaves, ``receive`` may raise an error of Ray's instead of telling so.
+    The proxy adds its own ``X-Request-ID`` to every response, so the app's is removed. When a client disconnects,
+    ``receive`` may raise a RayError instead of returning ``http.disconnect``.
     """
 
     def __init__(self, app: ASGIApp) -> None:

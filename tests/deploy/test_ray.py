@@ -1,10 +1,11 @@
-"""deploy/ray/serve.yaml names what exists."""
+"""deploy/ray: the file names what exists, and misspelt security settings stop the start."""
 
 from typing import Any
 
 import pytest
 import yaml
 
+from app.errors import ModelError
 from app.settings import Settings
 from tests.conftest import REPOSITORY
 
@@ -34,3 +35,10 @@ def test_one_replica_may_die(application: dict[str, Any]) -> None:
     [deployment] = application["deployments"]
     scaling = deployment["autoscaling_config"]
     assert 2 <= scaling["min_replicas"] < scaling["max_replicas"]
+
+
+def test_a_variable_that_resembles_a_security_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = pytest.importorskip("deploy.ray.app").build
+    monkeypatch.setenv("TOPK_API_KEY", "secret")
+    with pytest.raises(ModelError, match=r"TOPK_API_KEY is not a setting; did you mean TOPK_API_KEYS\?"):
+        build({"model": "efficientnet_lite0"})
