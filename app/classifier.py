@@ -98,11 +98,11 @@ class Served:
 
 
 @dataclass(slots=True)
-class _Waiter:
-    """The coroutine that waits for a job."""
+class Waiter:
+    """The completion of a job that a coroutine awaits: ``future`` resolves to the job."""
 
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    future: "asyncio.Future[None]" = field(init=False)
+    future: "asyncio.Future[Job]" = field(init=False)
 
     def __post_init__(self) -> None:
         self.future = self.loop.create_future()
@@ -116,7 +116,7 @@ class _Waiter:
 
     def resolve(self, job: Job) -> None:
         if not self.future.done():
-            self.future.set_result(None)
+            self.future.set_result(job)
 
 
 class Classifier:
@@ -268,7 +268,7 @@ class Classifier:
                 self._settled.notify_all()
 
     async def _result(self, image: Image, want: Want, deadline: float) -> Result:
-        served, waiter = self.served, _Waiter()
+        served, waiter = self.served, Waiter()
         job = Job(image, want, deadline, waiter)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):

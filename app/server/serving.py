@@ -46,18 +46,10 @@ _ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in th
 def serve(settings: Settings) -> int:
     """Serve until a signal comes; the exit code. Raises ModelError for an invalid setting and a port in use."""
     machine.return_memory()
-    configure_logging(settings.log_format, settings.log_level)
-    if unknown := unknown_names(environment()):
-        log.warning("unknown settings are ignored", names=unknown)
-    models.check(settings)
-    log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
-    listener = bind(settings.host, settings.port)
+    listener = prepare(settings)
     readiness = Readiness()
     app = create_app(settings, readiness)
-    delay = settings.drain_delay_ms
-    if delay is None:
-        delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
-    server = Server(config(app, settings), readiness, delay / 1000)
+    server = Server(config(app, settings), readiness, drain_delay_s(settings))
     readiness.on_ready = lambda: say_ready(describe(app.state.service.classifier), settings, listener.getsockname()[1])
     readiness.on_failure = server.stop
     server.run([listener])
@@ -73,6 +65,23 @@ def serve(settings: Settings) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def prepare(settings: Settings) -> socket.socket:
+    """Configure logging, check the settings, and return the bound socket. Raises ModelError."""
+    configure_logging(settings.log_format, settings.log_level)
+    if unknown := unknown_names(environment()):
+        log.warning("unknown settings are ignored", names=unknown)
+    models.check(settings)
+    log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
+    return bind(settings.host, settings.port)
+
+
+def drain_delay_s(settings: Settings) -> float:
+    """Seconds between the signal and the closing of the socket: by default 0 on a terminal, without load balancers."""
+    if settings.drain_delay_ms is not None:
+        return settings.drain_delay_ms / 1000
+    return 0.0 if sys.stderr.isatty() else DRAIN_DELAY_MS / 1000
 
 
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -19,15 +18,10 @@ from typing import Any
 
 import structlog
 
-from app import models
-from app.api.auth import Keys
 from app.api.schemas.responses import Info
 from app.processes import children, signals
-from app.server.serving import DRAIN_DELAY_MS, bind, say_ready
+from app.server.serving import drain_delay_s, prepare, say_ready
 from app.settings import Settings
-from app.settings.messages import unknown_names
-from app.settings.variables import environment
-from app.telemetry.logging import configure_logging
 from app.workers.metrics import Snapshot, Totals
 from app.workers.wire import Messages
 
@@ -49,16 +43,8 @@ def serve(settings: Settings) -> int:
 
     Raises ModelError for an invalid setting and a port in use.
     """
-    configure_logging(settings.log_format, settings.log_level)
-    if unknown := unknown_names(environment()):
-        log.warning("unknown settings are ignored", names=unknown)
-    models.check(settings)
-    log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
-    listener = bind(settings.host, settings.port)
-    delay = settings.drain_delay_ms
-    if delay is None:
-        delay = 0 if sys.stderr.isatty() else DRAIN_DELAY_MS
-    return asyncio.run(Supervisor(settings, listener, delay / 1000).run())
+    listener = prepare(settings)
+    return asyncio.run(Supervisor(settings, listener, drain_delay_s(settings)).run())
 
 
 @dataclass(eq=False)

@@ -3,38 +3,16 @@
 import asyncio
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from app.batching import CostCurve, Job
 from app.batching.attempts import Run
+from app.classifier import Waiter
 from app.engine import Row, Want
 
 BUCKETS = (1, 2, 4)
-
-
-@dataclass
-class Caller:
-    """A completion whose future is the job."""
-
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[Job]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.future = self.loop.create_future()
-
-    @property
-    def done(self) -> bool:
-        return self.future.done()
-
-    def claim(self) -> bool:
-        return not self.future.done()
-
-    def resolve(self, job: Job) -> None:
-        if not self.future.done():
-            self.future.set_result(job)
 
 
 class Numbered(Job):
@@ -45,9 +23,9 @@ class Numbered(Job):
 
 
 def job(number: Any = 0, deadline: float = math.inf, loop: asyncio.AbstractEventLoop | None = None) -> Numbered:
-    pending = Caller(loop or asyncio.get_running_loop())
-    made = Numbered(b"", Want(), deadline, pending)
-    made.number, made.future = number, pending.future
+    waiter = Waiter(loop or asyncio.get_running_loop())
+    made = Numbered(b"", Want(), deadline, waiter)
+    made.number, made.future = number, waiter.future
     return made
 
 

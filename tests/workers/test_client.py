@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from app.batching import CostCurve, Job, Outlook
+from app.classifier import Waiter
 from app.engine import Row, Want
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.workers import memory, wire
 from app.workers.client import EngineQueue
 from app.workers.http import RemoteFacts
 from app.workers.memory import Board, Slots
-from tests.batching.jobs import Caller, Numbered, answer
+from tests.batching.jobs import Numbered, answer
 
 CROP = 8
 BUCKETS = (1, 2)
@@ -82,8 +83,8 @@ def engine() -> Iterator[Engine]:
 
 def put(engine: Engine, grey: int, crop: int = CROP) -> Numbered:
     image = np.full((crop, crop, 3), grey, np.uint8)
-    job = Numbered(image, Want(k=1), time.monotonic() + 60, pending := Caller(asyncio.get_running_loop()))
-    job.future, job.decode_s = pending.future, 0.25
+    job = Numbered(image, Want(k=1), time.monotonic() + 60, waiter := Waiter(asyncio.get_running_loop()))
+    job.future, job.decode_s = waiter.future, 0.25
     engine.queue.put(job)
     return job
 
