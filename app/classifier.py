@@ -1,6 +1,6 @@
 """Bytes to a prediction: the one path that HTTP, the commands and Ray Serve share. On the event loop.
 
-The classifier hands a job to the queue, waits for its outcome, and maps class ids to labels. ``loading`` builds the
+The classifier puts a job into the queue, waits for its outcome, and maps class ids to labels. ``loading`` builds the
 parts that it needs.
 """
 
@@ -66,9 +66,9 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model in memory, and all that classifies with it.
+    """A model in memory, with its engine, decoder and queue.
 
-    ``taxonomy`` is None if the model's classes have no place in WordNet. ``ahead`` is None if the streams decode.
+    ``taxonomy`` is None if the model's classes are not in WordNet. ``ahead`` is None if the streams decode.
     """
 
     model: Model
@@ -90,7 +90,7 @@ class Served:
         }
 
     def close(self) -> None:
-        """Finish the jobs that wait, and end the threads. Blocks."""
+        """Finish the waiting jobs, and end the threads. Blocks."""
         self.decoder.close()
         if self.ahead:
             self.ahead.close()
@@ -120,7 +120,7 @@ class Waiter:
 
 
 class Classifier:
-    """Classifies images with the model that it serves, if any. For one event loop; other threads where stated.
+    """Classifies images with the served model, if any. For one event loop; other threads only where stated.
 
     ``readiness`` is shared with the process that the classifier serves in.
     """
@@ -132,7 +132,7 @@ class Classifier:
         self.sandbox = Sandbox()
         self._served: Served | None = None
         self._closing = threading.Lock()
-        self._settled = threading.Condition()  # notified whenever an image has its outcome
+        self._settled = threading.Condition()  # notified when an image has its outcome
         self._in_flight = 0
         self._last_deadline = 0.0
 
@@ -160,7 +160,7 @@ class Classifier:
 
     @property
     def taxonomy(self) -> Taxonomy | None:
-        """The served model's place in WordNet. Raises NotReady before there is a model."""
+        """The served model's classes in WordNet. Raises NotReady before there is a model."""
         return self.served.taxonomy
 
     def serve(self, served: Served) -> None:
@@ -171,7 +171,7 @@ class Classifier:
             self.readiness.serve()
 
     def withdraw(self, served: Served) -> None:
-        """Stop serving this model if it is the one served last: not ready until there is another. From any thread."""
+        """Stop serving this model, unless another one has replaced it. Not ready until ``serve``. From any thread."""
         with self._settled:
             if self._served is served:
                 self.readiness.suspend()
@@ -186,7 +186,7 @@ class Classifier:
                 if not self.ready:
                     return
                 self.readiness.suspend()
-                # Expensive pictures come to the queue twice, so it stays open until the last one has its outcome. The
+                # Expensive pictures enter the queue twice, so it stays open until the last one has its outcome. The
                 # deadlines end the wait if an event loop has died with its images.
                 patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
                 self._settled.wait_for(lambda: not self._in_flight, patience)
@@ -194,9 +194,9 @@ class Classifier:
             self.sandbox.close()
 
     def admit(self, count: int, deadline: float) -> None:
-        """Refuse images now that would be answered too late: Overloaded. NotReady before there is a model.
+        """Raise Overloaded if so many images would miss the ``deadline``, in seconds of ``time.monotonic``.
 
-        ``deadline`` in seconds of ``time.monotonic``. Nothing is decoded for images that are refused here.
+        Raises NotReady before there is a model. Images that are refused here are not decoded.
         """
         if not self.ready:
             raise NotReady(LOADING)
@@ -214,13 +214,13 @@ class Classifier:
         return self._served.queue.running_s() if self._served else 0.0
 
     def abandon(self, error: TopkError) -> None:
-        """Settle all images with ``error``, accept no more, and leave the device behind. From any thread."""
+        """Settle all images with ``error``, and accept no more. Does not wait for the device. From any thread."""
         self.readiness.suspend()
         self.served.queue.abandon(error)
         self.served.queue.close()
 
     def predicted_wait(self) -> float:
-        """Seconds that an image which comes now waits for the device; 0 before there is a model."""
+        """Seconds that a new image would wait for the device; 0 before there is a model."""
         return self.served.queue.predicted_wait() if self.ready else 0.0
 
     async def classify(self, image: Image, want: Want, deadline: float) -> Result:
@@ -254,7 +254,7 @@ class Classifier:
 
     @contextmanager
     def _flight(self, deadline: float) -> Iterator[None]:
-        """``close`` waits for the images in here."""
+        """Count an image in progress: ``close`` waits for it."""
         with self._settled:
             if not self.ready:
                 raise NotReady("shutting down")

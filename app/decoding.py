@@ -2,7 +2,7 @@
 
 On a CPU the thread of the stream that runs a batch also decodes it: threads that compete for the cores cost more than
 they gain. Beside a GPU, and in the HTTP processes of several workers, decode threads work ahead of the queue. Either
-hands an expensive picture to the sandbox, which puts the job back.
+passes an expensive picture to the sandbox, which puts the job back.
 """
 
 import threading
@@ -65,7 +65,7 @@ class JobDecoder:
 
 
 def _put_back(job: Job, put: Put, future: "Future[Decoded]") -> None:
-    """On a thread of the sandbox: the job goes on with its crop, or is settled with its error."""
+    """Continue the job with its crop, or settle it with its error. On a thread of the sandbox."""
     if future.cancelled():  # nobody waits for it
         return
     try:
@@ -94,7 +94,7 @@ class DecodeThreads:
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait or are being decoded."""
+        """Jobs that are waiting or being decoded."""
         return self._waiting
 
     def seconds(self) -> float:
@@ -115,7 +115,7 @@ class DecodeThreads:
             job.pending = future
 
     def close(self, wait: bool = True) -> None:
-        """Decode the jobs that wait, and end the threads. Blocks unless told not to ``wait``."""
+        """Decode the waiting jobs, and end the threads. Blocks if ``wait`` is true."""
         self._pool.shutdown(wait)
 
     def _decode(self, job: Job, put: Put) -> None:

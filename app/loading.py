@@ -1,4 +1,4 @@
-"""Builds what a classifier serves: for a device in this process, and for one in another process.
+"""Builds a ``Served`` for a device in this process or in another one.
 
 Also loads in the background, and watches the device.
 """
@@ -115,7 +115,7 @@ def decode_threads(model: Model, settings: Settings, sandbox: Sandbox) -> Decode
 
 
 def build_remote(model: Model, facts: Facts, threads: DecodeThreads, queue: Queue) -> Served:
-    """Build what is served with a device in another process, to which ``queue`` leads."""
+    """Build a ``Served`` for a device in another process. ``queue`` sends the jobs to it."""
     return Served(model, facts, threads.decoder, queue, taxonomy.of(model.labels), threads)
 
 
@@ -134,14 +134,14 @@ def in_background(load: Callable[[], None], loaded: Callable[[ModelError | None]
             failure = error
         except Exception:
             log.exception("the model could not be loaded")
-            failure = ModelError("the model could not be loaded; the log says why")
+            failure = ModelError("the model could not be loaded; the log has the reason")
         loop.call_soon_threadsafe(loaded, failure)
 
     threading.Thread(target=run, name="topk-load", daemon=True).start()
 
 
 async def hang(running_s: Callable[[], float], limit_s: float) -> NotReady:
-    """Wait until a batch has run for longer than ``limit_s``; returns the error for the callers that wait for it.
+    """Wait until a batch has run for longer than ``limit_s``; returns the error for the waiting callers.
 
     ``running_s()`` returns the seconds that the longest running batch has taken so far. A device that hangs can only
     be recovered by a new process.

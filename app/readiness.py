@@ -1,4 +1,4 @@
-"""Whether the process can answer: loading, ready, suspended, draining or failed. The one owner of that state."""
+"""Whether the process accepts requests: loading, ready, suspended, draining or failed."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +11,7 @@ LOADING = "the model is being loaded"
 
 @dataclass(slots=True)
 class Readiness:
-    """The state, which the server and the loader set and the HTTP layer reads.
+    """The state. The server and the loader set it, and the HTTP layer reads it.
 
     ``serving``: a model accepts images. ``reason``: why not, while nothing has failed. ``was_ready``: a model has
     accepted images once. ``on_ready`` and ``on_failure`` are called on the event loop. ``on_ready`` also waits for
@@ -29,21 +29,21 @@ class Readiness:
     _changed: Callable[[], object] = lambda: None
 
     def serve(self) -> None:
-        """A model accepts images from now on. From any thread."""
+        """Set that a model accepts images. From any thread."""
         self.serving = self.was_ready = True
         self._changed()
 
     def suspend(self, reason: str = LOADING) -> None:
-        """No model accepts images any more, or yet. From any thread."""
+        """Set that no model accepts images at present. From any thread."""
         self.serving, self.reason = False, reason
 
     def drain(self) -> None:
-        """The process ends after the accepted requests. From any thread, and from a signal handler."""
+        """Set that the process exits after the accepted requests. From any thread, or from a signal handler."""
         self.draining = True
         self._changed()
 
     def fail(self, error: TopkError) -> None:
-        """The process cannot serve. On the event loop."""
+        """Set that the process cannot serve, and call ``on_failure``. On the event loop."""
         self.failure = error
         self._changed()
         self.on_failure()

@@ -50,13 +50,14 @@ def predict(
         bool,
         typer.Option(
             "--taxonomy",
-            help="Add the path of each image through WordNet, and the most specific synset that is confident.",
+            help="Add the path of each image through WordNet, and the most specific synset whose score reaches"
+            " --confidence.",
         ),
     ] = False,
     confidence: Annotated[
         float | None,
         typer.Option(
-            help="With --taxonomy: least score of that synset, more than 0 and at most 1. [default: 0.9]",
+            help="With --taxonomy: minimum score of that synset, more than 0 and at most 1. [default: 0.9]",
             show_default=False,
         ),
     ] = None,
@@ -194,7 +195,7 @@ def _tree(answer: dict[str, Any]) -> Group:
 
     root, *below = answer["taxonomy"]
     tree = branch = Tree(line(root), guide_style="dim")
-    tree.ASCII_GUIDES = ("  ", "| ", "+ ", "` ")  # narrow, because a path may have eighteen steps
+    tree.ASCII_GUIDES = ("  ", "| ", "+ ", "` ")  # narrow, because a path may have 18 steps
     tree.TREE_GUIDES = [("  ", "│ ", "├ ", "└ ")] * 3
     for node in below:
         branch = branch.add(line(node))

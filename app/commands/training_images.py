@@ -31,7 +31,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def count(folder: Path, files: Iterable[Path]) -> int:
-    """How many of these files the model in ``folder`` was trained on; 0 if the folder does not say."""
+    """How many of these files the model in ``folder`` was trained on; 0 if the folder has no digests."""
     try:
         known = set((folder / FILE).read_text(encoding="ascii").split())
     except (OSError, UnicodeDecodeError):

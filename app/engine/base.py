@@ -36,7 +36,7 @@ class Row:
     """The outputs for one image of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
 
     ``features`` [dim] is the input of the last classification layer; ``logits`` and ``probabilities`` are [classes];
-    all float32, None where the image does not need them.
+    all float32, None if the image does not need them.
     """
 
     class_ids: npt.NDArray[np.int64]
@@ -80,7 +80,7 @@ class Engine(Facts, Protocol):
     """A device with a model. Call ``load`` once, then ``forward`` from the threads of its streams."""
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the device's own memory: ``held`` by this process and ``total``; empty where it has none."""
+        """Bytes of the device's own memory: ``held`` by this process and ``total``; empty if it has none."""
 
     def load(self) -> None:
         """Bring the model onto the device. Blocks. Raises ModelError, also if the labels do not fit the network."""

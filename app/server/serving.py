@@ -1,7 +1,8 @@
-"""The listening process: binds early, says when it is ready, drains on SIGTERM, Ctrl-C or a hangup, exits with 0.
+"""The listening process: it binds early, reports when it is ready, and drains on SIGTERM, Ctrl-C or SIGHUP.
 
-uvicorn alone refuses at once on SIGTERM, cuts idle connections and ends by the signal; a load balancer would lose
-requests. Here readiness falls first, the socket stays open for the drain delay, and then accepted work is finished.
+On SIGTERM, uvicorn alone stops accepting connections at once, closes idle ones and dies by the signal, so a load
+balancer would lose requests. Here the service first becomes unready, the socket stays open for the drain delay, and
+accepted requests are finished. The exit code is 0.
 """
 
 import asyncio
@@ -39,28 +40,33 @@ from app.telemetry.logging import configure_logging
 log = structlog.get_logger("topk")
 
 DRAIN_DELAY_MS = 5_000
-_BACKLOG = 4096  # where it overflows, a client asks again only after a second; Linux's own limit by default
-_ACCEPT_TURNS = 10  # of the event loop, for connections that already wait in the socket's backlog
+_BACKLOG = 4096  # if it overflows, clients retry only after a second; Linux's default limit
+_ACCEPT_TURNS = 10  # of the event loop, to accept the connections in the socket's backlog
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal comes; the exit code. Raises ModelError for an invalid setting and a port in use."""
+    """Serve until a signal arrives. Return the exit code.
+
+    Raises ModelError for an invalid setting or a port in use.
+    """
     machine.return_memory()
     listener = prepare(settings)
     readiness = Readiness()
     app = create_app(settings, readiness)
     server = Server(config(app, settings), readiness, drain_delay_s(settings))
-    readiness.on_ready = lambda: say_ready(describe(app.state.service.classifier), settings, listener.getsockname()[1])
+    readiness.on_ready = lambda: report_ready(
+        describe(app.state.service.classifier), settings, listener.getsockname()[1]
+    )
     readiness.on_failure = server.stop
     server.run([listener])
     if readiness.failure:
         log.error(readiness.failure.detail)
     elif server.force_exit:
-        log.warning("stopped before all was answered")
+        log.warning("stopped before all requests were answered")
     else:
         log.info("stopped")
     code = 1 if readiness.failure else 130 if server.force_exit else 0
-    # A thread that loads, or hangs, may be in native code, which aborts when its interpreter goes away.
+    # A thread that loads or hangs may be in native code, which aborts when the interpreter exits.
     if readiness.failure or not readiness.was_ready:
         sys.stderr.flush()
         os._exit(code)
@@ -85,13 +91,13 @@ def drain_delay_s(settings: Settings) -> float:
 
 
 def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """How uvicorn is to serve the app."""
+    """The configuration of uvicorn."""
     return uvicorn.Config(
         Forwarded(app, settings.trusted_proxies) if settings.trusted_proxies else app,
-        # httptools drops the body of a request that offers an upgrade to HTTP/2, as Java's client does, and takes
-        # headers of any size
+        # httptools accepts headers of any size, and drops the body of a request that offers an upgrade to HTTP/2, as
+        # Java's client does
         http=connections.bounded(settings.upload_idle_ms / 1000),
-        proxy_headers=False,  # ``Forwarded`` takes nothing but addresses
+        proxy_headers=False,  # ``Forwarded`` trusts only the configured proxies
         ws="none",
         access_log=False,
         backlog=_BACKLOG,
@@ -102,7 +108,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; raises ModelError in plain words where the address cannot be had."""
+    """A bound socket. Raises ModelError if the address is not available."""
     address = f"{_bracketed(host)}:{port}"
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -117,7 +123,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a drain of our own."""
+    """uvicorn with a drain delay."""
 
     def __init__(self, config: uvicorn.Config, readiness: Readiness, drain_delay_s: float) -> None:
         super().__init__(config)
@@ -125,7 +131,7 @@ class Server(uvicorn.Server):
         self._readiness.listening = False
         self._drain_delay_s = drain_delay_s
         self._close_at: float | None = None
-        self._said = False
+        self._drain_logged = False
 
     def stop(self) -> None:
         """Stop without a drain delay."""
@@ -133,7 +139,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals start the drain, and are not raised again once it is done."""
+        """Handle signals with ``handle_exit``. Unlike in uvicorn, they are not raised again after the shutdown."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -145,14 +151,16 @@ class Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal starts the drain; a second Ctrl-C ends it at once."""
+        """Start the drain on the first signal. A second Ctrl-C stops at once."""
         if self._readiness.draining and sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # traces of what is cut off now
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # tracebacks of interrupted requests
             return
         self._readiness.drain()
         if self._close_at is None:
-            delay = self._drain_delay_s if self._readiness.was_ready else 0.0  # else nobody was sent here yet
+            delay = (
+                self._drain_delay_s if self._readiness.was_ready else 0.0
+            )  # else no load balancer sends requests yet
             self._close_at = time.monotonic() + delay
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -162,8 +170,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._close_at is not None:
-            if not self._said:  # here, since a signal handler must not take the log's lock
-                self._said = True
+            if not self._drain_logged:  # not in the signal handler, which must not take the log's lock
+                self._drain_logged = True
                 log.info("draining", delay_s=self._drain_delay_s)
             self.should_exit |= time.monotonic() >= self._close_at
         return await super().on_tick(counter)
@@ -178,8 +186,8 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def say_ready(info: Info, settings: Settings, port: int) -> None:
-    """Where the service is and how to ask it: a log line, or a few lines on a terminal."""
+def report_ready(info: Info, settings: Settings, port: int) -> None:
+    """Report the address and an example request: a log line, or a few lines on a terminal."""
     host = "localhost" if settings.host in ("0.0.0.0", "::") else _bracketed(settings.host)
     url = f"http://{host}:{port}{settings.root_path}"
     page = f"{url}/" if settings.root_path else url

@@ -43,7 +43,7 @@ class QuietServer(Server):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._said = True  # the supervisor logs the drain, once for all processes
+        self._drain_logged = True  # the supervisor logs the drain, once for all processes
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ import structlog
 
 from app.api.schemas.responses import Info
 from app.processes import children, signals
-from app.server.serving import drain_delay_s, prepare, say_ready
+from app.server.serving import drain_delay_s, prepare, report_ready
 from app.settings import Settings
 from app.workers.metrics import Snapshot, Totals
 from app.workers.wire import Messages
@@ -184,7 +184,7 @@ class Supervisor:
         if self._shutting_down or not info or len(serving) < self._settings.workers:
             return
         if not self._was_ready:
-            say_ready(Info.model_validate(info), self._settings, self._port)
+            report_ready(Info.model_validate(info), self._settings, self._port)
         elif self._lost_process:
             log.info("ready again", model=info["model"])
         self._was_ready, self._lost_process = True, False

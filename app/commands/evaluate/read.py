@@ -35,7 +35,7 @@ class LabelledFiles:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Image files and their class ids ``truth`` [n]; ``notes`` say what was left out or was ambiguous."""
+    """Image files and their class ids ``truth`` [n]; ``notes`` list what was left out or was ambiguous."""
 
     source: Path
     files: tuple[Path, ...]
