@@ -50,7 +50,7 @@ image:
 	  $(if $(call given,WEIGHTS),--build-context given=$(dir $(WEIGHTS)) --build-arg WEIGHTS=$(notdir $(WEIGHTS))) \
 	  $(BUILD_FLAGS) .
 
-# The image's tests, and of what takes longest: variants that export their model while they are built. As root.
+# The tests of the image, including the slowest: variants that export their model during the build. Needs root.
 test-image: $(VENV)/.test-all
 	TEST_IMAGES=all $(BIN)/python -m pytest -m '' tests/production/test_image.py $(ARGS)
 

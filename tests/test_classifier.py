@@ -202,7 +202,7 @@ def test_predictions_below_the_asked_score_are_left_out(classifier: Classifier) 
     assert len(classifier.predictions(result.row, min_score=second)) == 2
 
 
-def test_a_result_tells_where_its_time_went(classifier: Classifier) -> None:
+def test_a_result_has_the_time_of_each_stage(classifier: Classifier) -> None:
     [result] = classify(classifier, PHOTO)
     timing = result.timing
     assert min(timing.decode, timing.inference) > 0
@@ -546,7 +546,7 @@ def test_the_warm_up_measures_every_bucket_and_counts_as_no_batch(serve: Serve) 
         )
 
 
-def test_only_a_device_with_memory_of_its_own_tells_of_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_device_with_its_own_memory_reports_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def value(classifier: Classifier, kind: str) -> float | None:
         return classifier.metrics.registry.get_sample_value("topk_device_memory_bytes", {"kind": kind})
 

@@ -152,7 +152,7 @@ TRAINING, TUNING = commands("topk train", "docs/train.md", needing=True)
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_training_says_what_the_page_shows(tmp_path: Path) -> None:
+def test_training_prints_what_the_page_shows(tmp_path: Path) -> None:
     photographs = coarse(tmp_path / "photographs")
     command = TRAINING.replace("PHOTOGRAPHS", str(photographs)).replace("my-model", f"{tmp_path}/my-model")
     ran = shell(f"{command} --weights {SHARED / 'weights' / 'resnet18.safetensors'}")
@@ -165,7 +165,7 @@ def test_training_says_what_the_page_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_trained_model_is_served_as_the_page_says(resnet18_weights: Path, tmp_path: Path) -> None:
+def test_a_trained_model_is_served_as_documented(resnet18_weights: Path, tmp_path: Path) -> None:
     """The whole network for an epoch, on made pictures, from seeded weights."""
     [serve] = commands("topk serve", "docs/train.md", needing=True)
     photographs, model = make(tmp_path / "photographs"), tmp_path / "my-model"
@@ -204,7 +204,7 @@ def test_the_tutorial_leads_from_photographs_to_an_answer(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_an_exported_model_is_served_as_the_page_says(tmp_path: Path) -> None:
+def test_an_exported_model_is_served_as_documented(tmp_path: Path) -> None:
     [export] = commands("topk export", "docs/models.md")
     [serve] = commands("topk serve --model my-", "docs/models.md")
     folder = tmp_path / "my-efficientnet"
@@ -214,7 +214,7 @@ def test_an_exported_model_is_served_as_the_page_says(tmp_path: Path) -> None:
         assert httpx2.get(f"{address}/v1/info").json()["model"] == "my-efficientnet"
 
 
-def test_keys_are_rotated_as_the_page_says(tmp_path: Path) -> None:
+def test_keys_are_rotated_as_documented(tmp_path: Path) -> None:
     first, second = (
         line.replace("topk-keys", str(tmp_path / "topk-keys")) for line in commands("(umask", "docs/operations.md")
     )

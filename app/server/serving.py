@@ -54,9 +54,8 @@ def serve(settings: Settings) -> int:
     readiness = Readiness()
     app = create_app(settings, readiness)
     server = Server(config(app, settings), readiness, drain_delay_s(settings))
-    readiness.on_ready = lambda: report_ready(
-        describe(app.state.service.classifier), settings, listener.getsockname()[1]
-    )
+    port = listener.getsockname()[1]
+    readiness.on_ready = lambda: report_ready(describe(app.state.service.classifier), settings, port)
     readiness.on_failure = server.stop
     server.run([listener])
     if readiness.failure:
@@ -158,9 +157,8 @@ class Server(uvicorn.Server):
             return
         self._readiness.drain()
         if self._close_at is None:
-            delay = (
-                self._drain_delay_s if self._readiness.was_ready else 0.0
-            )  # else no load balancer sends requests yet
+            # before the first model is ready, no load balancer sends requests
+            delay = self._drain_delay_s if self._readiness.was_ready else 0.0
             self._close_at = time.monotonic() + delay
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -83,7 +83,7 @@ photos.addEventListener("photo", ({ detail }) => {
 
 function take(files) {
   if (!files.length) {
-    return showProblem(new Problem({ code: "no_file", title: "No file", detail: "drop or paste the image itself; the server does not fetch addresses" }));
+    return showProblem(new Problem({ code: "no_file", title: "No file", detail: "drop or paste the image itself; the server does not fetch URLs" }));
   }
   camera.stop();
   const left = photos.add(files);

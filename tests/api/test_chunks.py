@@ -43,7 +43,7 @@ def seconds(data: bytes) -> float:
 
 
 @pytest.mark.parametrize("size", [1, 8, 63])
-def test_a_body_in_tiny_chunks_is_refused_and_told_what_to_do(app_server: InProcess, size: int) -> None:
+def test_a_body_in_tiny_chunks_is_refused_with_advice(app_server: InProcess, size: int) -> None:
     with Wire(app_server.port) as wire:
         wire.head("/v1/predict", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")
         wire.send(chunked(PHOTO * (1 + 1100 * size // len(PHOTO)), size))

@@ -80,7 +80,7 @@ def test_more_values_are_read_where_they_are_expected() -> None:
         loads(str(values).encode(), 9_998, size_advice="send fewer")
 
 
-def test_an_image_taken_for_json_is_told_so_without_reading_all_of_it() -> None:
+def test_an_image_sent_as_json_is_refused_without_reading_all_of_it() -> None:
     content = b"\xff\xd8\xff" + bytes(30_000_000)
     tracemalloc.start()
     try:

@@ -144,7 +144,7 @@ def test_the_model_is_described(document: dict[str, Any]) -> None:
     assert body["multipart/form-data"]["schema"]["properties"]["top_k"]["$ref"] == "#/components/schemas/TopK"
 
 
-def test_a_path_of_several_protocols_tells_all_its_methods(keyed_server: Server) -> None:
+def test_a_path_of_several_protocols_lists_all_its_methods(keyed_server: Server) -> None:
     for path, allowed in (("/", "GET, HEAD, POST"), ("/predictions/efficientnet_lite0", "POST, PUT")):
         answer = httpx2.delete(keyed_server.url + path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

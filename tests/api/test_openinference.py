@@ -63,12 +63,12 @@ def test_a_size_must_be_that_of_what_follows(app_server: InProcess, size: Any) -
 
 
 @pytest.mark.parametrize("tail", [b"", ELEMENT])
-def test_data_in_the_json_and_behind_it_is_told_so(app_server: InProcess, tail: bytes) -> None:
+def test_data_in_the_json_and_after_it_is_refused(app_server: InProcess, tail: bytes) -> None:
     answer = infer(app_server, asked(size=len(ELEMENT), data=[BASE64]), tail)
     assert "either data, or binary_data_size" in refused(answer)
 
 
-def test_an_output_without_a_name_is_told_so(app_server: InProcess) -> None:
+def test_an_output_without_a_name_is_refused(app_server: InProcess) -> None:
     answer = infer(app_server, {**asked(data=[BASE64]), "outputs": [{}]})
     assert refused(answer) == "an output must have a name, scores or logits"
 

@@ -51,5 +51,5 @@ def test_the_pages_policy_is_strict(app_server: InProcess) -> None:
     assert headers["permissions-policy"].startswith("camera=(self), microphone=()")
 
 
-def test_the_page_is_told_whether_there_is_a_taxonomy(app_server: InProcess) -> None:
+def test_info_has_whether_there_is_a_taxonomy(app_server: InProcess) -> None:
     assert httpx2.get(f"{app_server.url}/v1/info").json()["taxonomy"] is True

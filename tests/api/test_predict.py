@@ -159,7 +159,7 @@ def test_a_list_with_what_is_no_string_is_no_batch(app_server: InProcess) -> Non
         assert code(answer) == (400, "malformed_request")
 
 
-def test_a_batch_says_how_large_its_batches_were(app_server: InProcess) -> None:
+def test_a_response_has_the_size_of_the_largest_batch(app_server: InProcess) -> None:
     answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16)
     batch = answer.headers["server-timing"].rsplit('batch;desc="', 1)[1].rstrip('"')
     ceiling = httpx2.get(f"{app_server.url}/v1/info").json()["batching"]["ceiling"]
@@ -247,7 +247,7 @@ def test_odd_headers_are_no_defect(app_server: InProcess, headers: dict[str, str
     assert code(post(app_server, "/v1/predict", content=b"no image", headers=headers)) == expected
 
 
-def test_an_image_in_the_place_of_json_is_told_so(app_server: InProcess) -> None:
+def test_an_image_in_place_of_json_is_refused_with_advice(app_server: InProcess) -> None:
     json = {"Content-Type": "application/json"}
     for path, advice in (
         ("/v1/predict", "its own Content-Type"),
@@ -270,12 +270,12 @@ def test_an_image_in_the_place_of_json_is_told_so(app_server: InProcess) -> None
         ("/v2/models/efficientnet_lite0/infer", "send a JSON body"),
     ],
 )
-def test_who_sent_nothing_is_told_what_to_send(app_server: InProcess, path: str, hint: str) -> None:
+def test_the_error_for_an_empty_body_names_what_to_send(app_server: InProcess, path: str, hint: str) -> None:
     answer = post(app_server, path)
     assert (answer.status_code, hint in answer.text) == (400, True)
 
 
-def test_json_without_its_content_type_is_told_so(app_server: InProcess) -> None:
+def test_json_without_its_content_type_is_refused_with_advice(app_server: InProcess) -> None:
     answer = post(app_server, "/v1/predict", content=b'{"image": "aGk="}')
     assert code(answer) == (415, "unsupported_media_type")
     assert "application/json" in answer.json()["detail"]

@@ -129,9 +129,7 @@ def test_errors_have_the_protocol_s_shape(
 
 
 @every
-def test_overload_is_told_with_when_to_come_again(
-    open_: InProcess, protocol: str, path: str, document: Document, shape: Shape
-) -> None:
+def test_overload_has_retry_after(open_: InProcess, protocol: str, path: str, document: Document, shape: Shape) -> None:
     assert httpx2.post(open_.url + path, json=document(BASE64)).status_code == 200  # long idle, it would try 1 ms
     answer = httpx2.post(open_.url + path, json=document(BASE64), headers={"X-Request-Timeout-Ms": "1"})
     refused(answer, 503, shape)
@@ -301,7 +299,7 @@ def test_below_a_protocol_s_prefix_errors_are_its_own(open_: InProcess, path: st
 
 
 @pytest.mark.parametrize("verb", ["explain", "regress", "", "predict/1"])
-def test_a_verb_that_there_is_not_is_told_so(open_: InProcess, verb: str) -> None:
+def test_an_unknown_verb_is_a_404(open_: InProcess, verb: str) -> None:
     for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}/versions/1"):
         body = refused(httpx2.post(f"{open_.url}{path}:{verb}"), 404, error_message)
         assert body["error"] == f"there is no verb :{verb}; use :predict or :classify"
@@ -323,7 +321,7 @@ def test_what_is_wrong_with_instances_is_named(open_: InProcess, document: dict[
     assert refused(answer, 400, error_message)["error"].startswith(detail)
 
 
-def test_classes_of_one_label_are_all_told(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_of_one_label_are_all_in_the_response(app_server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that differ but in what TorchServe writes for a space."""
     classifier = app_server.app.state.service.classifier
     labels = [Label(name) for name in ("a b", "window screen", "a_b", "a_b_2", "a  b")]

@@ -17,7 +17,7 @@ def files(n: int) -> list[tuple[str, tuple[str, bytes]]]:
     return [("file", (f"{i}.jpg", PHOTO)) for i in range(n)]
 
 
-def test_a_key_has_its_own_limit_and_is_told_when_to_come_again() -> None:
+def test_a_key_has_its_own_limit_and_retry_after() -> None:
     with served(api_keys="mine,yours", rate_limit="2/hour") as server:
         mine, yours = (httpx2.Client(base_url=server.url, headers={"X-API-Key": key}) for key in ("mine", "yours"))
         with mine, yours:
@@ -75,14 +75,14 @@ def limited(rate: str, **settings: object) -> tuple[RateLimit, Clock]:
     return RateLimit(Settings(_env_file=None, rate_limit=rate, **settings), clock), clock
 
 
-def test_what_is_over_the_limit_even_alone_is_not_told_to_come_again() -> None:
+def test_a_request_larger_than_the_limit_gets_no_retry_after() -> None:
     limit, _ = limited("4/hour")
     with pytest.raises(RateLimited, match="5 images") as refused:
         limit.charge("somebody", 5)
     assert refused.value.headers == {}
 
 
-def test_a_batch_is_told_when_all_of_it_fits() -> None:
+def test_a_batch_gets_the_time_when_all_of_it_fits() -> None:
     limit, clock = limited("4/minute")
     for images in (1, 2, 1):
         limit.charge("somebody", images)
@@ -145,7 +145,7 @@ def test_each_of_several_processes_grants_all_that_was_set() -> None:
         limit.charge("somebody", 1)
 
 
-def test_without_keys_an_address_is_a_caller_and_only_a_trusted_proxy_tells_another() -> None:
+def test_without_keys_an_address_is_a_caller_and_only_a_trusted_proxy_names_another() -> None:
     with served(rate_limit="1/hour", trusted_proxies="127.0.0.1") as server:
         for address in ("192.0.2.1", "192.0.2.2", "[2001:db8::1]:4711", "2001:db8:0:1::1"):
             asked = {"content": PHOTO, "headers": {"X-Forwarded-For": address}}

@@ -130,7 +130,7 @@ def test_a_part_of_a_batch_is_bounded_like_an_image_and_fails_alone(small_limits
 
 
 @pytest.mark.parametrize("kind", ["image/jpeg", "multipart/form-data; boundary=b", "application/json"])
-def test_a_limit_is_told_as_it_was_set(small_limits: InProcess, kind: str) -> None:
+def test_the_error_names_the_limit_as_it_was_set(small_limits: InProcess, kind: str) -> None:
     url, headers = f"{small_limits.url}/v1/predict", {"X-API-Key": "first-key", "Content-Type": kind}
     body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"x" * 1_450_000
     for content in (body, iter([body])):  # its length told, and not
@@ -157,7 +157,7 @@ def test_silence_ends_in_upload_timeout(small_limits: InProcess) -> None:
         assert wire.status() == 408
 
 
-def test_who_asks_before_sending_is_told_to_go_on_only_once_admitted(small_limits: InProcess) -> None:
+def test_100_continue_is_sent_only_after_admission(small_limits: InProcess) -> None:
     headers = [f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg", "Expect: 100-continue"]
     with Wire(small_limits.port) as wire:
         wire.head("/v1/predict", *headers, KEY)
@@ -204,7 +204,7 @@ def test_a_key_opens_and_health_needs_none(small_limits: InProcess) -> None:
         (b"GET /livez HTTP/1.1\r\nHost: topk\r\nX: " + b"a" * 65_000 + b"\r\n\r\n", 200),
     ],
 )
-def test_a_head_that_is_too_long_is_told_so(app_server: InProcess, head: bytes, status: int) -> None:
+def test_a_head_that_is_too_long_is_refused(app_server: InProcess, head: bytes, status: int) -> None:
     for _ in range(10):
         with Wire(app_server.port) as wire:
             wire.send(head)

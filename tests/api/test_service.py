@@ -53,7 +53,7 @@ def test_a_client_that_honours_retry_after_outlasts_a_start_of_a_minute() -> Non
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/v1/predict", "/v1/info"])
-def test_while_loading_the_expected_time_is_told(path: str) -> None:
+def test_while_loading_the_expected_time_is_in_the_response(path: str) -> None:
     with TestClient(create_app(Settings(_env_file=None), Readiness(), lambda *_: None)) as client:
         answer = client.request("POST" if path == "/v1/predict" else "GET", path, content=b"x")
         assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")

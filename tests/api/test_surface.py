@@ -19,7 +19,7 @@ def test_every_answer_carries_an_id_and_its_timing(app_server: InProcess) -> Non
         assert re.search(r"total;dur=\d", answer.headers["server-timing"])
 
 
-def test_a_prediction_tells_its_stages(app_server: InProcess) -> None:
+def test_a_prediction_has_its_stages_in_server_timing(app_server: InProcess) -> None:
     timing = httpx2.post(f"{app_server.url}/v1/predict", content=PHOTO).headers["server-timing"]
     names = [entry.split(";")[0] for entry in timing.split(", ")]
     assert names == ["upload", "decode", "queue", "inference", "total", "batch"]

@@ -114,7 +114,7 @@ def test_a_parameter_out_of_range_is_named(app_server: InProcess, path: str, que
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/predict/batch"])
-def test_a_model_without_wnids_says_so_before_the_body_comes(without_wnids: InProcess, path: str) -> None:
+def test_a_model_without_wnids_refuses_before_the_body_arrives(without_wnids: InProcess, path: str) -> None:
     with Wire(without_wnids.port) as wire:
         wire.head(f"{path}?taxonomy=true", "Content-Type: image/jpeg", "Content-Length: 100000")
         assert wire.status() == 400
@@ -127,7 +127,7 @@ def test_a_model_without_wnids_has_no_nodes(without_wnids: InProcess) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_a_node_tells_what_it_is_and_what_is_around_it(app_server: InProcess) -> None:
+def test_a_node_has_its_label_gloss_parents_children_and_classes(app_server: InProcess) -> None:
     dog = node(app_server, DOG)
     assert dog.keys() == {"wnid", "label", "gloss", "parents", "children", "leaves"}
     assert (dog["wnid"], dog["label"]) == (DOG, "dog")
@@ -159,7 +159,7 @@ def test_a_node_needs_a_key_where_keys_are_asked_for(small_limits: InProcess) ->
     assert httpx2.get(url, headers={"Authorization": "Bearer first-key"}).status_code == 200
 
 
-def test_the_documentation_tells_of_it() -> None:
+def test_the_openapi_document_describes_it() -> None:
     paths = create_app(Settings(_env_file=None)).openapi()["paths"]
     for path in ("/v1/predict", "/v1/predict/batch"):
         assert {"taxonomy", "confidence"} <= {parameter["name"] for parameter in paths[path]["post"]["parameters"]}

@@ -80,7 +80,7 @@ def test_the_camera_is_used_by_keyboard(page: Page) -> None:
     expect(page.locator("#camera")).to_be_focused()
 
 
-def test_a_screen_reader_is_told_once(page: Page) -> None:
+def test_a_result_is_announced_to_screen_readers_once(page: Page) -> None:
     page.set_input_files("#file", CAT)
     expect(page.get_by_role("status").last).to_have_text(re.compile(r"^Most likely .* cat, \d+ percent\.$"))
     page.set_input_files("#file", [BROKEN])

@@ -147,7 +147,7 @@ def test_no_frame_is_sent_before_the_server_wants_one(page: Page) -> None:
     assert [b - a for a, b in pairwise(sent)] == [5000, 5000, 5000]
 
 
-def test_without_a_secure_context_the_reason_is_said(blank: Page, embedded_server: Server) -> None:
+def test_without_a_secure_context_the_reason_is_shown(blank: Page, embedded_server: Server) -> None:
     blank.goto(f"http://{INSECURE}:{embedded_server.port}/")
     blank.click("#camera")
     expect(blank.locator("#problem-title")).to_have_text("The camera cannot be used")
@@ -155,7 +155,7 @@ def test_without_a_secure_context_the_reason_is_said(blank: Page, embedded_serve
     expect(blank.locator("#camera")).to_be_visible()
 
 
-def test_a_camera_that_may_not_be_used_is_said_to_be_one(launch: Launch, embedded_server: Server) -> None:
+def test_a_camera_without_permission_is_reported(launch: Launch, embedded_server: Server) -> None:
     with launch(may=False) as browser:
         page = opened(new_page(browser), embedded_server.url)
         page.click("#camera")
@@ -166,7 +166,7 @@ def test_a_camera_that_may_not_be_used_is_said_to_be_one(launch: Launch, embedde
         expect_cat(page)
 
 
-def test_where_there_is_none_the_reason_is_said(launch: Launch, embedded_server: Server) -> None:
+def test_without_a_camera_the_reason_is_shown(launch: Launch, embedded_server: Server) -> None:
     with launch(cameras=0) as browser:
         page = opened(new_page(browser), embedded_server.url)
         page.click("#camera")

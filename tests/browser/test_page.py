@@ -85,7 +85,7 @@ def test_the_served_model_is_named(page: Page) -> None:
     ],
     ids=["broken", "text"],
 )
-def test_a_bad_file_is_told_in_plain_words(page: Page, file: FilePayload, title: str, code: str) -> None:
+def test_a_bad_file_is_explained_in_plain_words(page: Page, file: FilePayload, title: str, code: str) -> None:
     with page.expect_response("**/v1/predict*") as answered:
         page.set_input_files("#file", file)
     problem = answered.value.json()

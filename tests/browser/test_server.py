@@ -25,7 +25,7 @@ def _full(server: Server) -> Iterator[None]:
         yield
 
 
-def test_a_full_server_is_told_and_asked_again(blank: Page, walled_server: Server) -> None:
+def test_an_overloaded_server_is_reported_and_the_request_retried(blank: Page, walled_server: Server) -> None:
     page = unlocked(blank, walled_server)
     with _full(walled_server):
         page.set_input_files("#file", CAT)

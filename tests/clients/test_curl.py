@@ -31,7 +31,7 @@ def test_torchserve(embedded_server: Server, counts: Any, upload: tuple[str, str
     assert sorted(answer.values(), reverse=True) == list(answer.values())
 
 
-def test_torchserve_says_what_is_wrong(embedded_server: Server) -> None:
+def test_torchserve_errors_name_what_is_wrong(embedded_server: Server) -> None:
     answer = curl(f"{embedded_server.url}/predictions/another", "-T", str(CAT))
     assert (answer["code"], answer["type"]) == (404, "ModelNotFoundException")
     answer = curl(f"{embedded_server.url}/predictions/{MODEL}", "-T", __file__)
@@ -63,7 +63,7 @@ def test_tensorflow_serving(embedded_server: Server, counts: Any) -> None:
     assert [label for label, _ in classified["result"][0]][:4] == LABELS
 
 
-def test_tensorflow_serving_says_which_instance_is_bad(embedded_server: Server) -> None:
+def test_tensorflow_serving_errors_name_the_bad_instance(embedded_server: Server) -> None:
     predict = f"{embedded_server.url}/v1/models/{MODEL}:predict"
     body = json.dumps({"instances": [{"b64": BASE64}, {"b64": BASE64[:1000]}]})
     assert curl("-d", "@-", predict, content=body)["error"].startswith("instances[1]: ")

@@ -39,7 +39,7 @@ def test_parameters_are_taken(embedded_server: Server) -> None:
     assert scores(function_to_apply="softmax")[0] < 0.6
 
 
-def test_what_is_refused_says_why(embedded_server: Server) -> None:
+def test_a_refusal_has_the_reason(embedded_server: Server) -> None:
     client = InferenceClient(model=embedded_server.url)
     with pytest.raises(HfHubHTTPError, match="415"):
         client.image_classification(b"text")

@@ -122,7 +122,7 @@ def test_an_image_alone(embedded_server: Server, counts: Any) -> None:
         (MODEL, tensor(np.zeros((33, 3, 1, 1), np.float32)), 413, "33 images; a request may have at most 32"),
     ],
 )
-def test_what_is_refused_says_why(
+def test_a_refusal_has_the_reason(
     client: triton.InferenceServerClient, model: str, image: Any, status: int, detail: str
 ) -> None:
     with pytest.raises(InferenceServerException, match=detail) as refused:

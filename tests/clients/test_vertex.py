@@ -25,7 +25,7 @@ def test_instances_are_predicted_in_order(vertex_container: Server, counts: Any)
     assert [[entry["label"] for entry in row] for row in answer.json()["predictions"]] == [LABELS] * 3
 
 
-def test_what_is_wrong_is_said(vertex_container: Server) -> None:
+def test_the_error_names_what_is_wrong(vertex_container: Server) -> None:
     refused = predict(vertex_container, {"instances": [{"b64": BASE64}, {"b64": "?"}]})
     assert (refused.status_code, refused.json()["error"][:12]) == (400, "instances[1]")
     refused = predict(vertex_container, {"instances": [{"b64": BASE64}], "parameters": {"top_k": 1001}})

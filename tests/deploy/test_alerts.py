@@ -64,7 +64,7 @@ def test_every_series_asked_for_is_exported(query: str, exported: list[tuple[str
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_says_what_it_is_and_where_to_read_on(name: str) -> None:
+def test_every_alert_has_a_description_and_a_runbook_section(name: str) -> None:
     rule = ALERTS[name]
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}

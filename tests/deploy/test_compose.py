@@ -72,7 +72,7 @@ def test_it_has_no_more_rights_than_it_needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_it_tells_its_health_on_a_port_of_its_own(name: str) -> None:
+def test_its_health_check_uses_its_own_port(name: str) -> None:
     *_, url = SERVICES[name]["healthcheck"]["test"]
     found = re.match(r"http://127\.0\.0\.1:(\d+)/", url)
     assert found

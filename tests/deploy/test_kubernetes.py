@@ -123,7 +123,7 @@ def test_kserve_probes_as_kubernetes_does() -> None:
     assert [patience(container) for container in CONTAINERS[1:]] == [patience(CONTAINER)] * 2
 
 
-def test_a_start_may_take_as_long_as_its_probe_says() -> None:
+def test_a_start_may_take_as_long_as_its_probe_allows() -> None:
     startup = PROBES["startup"]
     assert startup["failureThreshold"] * startup["periodSeconds"] < DEPLOYMENT["progressDeadlineSeconds"]
 

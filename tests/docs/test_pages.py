@@ -129,7 +129,7 @@ def test_every_page_is_linked() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_nothing_is_said_to_be_on_the_package_index(page: str) -> None:
+def test_no_page_installs_topk_from_the_package_index(page: str) -> None:
     assert not re.search(
         r"pip install '?topk",
         text(page).replace("pip install 'topk[otel]'", "") if page == "docs/settings.md" else text(page),

@@ -169,7 +169,7 @@ def test_an_int8_model_is_served_in_nothing_else(model: Model, asked: str) -> No
 
 
 @pytest.mark.parametrize("exported", ["auto", "float32"])
-def test_how_an_int8_model_is_made_is_said_where_one_is_asked_for(model: Model, exported: str) -> None:
+def test_the_error_for_int8_explains_how_to_export_an_int8_model(model: Model, exported: str) -> None:
     with pytest.raises(
         ModelError, match=r"resnet18 is not an int8 model; .*`topk export .*--precision int8 --calibrate DIR`"
     ):

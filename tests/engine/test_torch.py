@@ -215,7 +215,7 @@ def test_a_gpu_scores_as_a_plain_torch_loop(model: Model, logits: torch.Tensor) 
 
 
 @pytest.mark.gpu
-def test_a_gpu_tells_how_much_of_its_memory_is_held(model: Model) -> None:
+def test_a_gpu_reports_its_held_memory(model: Model) -> None:
     engine = TorchEngine(model, "cuda", "float32")
     engine.load()
     weights = sum(parameter.nbytes for parameter in engine._module.parameters())

@@ -128,7 +128,7 @@ def test_no_node_with_fewer_classes_than_the_answer_reaches_the_confidence(tree:
         assert not (sums[fewer] >= reached).any()
 
 
-def test_a_model_that_hesitates_between_twenty_breeds_says_dog(tree: Taxonomy) -> None:
+def test_a_model_that_hesitates_between_twenty_breeds_answers_dog(tree: Taxonomy) -> None:
     row = np.full(1000, 0.03 / 980)
     row[list(DOGS)[::6]] = 0.97 / 20
     [sums] = tree.sums(row[None])

@@ -321,7 +321,7 @@ def test_first_picture_of_a_multi_picture_jpeg_counts() -> None:
     assert np.abs(crop(data, fast=True) - crop(data)).mean() < 4
 
 
-def test_baseline_jpeg_in_several_scans_is_told_apart() -> None:
+def test_baseline_jpeg_in_several_scans_is_recognised() -> None:
     frame = hostile.jpeg_segment(0xC0, struct.pack(">BHHB", 8, 8, 8, 3) + b"\1\x11\0\2\x11\0\3\x11\0")
     scan = hostile.jpeg_segment(0xDA, b"\1\1\0\0\x3f\0")
     header = images.read_header(b"\xff\xd8" + frame + scan * 3 + b"\xff\xd9", MAX_PIXELS)
@@ -346,13 +346,13 @@ def test_fast_decoding_stays_above_twice_the_resize(short: int, preset: Preproce
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
-def test_header_tells_the_size(format: str) -> None:
+def test_header_has_the_size(format: str) -> None:
     header = images.read_header(picture(format, (64, 48)), MAX_PIXELS)
     assert (header.format, header.width, header.height, header.pixels) == (format, 64, 48, 64 * 48)
 
 
 @heif
-def test_header_of_a_heic_tells_the_size_of_what_is_coded() -> None:
+def test_header_of_a_heic_has_the_size_of_the_coded_image() -> None:
     header = images.read_header(picture("HEIF", (64, 48)), MAX_PIXELS)
     assert (header.format, header.width, header.height) == ("HEIF", 64, 64)  # whole blocks, cropped by the container
 
@@ -403,7 +403,7 @@ def test_more_pixels_than_pillow_accepts_are_too_many() -> None:
         images.decode(header, PRESET, fast=True)
 
 
-def test_progressive_jpeg_is_told_apart() -> None:
+def test_progressive_jpeg_is_recognised() -> None:
     assert images.read_header(picture("JPEG", progressive=True), MAX_PIXELS).progressive
     assert not images.read_header(picture("JPEG"), MAX_PIXELS).progressive
 

@@ -194,7 +194,7 @@ def test_what_the_child_refuses_is_refused_in_its_words(spec: str, words: str, w
 
 
 @pytest.mark.slow
-def test_a_network_that_does_not_convert_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_network_that_does_not_convert_raises_not_convertible(tmp_path: Path) -> None:
     network = seeded(torchvision.models.squeezenet1_1)
     nn.init.constant_(next(network.parameters()), float("nan"))
     torch.save(network.state_dict(), tmp_path / "nan.pth")

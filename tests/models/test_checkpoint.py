@@ -38,7 +38,7 @@ def test_a_checkpoint_takes_no_other_weights(tmp_path: Path) -> None:
         resolve(Settings(model="yolo11n-cls.pt", weights=tmp_path, trust_checkpoint=True, _env_file=None))
 
 
-def test_without_the_package_it_says_what_to_install() -> None:
+def test_without_the_package_the_error_names_what_to_install() -> None:
     start = (
         "import sys, importlib.util as util; find = util.find_spec;"
         "util.find_spec = lambda name: None if name == 'ultralytics' else find(name);"

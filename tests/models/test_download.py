@@ -254,7 +254,7 @@ def test_a_cache_that_cannot_be_made_is_a_clear_error(
         download.fetch(f"http://127.0.0.1:1/{NAME}")
 
 
-def test_a_full_disk_is_said_and_nothing_is_left_on_it(checkpoints: Path) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_left_on_it(checkpoints: Path) -> None:
     with serving(whole) as origin, files_of_at_most(HALF):
         with pytest.raises(ModelError, match=r"cannot be downloaded: .*too large"):
             download.fetch(origin.url())

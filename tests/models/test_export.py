@@ -133,7 +133,7 @@ def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-def test_photographs_are_told_apart_by_folders_of_own_classes_too(tmp_path: Path) -> None:
+def test_photographs_in_folders_of_own_classes_have_labels_too(tmp_path: Path) -> None:
     shapes = make(tmp_path, count=10)
     labels = (Label("square"), Label("disc"))
     preprocessing = Preprocessing(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

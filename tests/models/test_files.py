@@ -124,7 +124,7 @@ def test_bytes_that_are_no_weights_are_a_clear_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["hello", "eventually", "1234", "weights: none"])
-def test_text_is_said_to_be_no_file_of_torch_s(text: str, tmp_path: Path) -> None:
+def test_text_is_refused_as_a_weights_file(text: str, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text(text)
     with pytest.raises(
         ModelError, match=r"or was not written by torch\.save; save only the state dict, or use safe\w+$"

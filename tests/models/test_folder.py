@@ -51,7 +51,7 @@ def test_what_is_written_is_what_is_read(resnet18_folder: Path, written: Model) 
     assert model.openvino == resnet18_folder / "openvino.xml"
 
 
-def test_the_description_tells_what_made_it(resnet18_folder: Path) -> None:
+def test_the_description_has_the_versions_that_made_it(resnet18_folder: Path) -> None:
     document = orjson.loads((resnet18_folder / "model.json").read_bytes())
     assert document["format"] == folder.FORMAT
     assert document["versions"].keys() == {"topk", "torch", "torchvision", "timm", "openvino"}
@@ -156,7 +156,7 @@ def test_a_description_that_is_none_is_refused(copy: Path, content: bytes) -> No
         (b'{"labels": [["cat"]]}', r"it has no format, .*, labels\.0\.1, .*"),
     ],
 )
-def test_what_a_description_lacks_is_said_in_one_line(copy: Path, content: bytes, words: str) -> None:
+def test_what_a_description_lacks_is_named_in_one_line(copy: Path, content: bytes, words: str) -> None:
     (copy / "model.json").write_bytes(content)
     with pytest.raises(ModelError, match=rf"model\.json is not a model description: {words}\Z"):
         folder.load(copy)
@@ -232,7 +232,7 @@ def test_a_place_where_no_folder_can_be_is_refused(written: Model, tmp_path: Pat
 
 
 @pytest.mark.parametrize("weights", [True, slow(False)], ids=["safetensors", "OpenVINO"])
-def test_a_full_disk_is_said_in_a_sentence(written: Model, tmp_path: Path, weights: bool) -> None:
+def test_a_full_disk_is_one_plain_error(written: Model, tmp_path: Path, weights: bool) -> None:
     with files_of_at_most(1_000_000), pytest.raises(ModelError, match=r"mine cannot be written: .* disk may be full"):
         folder.write(written, tmp_path / "mine", weights=weights)
 
@@ -256,9 +256,7 @@ def test_a_path_that_is_no_model_folder_is_a_clear_error(tmp_path: Path, convert
 
 
 @pytest.mark.parametrize("converted", [False, True])
-def test_a_path_where_nothing_is_is_said_to_be_one(
-    tmp_path: Path, converted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path, converted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in ("nowhere/resnet50", "nowhere.pth", "nowhere.pt"):
         with pytest.raises(ModelError, match=rf"^{path} does not exist"):
@@ -266,7 +264,7 @@ def test_a_path_where_nothing_is_is_said_to_be_one(
 
 
 @pytest.mark.parametrize("path", ["mine.pth", "./mine.safetensors"])
-def test_weights_that_are_named_as_the_model_are_told_where_they_belong(
+def test_weights_named_as_the_model_are_refused_with_advice(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -45,7 +45,7 @@ def test_auto_takes_the_newest_resnet50_from_the_cache(checkpoints: Path) -> Non
     assert torch.equal(model.build().fc.weight, state["fc.weight"])
 
 
-def test_auto_falls_back_to_the_embedded_model_and_says_so(checkpoints: Path) -> None:
+def test_auto_falls_back_to_the_embedded_model_with_a_warning(checkpoints: Path) -> None:
     model = resolve(settings())
     assert model.name == model.architecture == "efficientnet_lite0"
     assert model.warning is not None

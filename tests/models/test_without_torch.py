@@ -41,7 +41,7 @@ def test_a_model_folder_is_served(resnet18_folder: Path) -> None:
     ],
     ids=["serve", "embedded", "auto", "predict", "timm", "checkpoint", "export", "models"],
 )
-def test_what_needs_it_says_so(arguments: tuple[str | Path, ...], what: str) -> None:
+def test_what_needs_torch_fails_with_the_reason(arguments: tuple[str | Path, ...], what: str) -> None:
     ran = topk(*arguments)
     assert ran.returncode == 1
     assert f"{what} needs PyTorch, which is not installed; without it, topk serves model folders" in ran.stderr
@@ -49,7 +49,7 @@ def test_what_needs_it_says_so(arguments: tuple[str | Path, ...], what: str) -> 
 
 
 @pytest.mark.parametrize("choice", [("--engine", "torch"), ("--device", "cuda")])
-def test_a_folder_on_its_engine_says_so_too(resnet18_folder: Path, choice: tuple[str, str]) -> None:
+def test_a_folder_on_the_torch_engine_fails_with_the_reason(resnet18_folder: Path, choice: tuple[str, str]) -> None:
     ran = topk("predict", CAT, "--model", resnet18_folder, *choice)
     assert ran.returncode == 1
     assert "the engine torch needs PyTorch" in ran.stderr

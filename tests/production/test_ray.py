@@ -344,7 +344,7 @@ def test_a_setting_that_is_none_is_refused(cluster: Cluster) -> None:
         pytest.importorskip("deploy.ray.app").build({"modle": MODEL})
 
 
-def test_a_redeploy_that_cannot_load_is_told_and_leaves_the_old_replicas(cluster: Cluster) -> None:
+def test_a_redeploy_that_cannot_load_is_reported_and_keeps_the_old_replicas(cluster: Cluster) -> None:
     cluster.deploy({"model": "nonsense"}, TWO)
     wait_until(lambda: "no model 'nonsense'" in getattr(cluster.status(), "message", ""))
     assert {cluster.post(PHOTO).status_code for _ in range(10)} == {200}

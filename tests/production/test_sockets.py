@@ -308,7 +308,7 @@ def test_the_body_of_a_request_without_need_of_one_is_no_request(server: Server,
         assert b"preprocessing" not in wire.received
 
 
-def test_at_its_limit_of_files_a_server_says_so_and_goes_on(files: None) -> None:
+def test_at_its_limit_of_files_a_server_warns_and_continues(files: None) -> None:
     server = Server("--model", "efficientnet_lite0", under=("prlimit", "--nofile=60:160"))
     process = psutil.Process(server.process.pid)
     with contextlib.ExitStack() as stack:

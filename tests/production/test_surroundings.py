@@ -51,7 +51,7 @@ def small_disk(folder: Path, size: str) -> tuple[str, ...]:
     return ("prlimit", f"--fsize={1024 * int(size[:-1])}")
 
 
-def test_a_model_that_does_not_fit_on_the_disk_is_said_in_a_sentence(tmp_path: Path, resnet18_weights: Path) -> None:
+def test_a_model_that_does_not_fit_on_the_disk_is_one_plain_error(tmp_path: Path, resnet18_weights: Path) -> None:
     server = Server(
         *("--model", "resnet18", "--weights", str(resnet18_weights)),
         env={"TOPK_CACHE_DIR": str(tmp_path)},

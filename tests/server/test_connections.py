@@ -40,7 +40,7 @@ def test_a_head_that_comes_byte_by_byte_must_be_whole_in_time(server: InProcess)
         wire.read_all()
 
 
-def test_a_connection_that_says_nothing_is_closed(server: InProcess) -> None:
+def test_a_silent_connection_is_closed(server: InProcess) -> None:
     with Wire(server.port) as wire:
         assert wire.read_all() == b""
 

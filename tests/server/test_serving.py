@@ -36,7 +36,7 @@ def children(server: Server) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children(recursive=True)
 
 
-def test_ready_is_said_with_model_device_address_and_a_curl(embedded_server: Server) -> None:
+def test_ready_is_logged_with_model_device_address_and_a_curl(embedded_server: Server) -> None:
     ready = embedded_server.wait_for("ready")
     assert (ready["model"], ready["device"]) == ("efficientnet_lite0", "cpu")
     assert ready["address"] == embedded_server.url
@@ -82,7 +82,7 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:
     assert server.stop() == 0
 
 
-def test_while_draining_late_arrivals_are_served_and_told_to_go() -> None:
+def test_while_draining_late_requests_are_served_with_connection_close() -> None:
     server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "8000"})
     with Wire(server.port) as idle, httpx2.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
@@ -153,7 +153,7 @@ def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_noth
     assert list(tmp_path.iterdir()) == []
 
 
-def test_until_the_model_is_warm_the_service_says_so() -> None:
+def test_until_the_model_is_warm_the_service_is_not_ready() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     listener.close()
@@ -178,7 +178,7 @@ def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> Non
     assert server.stop() == 0
 
 
-def test_it_says_that_it_is_ready_once_it_can_be_asked() -> None:
+def test_ready_is_logged_once_requests_are_accepted() -> None:
     settings = Settings(model=MODEL[1], host="127.0.0.1", port=0, listen_early=False, _env_file=None)
     refused: list[bool] = []
 
@@ -212,7 +212,7 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
         ([*MODEL, "--api-keys-file", "nowhere"], "cannot read the API keys"),
     ],
 )
-def test_what_cannot_be_served_is_said_plainly_with_exit_code_1(options: list[str], words: str) -> None:
+def test_what_cannot_be_served_is_one_error_with_exit_code_1(options: list[str], words: str) -> None:
     server = Server(*options)
     assert server.process.wait(60) == 1
     server.stop()
@@ -221,7 +221,7 @@ def test_what_cannot_be_served_is_said_plainly_with_exit_code_1(options: list[st
     assert "Traceback" not in said
 
 
-def test_a_port_that_is_taken_is_said_at_once(embedded_server: Server) -> None:
+def test_a_port_in_use_is_reported_at_once(embedded_server: Server) -> None:
     taken = embedded_server.port
     second = Server("--port", str(taken), *MODEL)
     assert second.process.wait(60) == 1
@@ -261,7 +261,7 @@ def test_memory_stays_where_it_is_over_a_thousand_requests(resnet_server: Server
     assert process.memory_info().rss < before * 1.05
 
 
-def test_a_second_ctrl_c_ends_at_once_and_says_that_work_was_cut_off() -> None:
+def test_a_second_ctrl_c_stops_at_once_and_logs_that_requests_were_cut_off() -> None:
     server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "60000"})
     with Wire(server.port) as wire:
         wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")

@@ -43,7 +43,7 @@ def test_another_server_s_app_does_not_start_either(monkeypatch: pytest.MonkeyPa
     [("one,two", "API keys are required", 2), (None, "no API key is required", 0)],
     ids=["keys", "none"],
 )
-def test_the_log_says_whether_keys_are_required_and_what_is_done_and_nothing_about_service_links(
+def test_the_log_has_whether_keys_are_required_and_the_steps_but_no_service_links(
     keys: str | None, event: str, count: int, workers: str
 ) -> None:
     variables = SERVICE_LINKS | ({"TOPK_API_KEYS": keys} if keys else {})

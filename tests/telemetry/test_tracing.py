@@ -178,7 +178,7 @@ def test_stages_lie_within_their_request_in_their_order(server: Server, collecto
         assert stages[before].end_time_unix_nano <= stages[after].start_time_unix_nano + 1_000
 
 
-def test_stages_take_as_long_as_server_timing_says(server: Server, collector: Collector) -> None:
+def test_stages_take_as_long_as_in_server_timing(server: Server, collector: Collector) -> None:
     answer = traced(server)
     told = dict(entry.split(";dur=") for entry in answer.headers["server-timing"].split(", ") if ";dur=" in entry)
     span = span_of(answer, collector)
@@ -245,7 +245,7 @@ def test_several_images_share_the_spans_of_their_stages(server: Server, collecto
     assert set(collector.below(span)) == STAGES
 
 
-def test_a_client_that_leaves_is_told_of_too(server: Server, collector: Collector) -> None:
+def test_a_disconnected_client_has_a_span_too(server: Server, collector: Collector) -> None:
     with Wire(server.port) as wire:
         wire.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "X-Request-ID: gone", "Content-Type: image/jpeg")
         wire.send(PHOTO[:100])
@@ -325,14 +325,14 @@ def test_the_end_does_not_wait_for_a_collector_that_does_not_answer(monkeypatch:
         collector.over.set()
 
 
-def test_without_the_extra_it_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "app.telemetry.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ModelError, match=r"^traces need the extra otel: pip install '\.\[otel\]'$"):
         create_app(Settings(traces=True, _env_file=None))
 
 
-def test_a_senseless_variable_is_said_at_start_with_exit_code_1() -> None:
+def test_an_invalid_variable_stops_the_start_with_exit_code_1() -> None:
     server = Server(*MODEL, env={"TOPK_TRACES": "true", "OTEL_BSP_MAX_QUEUE_SIZE": "0"})
     assert server.process.wait(60) == 1
     server.stop()

@@ -56,7 +56,7 @@ def test_the_table_has_a_row_for_each_point_by_its_load() -> None:
     ]
 
 
-def test_what_the_table_does_not_say_is_said_below() -> None:
+def test_what_the_table_omits_is_below_it() -> None:
     said = printed(SEARCH)
     assert "capacity: 70 requests/s" in said
     assert "counts from the scheduled arrival" in said
@@ -64,7 +64,7 @@ def test_what_the_table_does_not_say_is_said_below() -> None:
     assert "used 5% of a core" in said
 
 
-def test_a_search_that_found_nothing_says_so() -> None:
+def test_a_search_that_found_nothing_is_reported() -> None:
     assert "capacity: not found" in printed(result(made(Open(80, 1), 1, 9), mode="capacity"))
     assert "nothing was measured" in printed(result())
 
@@ -118,7 +118,7 @@ def test_points_without_an_answer_are_no_reason_to_fail() -> None:
     assert "<svg" in report.page(result(made(Open(10, 1), 0, timeouts=9), made(Open(20, 1), 0), mode="open"))
 
 
-def test_a_report_that_cannot_be_written_is_said_before_and_after(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_fails_before_and_after(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="no such folder"):
         page.check(tmp_path / "none" / "report.html")
     with pytest.raises(ReportError, match="cannot be written"):

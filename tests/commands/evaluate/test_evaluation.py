@@ -53,7 +53,7 @@ def test_the_reference_answers_beside_it(evaluation: Evaluation) -> None:
         assert one["evaluated"]["class_id"] != one["reference"]["class_id"]
 
 
-def test_the_table_tells_it_all(evaluation: Evaluation) -> None:
+def test_the_table_has_all_results(evaluation: Evaluation) -> None:
     said = printed(evaluation)
     for words in (
         "efficientnet_lite0",
@@ -95,7 +95,7 @@ def test_a_misspelt_model_is_refused_before_images_are_listed(plan: EvaluationPl
             pass
 
 
-def test_where_nothing_can_be_read_the_first_reason_is_said(tmp_path: Path) -> None:
+def test_if_nothing_can_be_read_the_error_has_the_first_reason(tmp_path: Path) -> None:
     (tmp_path / "tabby").mkdir()
     (tmp_path / "tabby" / "note.jpg").write_text("no picture")
     with pytest.raises(EvaluationError, match=r"none of 1 images.*note\.jpg.*unsupported_media_type"):  # noqa: SIM117

@@ -36,7 +36,7 @@ def test_folders_are_named_by_index_where_no_name_is_a_label(tmp_path: Path) -> 
     assert sorted(read(folders(tmp_path, "0", "999"), LABELS).truth) == [0, 999]
 
 
-def test_a_number_that_is_a_label_is_that_label_and_it_is_said(tmp_path: Path) -> None:
+def test_a_number_that_is_a_label_is_that_label_with_a_note(tmp_path: Path) -> None:
     labels = (Label("7"), Label("1"), Label("0"))
     found = read(folders(tmp_path, "0", "1", "7"), labels)
     assert found.truth.tolist() == [2, 1, 0]
@@ -95,7 +95,7 @@ def test_a_table_names_files_relative_to_itself(tmp_path: Path) -> None:
     assert found.truth.tolist() == [1, 0]
 
 
-def test_files_that_are_listed_again_are_told_of(tmp_path: Path) -> None:
+def test_files_listed_twice_are_noted(tmp_path: Path) -> None:
     table = tmp_path / "list.csv"
     table.write_text("file, label\na.jpg, goldfish\nb.jpg, tench\na.jpg, tench\n")
     found = find(table)
@@ -116,14 +116,14 @@ def test_files_that_are_listed_again_are_told_of(tmp_path: Path) -> None:
         (b"file,label\n\xff.jpg,goldfish\n", "UTF-8"),
     ],
 )
-def test_a_table_that_is_none_is_said_in_a_sentence(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_file_that_is_not_a_table_is_one_plain_error(tmp_path: Path, content: bytes, words: str) -> None:
     table = tmp_path / "list.csv"
     table.write_bytes(content)
     with pytest.raises(EvaluationError, match=words):
         find(table)
 
 
-def test_nothing_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_folder_is_one_plain_error(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no such folder or CSV file"):
         find(tmp_path / "none")
     (tmp_path / "goldfish").mkdir()

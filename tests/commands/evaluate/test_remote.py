@@ -97,12 +97,12 @@ def test_a_service_that_is_gone_ends_the_run() -> None:
 
 
 @pytest.mark.parametrize("info", [{"model": "x"}, {}])
-def test_what_is_no_topk_is_said_in_a_sentence(info: dict[str, Any]) -> None:
+def test_a_server_that_is_not_topk_is_one_plain_error(info: dict[str, Any]) -> None:
     with Service(info=info) as service, pytest.raises(EvaluationError, match="not a topk service"):
         ask(service)
 
 
-def test_a_service_that_cannot_classify_a_grey_square_is_said_in_a_sentence() -> None:
+def test_a_service_that_cannot_classify_a_grey_square_is_one_plain_error() -> None:
     broken: Problem = (500, {"code": "internal", "detail": "a defect"}, {})
     with Service(problem=lambda content: broken) as service, pytest.raises(EvaluationError, match="a defect"):
         ask(service)

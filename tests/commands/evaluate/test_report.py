@@ -78,7 +78,7 @@ def test_names_of_files_are_text(page: str) -> None:
     assert "&lt;b&gt;noise &amp; more.png" in page
 
 
-def test_it_tells_what_the_figures_are(page: str, evaluation: Evaluation) -> None:
+def test_it_explains_the_figures(page: str, evaluation: Evaluation) -> None:
     text = " ".join(" ".join(Balanced(page).texts).split())
     for words in (
         "top-1 accuracy",
@@ -126,6 +126,6 @@ def test_a_picture_that_is_gone_leaves_a_gap(evaluation: Evaluation) -> None:
     assert Balanced(report.page(found, PIXELS)).images == []
 
 
-def test_one_that_cannot_be_written_is_said_in_a_sentence(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_one_plain_error(evaluation: Evaluation, tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="cannot be written"):
         report.write(evaluation, tmp_path, PIXELS)

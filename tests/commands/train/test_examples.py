@@ -85,7 +85,7 @@ def test_too_little_that_can_be_read_is_refused_with_a_reason(tmp_path: Path) ->
         examples.check(found, True)
 
 
-def test_why_a_class_has_none_left_is_said(tmp_path: Path) -> None:
+def test_the_error_explains_why_a_class_has_no_images_left(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         put(tmp_path, *numbered(name, 6))
         for path in (tmp_path / name).iterdir():

@@ -62,7 +62,7 @@ def test_each_image_is_computed_once_wherever_it_lies(tmp_path: Path) -> None:
     assert all(np.array_equal(again[digest], row) for digest, row in first.items())
 
 
-def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_and_reported(tmp_path: Path) -> None:
     folder = make(tmp_path / "shapes", count=2)
     (folder / "disc" / "notes.jpg").write_text("no picture")
     (folder / "disc" / "0.png").write_bytes((folder / "disc" / "0.png").read_bytes()[:200])

@@ -22,7 +22,7 @@ def words(page: str) -> str:
 
 
 @pytest.mark.slow
-def test_it_tells_how_the_model_was_made(trained: tuple[Trained, Path]) -> None:
+def test_it_describes_how_the_model_was_made(trained: tuple[Trained, Path]) -> None:
     page = report.page(trained[0], PIXELS)
     text = words(page)
     for told in (

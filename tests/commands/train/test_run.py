@@ -31,14 +31,14 @@ Found = tuple[Trained, Path]
 LABELS = [["disc", None], ["square", None]]
 
 
-def test_it_tells_the_held_out_pictures_apart(trained: Found) -> None:
+def test_it_classifies_the_held_out_pictures(trained: Found) -> None:
     found, _ = trained
     assert (len(found.learned.sides.learned), found.evaluation.metrics.n) == (12, 4)
     assert found.evaluation.metrics.top1 >= 0.75
     assert found.learned.warnings == []
 
 
-def test_the_folder_tells_what_it_is_and_came_from(trained: Found) -> None:
+def test_the_folder_describes_the_model_and_its_origin(trained: Found) -> None:
     found, out = trained
     told = description(out)
     assert (told["labels"], told["weights"], told["architecture"]) == (LABELS, "trained", "efficientnet_lite0")
@@ -135,7 +135,7 @@ def test_it_is_trained_further(trained: Found, tmp_path: Path) -> None:
     assert found.parent.digest == description(trained[1])["digest"]
 
 
-def test_what_is_exported_of_it_still_tells_what_it_is(trained: Found, tmp_path: Path) -> None:
+def test_an_export_keeps_the_description_of_the_training(trained: Found, tmp_path: Path) -> None:
     model = models.resolve(settings(trained[1]))
     folder.write(model, tmp_path / "copy", network=ov.Core().read_model(model.openvino))
     names = ("parent", "metrics", "labels", "digest", "weights")
@@ -173,7 +173,7 @@ def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> 
     assert found.warnings[-1] == f"not evaluated, because {val} has no images of: square"
 
 
-def test_what_cannot_be_read_is_said_and_done_without(shapes: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_left_out(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     (copy / "disc" / "Thumbs.db").write_bytes(b"thumbs")
     (copy / "disc" / "torn.jpg").write_bytes(b"no picture")
@@ -238,7 +238,7 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     ],
     ids=lambda value: "" if isinstance(value, TrainingPlan) else value[:20],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_read(
+def test_an_impossible_plan_is_refused_before_anything_is_read(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan: TrainingPlan, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
