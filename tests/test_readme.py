@@ -294,12 +294,12 @@ class Serving:
 
     def __enter__(self) -> str:
         assert self.process.stderr
-        said = []
+        read = []
         for line in self.process.stderr:
-            said.append(line)
+            read.append(line)
             if line.startswith("{") and (entry := json.loads(line))["event"] == "ready":
                 return str(entry["address"])
-        raise AssertionError("".join(said))
+        raise AssertionError("".join(read))
 
     def __exit__(self, *_: object) -> None:
         os.killpg(self.process.pid, signal.SIGINT)

@@ -82,8 +82,8 @@ def test_errors_have_their_protocol_s_shape(document: dict[str, Any]) -> None:
             [(kind, content)] = answer["content"].items()
             assert kind == ("application/json" if shape else "application/problem+json"), (method, path)
             assert content["example"].keys() == (shape or {*content["example"], "code", "request_id"}), (method, path)
-            told = {content["example"][name] for name in ("status", "code") if name in content["example"]}
-            assert not told or int(status) in told, (method, path)
+            stated = {content["example"][name] for name in ("status", "code") if name in content["example"]}
+            assert not stated or int(status) in stated, (method, path)
 
 
 def test_every_example_is_of_its_schema(document: dict[str, Any]) -> None:

@@ -82,9 +82,9 @@ def check(service: Service, attack: Attack) -> None:
     memory.close()
     wait_until(lambda: service.process.poll() is not None or service.answers("/readyz") == "200")
     assert service.process.poll() is None, f"the process ended; {statuses}"
-    told = {status for status in statuses if not status.startswith("after ")}
-    assert told <= attack.answers, statuses
-    assert told >= attack.needed, statuses
+    answered = {status for status in statuses if not status.startswith("after ")}
+    assert answered <= attack.answers, statuses
+    assert answered >= attack.needed, statuses
     grown = (memory.peak - memory.base) / MIB
     assert grown < attack.memory_mib, f"{grown:.0f} MiB more"
     if attack.jpegs is not None:

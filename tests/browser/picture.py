@@ -1,12 +1,14 @@
 """Draws docs/playground.png: the page with the cat, `python -m tests.browser.picture`."""
 
 import io
+import os
+import tempfile
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.browser.conftest import expect_cat, opened
-from tests.conftest import CAT, CHROMIUM, REPOSITORY, Server, environment
+from tests.conftest import CAT, CHROMIUM, REPOSITORY, Server
 
 OUT = REPOSITORY / "docs" / "playground.png"
 SIZE = {"width": 1180, "height": 935}
@@ -15,7 +17,9 @@ COLOURS = 200
 
 
 def main() -> None:
-    server = Server("--model", "efficientnet_lite0", env=environment())
+    cache = tempfile.TemporaryDirectory(prefix="topk-picture-")
+    os.environ["TOPK_CACHE_DIR"] = cache.name  # the tests' processes need it
+    server = Server("--model", "efficientnet_lite0")
     try:
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -27,6 +31,7 @@ def main() -> None:
             chromium.close()
     finally:
         server.stop()
+        cache.cleanup()
     small = shot.convert("RGB").resize((WIDTH, WIDTH * shot.height // shot.width), Image.Resampling.LANCZOS)
     small.quantize(COLOURS).save(OUT, optimize=True)
 

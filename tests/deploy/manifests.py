@@ -31,12 +31,12 @@ def kustomizations() -> dict[str, Any]:
 def settings() -> dict[str, dict[str, str]]:
     """The settings in each folder's ``topk-settings``, by folder: only what that folder says."""
     base = dict(line.split("=", 1) for line in (KUBERNETES / "base" / "settings.env").read_text().splitlines())
-    told = {"base": base}
+    merged = {"base": base}
     for folder, kustomization in kustomizations().items():
         for generator in kustomization.get("configMapGenerator", []):
             if "literals" in generator:
-                told[folder] = dict(literal.split("=", 1) for literal in generator["literals"])
-    return told
+                merged[folder] = dict(literal.split("=", 1) for literal in generator["literals"])
+    return merged
 
 
 def objects() -> dict[tuple[str, str], dict[str, Any]]:

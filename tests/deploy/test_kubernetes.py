@@ -41,9 +41,9 @@ def selectors() -> dict[str, dict[str, str]]:
 
 def environments() -> dict[str, dict[str, str]]:
     """The settings that a container gets, by manifest."""
-    told = settings()
-    base = told.pop("base")
-    found = {"base": base} | {folder: base | mine for folder, mine in told.items()}
+    variables = settings()
+    base = variables.pop("base")
+    found = {"base": base} | {folder: base | mine for folder, mine in variables.items()}
     for name, container in zip(("inferenceservice", "runtime"), CONTAINERS[1:], strict=True):
         found[name] = {e["name"]: e["value"] for e in container["env"] if e["name"] != "PROTOCOL"}
     found["runtime"]["TOPK_MODEL_NAME"] = "pets"  # KServe puts the name in place of {{.Name}}
@@ -130,8 +130,8 @@ def test_a_start_may_take_as_long_as_its_probe_allows() -> None:
 
 @pytest.mark.parametrize("name", environments())
 def test_the_grace_period_is_enough_for_the_drain(name: str) -> None:
-    told = environments()[name]
-    given = Settings(_env_file=None, **{k.removeprefix("TOPK_").lower(): v for k, v in told.items()})
+    variables = environments()[name]
+    given = Settings(_env_file=None, **{k.removeprefix("TOPK_").lower(): v for k, v in variables.items()})
     assert given.drain_delay_ms is not None
     longest = (given.drain_delay_ms + given.upload_ms + given.request_timeout_ms) / 1000
     grace = {"inferenceservice": PREDICTORS[0], "runtime": SERVED}.get(name, POD)["terminationGracePeriodSeconds"]
@@ -140,9 +140,9 @@ def test_the_grace_period_is_enough_for_the_drain(name: str) -> None:
 
 @pytest.mark.parametrize("name", environments())
 def test_the_settings_are_settings_and_name_the_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = environments()[name]
-    assert told.keys() <= {f"TOPK_{field.upper()}" for field in Settings.model_fields}
-    for key, value in told.items():
+    variables = environments()[name]
+    assert variables.keys() <= {f"TOPK_{field.upper()}" for field in Settings.model_fields}
+    for key, value in variables.items():
         monkeypatch.setenv(key, value)
     assert Settings(_env_file=None).model != "auto"
 
@@ -225,9 +225,9 @@ def test_nothing_is_reached_but_dns_unless_a_download_is_wanted() -> None:
 
 def test_kserve_speaks_v2_under_the_service_s_name() -> None:
     own, runtime = PREDICTORS
-    told = {e["name"]: e["value"] for e in own["containers"][0]["env"]}
-    assert told["PROTOCOL"] == "v2"
-    assert told["TOPK_MODEL_NAME"] == document(KSERVE / "inferenceservice.yaml")["metadata"]["name"]
+    variables = {e["name"]: e["value"] for e in own["containers"][0]["env"]}
+    assert variables["PROTOCOL"] == "v2"
+    assert variables["TOPK_MODEL_NAME"] == document(KSERVE / "inferenceservice.yaml")["metadata"]["name"]
     model = SERVED["model"]
     assert model["protocolVersion"] in runtime["protocolVersions"]
     assert model["modelFormat"]["name"] in {known["name"] for known in runtime["supportedModelFormats"]}

@@ -255,8 +255,8 @@ print(len(row.scores), sorted({"torch", "torchvision", "timm"} & sys.modules.key
 
 def test_a_model_folder_is_served_without_torch(resnet18_folder: Path) -> None:
     command = [sys.executable, "-c", SERVE, str(resnet18_folder)]
-    said = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert said.split("\n")[0] == "1 []"
+    printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert printed.split("\n")[0] == "1 []"
 
 
 def test_int8_is_refused_by_torch_in_plain_words(model: Model) -> None:

@@ -101,8 +101,8 @@ def forge(entry: Path, **values: object) -> None:
 def test_a_forged_digest_is_not_served(copy: Path, weights: Path) -> None:
     [entry] = copy.iterdir()
     forge(entry, digest="0" * 64)
-    said = events(lambda: cache.converted("squeezenet1_1", weights, copy))
-    assert said == ["the cached model is damaged and is converted again", CONVERTING]
+    found = events(lambda: cache.converted("squeezenet1_1", weights, copy))
+    assert found == ["the cached model is damaged and is converted again", CONVERTING]
     assert cache.converted("squeezenet1_1", weights, copy).digest == download.sha256(weights)
 
 
@@ -137,8 +137,8 @@ def test_a_damaged_entry_is_converted_again(copy: Path, weights: Path, name: str
     [entry] = copy.iterdir()
     sound = (entry / name).read_bytes()
     (entry / name).write_bytes(sound[:-10])
-    said = events(lambda: cache.converted("squeezenet1_1", weights, copy))
-    assert said == ["the cached model is damaged and is converted again", CONVERTING]
+    found = events(lambda: cache.converted("squeezenet1_1", weights, copy))
+    assert found == ["the cached model is damaged and is converted again", CONVERTING]
     assert (entry / name).stat().st_size == len(sound)
     assert list(copy.iterdir()) == [entry]
 

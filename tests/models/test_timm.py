@@ -204,9 +204,11 @@ def test_it_goes_into_a_folder_and_comes_back(weights: Path, tmp_path: Path) -> 
 
 def test_another_architecture_s_file_is_a_clear_error(weights: Path) -> None:
     model = resolve(Settings(model="timm:test_vit", weights=weights, _env_file=None))
-    with pytest.raises(ModelError, match=r"mine\.safetensors does not fit timm:test_vit: Error.*; Missing key") as told:
+    with pytest.raises(
+        ModelError, match=r"mine\.safetensors does not fit timm:test_vit: Error.*; Missing key"
+    ) as raised:
         model.build()
-    assert len(told.value.detail) < 400
+    assert len(raised.value.detail) < 400
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -46,7 +46,7 @@ class Cost:
     def memory_ratio(self) -> float:
         return self.memory / self.accounted
 
-    def told(self) -> dict[str, object]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "name": self.name,
             "format": self.format,
@@ -120,9 +120,9 @@ def survey(files: Iterable[tuple[str, bytes]]) -> dict[str, object]:
     costs = [cost for cost in measured if cost]
     return {
         "measured": len(costs),
-        "slowest": max(costs, key=lambda cost: cost.time_ratio).told(),
-        "largest": max(costs, key=lambda cost: cost.memory_ratio).told(),
-        "beyond": [cost.told() for cost in costs if cost.time_ratio >= MOST or cost.memory_ratio >= 1],
+        "slowest": max(costs, key=lambda cost: cost.time_ratio).as_dict(),
+        "largest": max(costs, key=lambda cost: cost.memory_ratio).as_dict(),
+        "beyond": [cost.as_dict() for cost in costs if cost.time_ratio >= MOST or cost.memory_ratio >= 1],
     }
 
 

@@ -40,7 +40,7 @@ def test_a_seed_is_whole(name: str) -> None:
     assert mutants.judge(mutants.seeds()[name]) == "ok"
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory is told here")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not report the peak of memory")
 def test_a_mutant_is_a_crop_or_an_error_of_ours() -> None:
     @settings(
         max_examples=50 * SECONDS,
@@ -74,12 +74,12 @@ def assert_within_bounds(*arguments: str) -> None:
     env = environment() | ENVIRONMENT
     run = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    print(f"\n{told['measured']} decodes measured; slowest {told['slowest']}; largest {told['largest']}")
-    assert told["beyond"] == []
+    summary = json.loads(run.stdout)
+    print(f"\n{summary['measured']} decodes measured; slowest {summary['slowest']}; largest {summary['largest']}")
+    assert summary["beyond"] == []
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of memory is told here")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not report the peak of memory")
 def test_no_mutant_costs_more_than_ten_times_what_is_predicted() -> None:
     assert_within_bounds("--mutants", str(100 * SECONDS))
 
@@ -106,15 +106,15 @@ def fuzz(corpus: Path, seconds: int, program: tuple[str, ...] = ("-m", "tests.pr
 def test_the_fuzzer_finds_no_crash(tmp_path: Path) -> None:
     for name, data in mutants.seeds().items():
         (tmp_path / name).write_bytes(data)
-    code, said = fuzz(tmp_path, SECONDS)
+    code, log = fuzz(tmp_path, SECONDS)
     found = [path for path in tmp_path.iterdir() if path.name.startswith(("crash-", "timeout-", "oom-", "slow-"))]
     kept = {path.name: base64.b64encode(path.read_bytes()).decode() for path in found}
-    assert (code, kept) == (0, {}), said[-5000:]
-    runs = re.search(r"Done (\d+) runs in (\d+) second", said)
+    assert (code, kept) == (0, {}), log[-5000:]
+    runs = re.search(r"Done (\d+) runs in (\d+) second", log)
     assert runs
     assert int(runs[1]) > len(mutants.seeds())
     assert_within_bounds(str(tmp_path))  # what the fuzzer kept, since it covers or costs more
-    coverage = re.findall(r"cov: (\d+)", said)
+    coverage = re.findall(r"cov: (\d+)", log)
     print(f"\nfuzzer: {runs[1]} executions in {runs[2]} s, coverage {coverage[0]} -> {coverage[-1]}, crashes 0")
 
 

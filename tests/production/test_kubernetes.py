@@ -120,9 +120,9 @@ def test_one_thing_scales_it(objects: list[dict[str, Any]]) -> None:
 def test_the_settings_of_every_rendering_are_accepted(
     objects: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = one(objects, "ConfigMap")["data"]
-    assert told.keys() <= {f"TOPK_{name.upper()}" for name in Settings.model_fields}
-    for name, value in told.items():
+    variables = one(objects, "ConfigMap")["data"]
+    assert variables.keys() <= {f"TOPK_{name.upper()}" for name in Settings.model_fields}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     given = Settings(_env_file=None)
     assert given.model != "auto"

@@ -60,14 +60,14 @@ class Cluster:
 
     def deploy(self, args: dict[str, Any], options: dict[str, Any]) -> None:
         """``serve run`` it; returns once it is handed over."""
-        told = yaml.safe_load((REPOSITORY / "deploy" / "ray" / "serve.yaml").read_text())
-        told["http_options"] = {"host": "127.0.0.1", "port": self.port}
-        [application] = told["applications"]
+        config = yaml.safe_load((REPOSITORY / "deploy" / "ray" / "serve.yaml").read_text())
+        config["http_options"] = {"host": "127.0.0.1", "port": self.port}
+        [application] = config["applications"]
         application["args"] |= {"model": MODEL} | args
         [deployment] = application["deployments"]
         deployment |= {"ray_actor_options": {"num_cpus": 0.5}} | options
         application["deployments"] = [{key: value for key, value in deployment.items() if value is not None}]
-        self._file.write_text(yaml.safe_dump(told))
+        self._file.write_text(yaml.safe_dump(config))
         serve_run = [str(Path(sys.executable).parent / "serve"), "run", "--non-blocking", "--address", self._address]
         ran = subprocess.run([*serve_run, str(self._file)], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
@@ -119,12 +119,12 @@ class Asked:
 class Load:
     """Clients that each ask, wait for the answer and ask again, until the block ends.
 
-    Who is told that the service is overloaded has lost nothing, and asks again when told to; ``asked`` has it not.
+    A client that is refused as overloaded retries after the stated time. ``asked`` does not contain such refusals.
     """
 
     def __init__(self, url: str, clients: int) -> None:
         self._url = url
-        self._told = threading.Condition()
+        self._changed = threading.Condition()
         self._ending = False
         self.asked: list[Asked] = []
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
@@ -140,24 +140,24 @@ class Load:
             thread.join(90)
 
     def under_way(self) -> list[Asked]:
-        with self._told:
+        with self._changed:
             return [asked for asked in self.asked if asked.status is None]
 
     def statuses(self) -> Counter[int | None]:
-        with self._told:
+        with self._changed:
             return Counter(asked.status for asked in self.asked)
 
     def go_on(self, answers: int) -> None:
         """Wait for so many good answers more."""
         until = self.statuses()[200] + answers
-        with self._told:
-            assert self._told.wait_for(lambda: sum(asked.status == 200 for asked in self.asked) >= until, 180)
+        with self._changed:
+            assert self._changed.wait_for(lambda: sum(asked.status == 200 for asked in self.asked) >= until, 180)
 
     def _run(self) -> None:
         with httpx2.Client(timeout=60) as client:
             while not self._ending:
                 asked = Asked()
-                with self._told:
+                with self._changed:
                     self.asked.append(asked)
                 pause = None
                 try:
@@ -165,13 +165,13 @@ class Load:
                     status, pause = answer.status_code, overloaded_ms(answer)
                 except httpx2.HTTPError:
                     status = 0
-                with self._told:
+                with self._changed:
                     if pause is None:
                         asked.status = status
-                        self._told.notify_all()
+                        self._changed.notify_all()
                     else:
                         self.asked.remove(asked)
-                        self._told.wait_for(lambda: self._ending, pause / 1000)
+                        self._changed.wait_for(lambda: self._ending, pause / 1000)
 
 
 @pytest.fixture(scope="module")

@@ -59,10 +59,10 @@ def test_a_model_that_does_not_fit_on_the_disk_is_one_plain_error(tmp_path: Path
     )
     assert server.process.wait(120) == 1
     server.stop()
-    said = [str(line["event"]) for line in server.log]
-    assert said[:3] == ["no API key is required", "loading", "converting the model, once on this machine"]
-    assert len(said) == 4
-    assert "cannot be written: a file could not be written; the disk may be full" in said[-1]
+    events = [str(line["event"]) for line in server.log]
+    assert events[:3] == ["no API key is required", "loading", "converting the model, once on this machine"]
+    assert len(events) == 4
+    assert "cannot be written: a file could not be written; the disk may be full" in events[-1]
 
 
 def test_a_server_that_runs_writes_nothing(embedded_server: Server, tmp_path: Path, start: Start) -> None:
@@ -121,9 +121,9 @@ def test_a_log_that_nobody_reads_any_more_stops_nothing() -> None:
         assert server.stop() == 0
         lines = rest.result(60).splitlines()
     whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}")]
-    said = [str(json.loads(line)["event"]) for line in whole]
-    assert [event for event in said if "log lines before this one were dropped" in event]
-    assert said[-1] == "stopped"
+    events = [str(json.loads(line)["event"]) for line in whole]
+    assert [event for event in events if "log lines before this one were dropped" in event]
+    assert events[-1] == "stopped"
 
 
 def test_a_log_whose_reader_has_gone_stops_nothing() -> None:

@@ -216,9 +216,9 @@ def test_what_cannot_be_served_is_one_error_with_exit_code_1(options: list[str],
     server = Server(*options)
     assert server.process.wait(60) == 1
     server.stop()
-    said = " ".join(str(entry["event"]) for entry in server.log)
-    assert words in said
-    assert "Traceback" not in said
+    logged = " ".join(str(entry["event"]) for entry in server.log)
+    assert words in logged
+    assert "Traceback" not in logged
 
 
 def test_a_port_in_use_is_reported_at_once(embedded_server: Server) -> None:

@@ -180,10 +180,10 @@ def test_stages_lie_within_their_request_in_their_order(server: Server, collecto
 
 def test_stages_take_as_long_as_in_server_timing(server: Server, collector: Collector) -> None:
     answer = traced(server)
-    told = dict(entry.split(";dur=") for entry in answer.headers["server-timing"].split(", ") if ";dur=" in entry)
+    durations = dict(entry.split(";dur=") for entry in answer.headers["server-timing"].split(", ") if ";dur=" in entry)
     span = span_of(answer, collector)
     for name in collector.below(span):
-        assert collector.seconds_below(span, name) * 1000 == pytest.approx(float(told[name]), abs=0.01)
+        assert collector.seconds_below(span, name) * 1000 == pytest.approx(float(durations[name]), abs=0.01)
 
 
 def test_the_trace_of_the_caller_is_continued(server: Server, collector: Collector) -> None:

@@ -57,11 +57,11 @@ def test_the_table_has_a_row_for_each_point_by_its_load() -> None:
 
 
 def test_what_the_table_omits_is_below_it() -> None:
-    said = printed(SEARCH)
-    assert "capacity: 70 requests/s" in said
-    assert "counts from the scheduled arrival" in said
-    assert "0.07 ms of CPU per request, at most 9000 requests/s" in said
-    assert "used 5% of a core" in said
+    text = printed(SEARCH)
+    assert "capacity: 70 requests/s" in text
+    assert "counts from the scheduled arrival" in text
+    assert "0.07 ms of CPU per request, at most 9000 requests/s" in text
+    assert "used 5% of a core" in text
 
 
 def test_a_search_that_found_nothing_is_reported() -> None:

@@ -54,7 +54,7 @@ def test_the_reference_answers_beside_it(evaluation: Evaluation) -> None:
 
 
 def test_the_table_has_all_results(evaluation: Evaluation) -> None:
-    said = printed(evaluation)
+    table_text = printed(evaluation)
     for words in (
         "efficientnet_lite0",
         "top-5",
@@ -67,7 +67,7 @@ def test_the_table_has_all_results(evaluation: Evaluation) -> None:
         "Most confused",
         "right at level",
     ):
-        assert words in said
+        assert words in table_text
 
 
 def test_mistakes_come_the_surest_first(evaluation: Evaluation) -> None:

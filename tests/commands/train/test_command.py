@@ -23,9 +23,9 @@ def test_a_bad_folder_is_one_plain_line(tmp_path: Path) -> None:
     make(tmp_path / "few", count=5)
     ran = topk("train", str(tmp_path / "few"), "--out", str(tmp_path / "out"), *MODEL)
     assert ran.returncode == 1
-    said = " ".join(ran.stderr.split())
-    assert said.startswith("topk: each class needs 6 images")
-    assert said.endswith("disc has 5, square has 5")
+    message = " ".join(ran.stderr.split())
+    assert message.startswith("topk: each class needs 6 images")
+    assert message.endswith("disc has 5, square has 5")
     assert not (tmp_path / "out").exists()
 
 
@@ -50,8 +50,8 @@ def test_ctrl_c_ends_it_with_nothing_written(tmp_path: Path) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; nothing was written" in said
-    assert "Traceback" not in said
+    assert "interrupted; nothing was written" in message
+    assert "Traceback" not in message
     assert [path.name for path in tmp_path.iterdir()] == ["many"]

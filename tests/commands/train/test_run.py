@@ -40,11 +40,15 @@ def test_it_classifies_the_held_out_pictures(trained: Found) -> None:
 
 def test_the_folder_describes_the_model_and_its_origin(trained: Found) -> None:
     found, out = trained
-    told = description(out)
-    assert (told["labels"], told["weights"], told["architecture"]) == (LABELS, "trained", "efficientnet_lite0")
-    assert told["parent"] == embedded.embedded().digest
-    assert told["digest"] == told["files"]["model.safetensors"]  # type: ignore[index]
-    assert {name: told["metrics"][name] for name in ("n", "top1", "top5")} == {  # type: ignore[index]
+    described = description(out)
+    assert (described["labels"], described["weights"], described["architecture"]) == (
+        LABELS,
+        "trained",
+        "efficientnet_lite0",
+    )
+    assert described["parent"] == embedded.embedded().digest
+    assert described["digest"] == described["files"]["model.safetensors"]  # type: ignore[index]
+    assert {name: described["metrics"][name] for name in ("n", "top1", "top5")} == {  # type: ignore[index]
         "n": 4,
         "top1": found.evaluation.metrics.top1,
         "top5": 1.0,
@@ -139,8 +143,8 @@ def test_an_export_keeps_the_description_of_the_training(trained: Found, tmp_pat
     model = models.resolve(settings(trained[1]))
     folder.write(model, tmp_path / "copy", network=ov.Core().read_model(model.openvino))
     names = ("parent", "metrics", "labels", "digest", "weights")
-    copied, told = description(tmp_path / "copy"), description(trained[1])
-    assert {name: copied[name] for name in names} == {name: told[name] for name in names}
+    copied, described = description(tmp_path / "copy"), description(trained[1])
+    assert {name: copied[name] for name in names} == {name: described[name] for name in names}
 
 
 @pytest.mark.slow
@@ -253,8 +257,8 @@ def test_a_folder_for_openvino_alone_cannot_be_trained_from(
     resnet18_folder: Path, shapes: Path, tmp_path: Path
 ) -> None:
     slim = Path(shutil.copytree(resnet18_folder, tmp_path / "slim"))
-    told = description(slim)
-    del told["files"]["model.safetensors"]  # type: ignore[attr-defined]
-    (slim / "model.json").write_text(json.dumps(told))
+    described = description(slim)
+    del described["files"]["model.safetensors"]  # type: ignore[attr-defined]
+    (slim / "model.json").write_text(json.dumps(described))
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         learn(TrainingPlan(shapes, tmp_path / "out"), settings(slim), PROGRESS)
