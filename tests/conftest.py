@@ -1,6 +1,7 @@
 """Shared by all tests: paths of the real weights and photographs, and a real server in its own process."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -36,7 +37,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a model cache of its own. pytest-xdist's workers inherit it, so each model is converted once.
+    """Give the run a model cache of its own. pytest-xdist's workers inherit it.
 
     All clients of a process share one TLS context: to load the certificates takes longer than several requests.
 
@@ -180,9 +181,20 @@ def priority() -> Iterator[None]:
     os.setpriority(os.PRIO_PROCESS, 0, normal)
 
 
+def convert_embedded() -> None:
+    """Convert the embedded model, once per run: the first process converts it while the others wait."""
+    from app.models import cache
+
+    folder = Path(os.environ["TOPK_CACHE_DIR"])
+    with open(folder / "converting", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cache.converted("efficientnet_lite0", None, folder)
+
+
 @pytest.fixture(scope="session")
 def embedded_server() -> Iterator[Server]:
     """The embedded EfficientNet-Lite0. It needs neither a network nor ../shared."""
+    convert_embedded()
     server = Server("--model", "efficientnet_lite0")
     yield server
     assert server.stop() == 0
@@ -191,6 +203,7 @@ def embedded_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def keyed_server() -> Iterator[Server]:
     """The same model with the API key ``my-key``, Vertex AI's routes and a long request timeout."""
+    convert_embedded()
     env = {"TOPK_API_KEYS": "my-key", "TOPK_REQUEST_TIMEOUT_MS": "60000"}
     env |= {"AIP_HEALTH_ROUTE": "/aip/health", "AIP_PREDICT_ROUTE": "/aip/predict"}
     server = Server("--model", "efficientnet_lite0", env=env)

@@ -9,19 +9,19 @@ import httpx2
 import pytest
 
 from app import machine
-from tests.conftest import CAT, Server
+from tests.conftest import CAT, Server, slow
 
 FRAMEWORKS = {"torch", "torchvision", "timm", "ultralytics", "openvino", "nncf"}
-MODULES = [
-    "app.main",
-    "app.classifier",
-    "app.images",
-    "app.batching",
-    "app.engine",
-    "app.models",
-    "app.models.cache",
-    "app.models.folder",
-    "app.api.routes",
+MODULES = [  # the slow ones are imported by the others
+    slow("app.main"),
+    slow("app.classifier"),
+    slow("app.images"),
+    slow("app.batching"),
+    slow("app.engine"),
+    slow("app.models"),
+    slow("app.models.cache"),
+    slow("app.models.folder"),
+    slow("app.api.routes"),
     "app.server.serving",
     "app.commands.cli",
     "app.commands.bench.run",

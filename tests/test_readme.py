@@ -36,7 +36,7 @@ def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
     return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
 
 
-SLOW = ("--find-capacity", "--timm")
+SLOW = ("--find-capacity", "--timm", "--taxonomy", "*.jpg", "--clients 1,4,16,64")
 
 
 def timed(found: list[str]) -> list[Any]:

@@ -30,6 +30,7 @@ def outcome(client: httpx2.Client, data: bytes) -> tuple[int, str]:
     return answer.status_code, "ok" if answer.status_code == 200 else answer.json()["code"]
 
 
+@pytest.mark.slow
 def test_every_hostile_file_ends_in_its_code(server: Server) -> None:
     statuses = {"ok": 200, "unsupported_media_type": 415, "undecodable_image": 422, "too_many_pixels": 422}
     with httpx2.Client(base_url=server.url, timeout=120) as client:

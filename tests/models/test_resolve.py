@@ -13,6 +13,7 @@ import torchvision.models
 from app.errors import ModelError
 from app.models import resolve
 from app.settings import Settings
+from tests import tiny
 from tests.conftest import RESNET50
 
 
@@ -54,11 +55,12 @@ def test_auto_falls_back_to_the_embedded_model_and_says_so(checkpoints: Path) ->
     assert list(checkpoints.iterdir()) == []
 
 
-def test_auto_is_the_first_folder_that_holds_something(resnet18_folder: Path, tmp_path: Path) -> None:
+def test_auto_is_the_first_folder_that_holds_something(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    folders = (tmp_path / "none", tmp_path / "file", tmp_path / "empty", resnet18_folder, tmp_path)
-    assert resolve(settings(model_folders=folders)).name == "resnet18"
+    full = Path(tiny.model()[1])
+    folders = (tmp_path / "none", tmp_path / "file", tmp_path / "empty", full, tmp_path)
+    assert resolve(settings(model_folders=folders)).name == "tiny"
     assert resolve(settings(model_folders=folders, model="efficientnet_lite0")).name == "efficientnet_lite0"
 
 

@@ -83,7 +83,7 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:
 
 
 def test_while_draining_late_arrivals_are_served_and_told_to_go() -> None:
-    server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "8000"})
+    server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "5000"})
     with Wire(server.port) as idle, httpx2.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
         server.process.send_signal(signal.SIGTERM)
@@ -117,7 +117,7 @@ def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
     assert [entry["event"] for entry in server.log[-2:]] == ["draining", "stopped"]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", slow("1")])
 def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
     nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
     server = Server(*MODEL, "--workers", workers, under=nohup)
@@ -127,7 +127,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [slow(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     server = Server(*MODEL)
     server.wait_for("loading")
@@ -136,7 +136,8 @@ def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sig", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "0"), (signal.SIGHUP, "0"), (signal.SIGTERM, "1")]
+    ("sig", "workers"),
+    [slow(signal.SIGINT, "0"), (signal.SIGTERM, "0"), slow(signal.SIGHUP, "0"), slow(signal.SIGTERM, "1")],
 )
 def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_nothing(
     sig: signal.Signals, workers: str, tmp_path: Path
@@ -168,7 +169,7 @@ def test_until_the_model_is_warm_the_service_says_so() -> None:
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", slow("1")])
 def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -204,8 +205,8 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
     ("options", "words"),
     [
         (["--model", "nonesuch"], "no model 'nonesuch'"),
-        (["--weights", "nowhere.safetensors"], "weights need the architecture"),
-        (["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        slow(["--weights", "nowhere.safetensors"], "weights need the architecture"),
+        slow(["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         slow(["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
         slow([*MODEL, "--device", "cuda:99"], "device cuda:99 is not available"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is too large; the maximum is 65535"),

@@ -4,13 +4,13 @@ import pytest
 
 from app.errors import ModelError
 from app.main import create_app
-from tests.conftest import Server
+from tests.conftest import Server, slow
 from tests.settings.test_settings import SERVICE_LINKS
 
 MODEL = ("--model", "efficientnet_lite0")
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", slow("1")])
 @pytest.mark.parametrize(
     ("options", "variables", "message"),
     [
@@ -37,7 +37,7 @@ def test_another_server_s_app_does_not_start_either(monkeypatch: pytest.MonkeyPa
         create_app()
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", [slow("0"), "1"])
 @pytest.mark.parametrize(
     ("keys", "event", "count"),
     [("one,two", "API keys are required", 2), (None, "no API key is required", 0)],

@@ -5,17 +5,28 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.commands.bench import bodies
 from tests.commands.bench.server import Known
 from tests.commands.runner import topk
 from tests.conftest import CAT, REPOSITORY, Server
 
 COMMAND = [sys.executable, "-m", "app", "bench"]
 SHORT = ("--warmup", "0.1", "--seconds", "0.6")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures() -> Iterator[None]:
+    """Generate the pictures once, not for every command."""
+    generated = list(bodies.generated())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "generated", lambda: generated)
+        yield
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

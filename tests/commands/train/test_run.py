@@ -1,6 +1,5 @@
 """From a folder of pictures to a model that is served."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from app.engine import Row, Want
 from app.errors import ModelError, TrainingError
 from app.models import embedded, folder
 from app.models.openvino import ov
+from tests import tiny
 from tests.commands.train.conftest import CONSOLE, PROGRESS, description, make, settings
 from tests.conftest import Server
 
@@ -233,12 +233,6 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
         plan.check()
 
 
-def test_a_folder_for_openvino_alone_cannot_be_trained_from(
-    resnet18_folder: Path, shapes: Path, tmp_path: Path
-) -> None:
-    slim = Path(shutil.copytree(resnet18_folder, tmp_path / "slim"))
-    told = description(slim)
-    del told["files"]["model.safetensors"]  # type: ignore[attr-defined]
-    (slim / "model.json").write_text(json.dumps(told))
+def test_a_folder_for_openvino_alone_cannot_be_trained_from(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
-        learn(TrainingPlan(shapes, tmp_path / "out"), settings(slim), PROGRESS)
+        learn(TrainingPlan(shapes, tmp_path / "out"), settings(tiny.model()[1]), PROGRESS)
