@@ -219,26 +219,36 @@ def resnet_server() -> Iterator[Server]:
     assert server.stop() == 0
 
 
-@pytest.fixture(scope="session")
-def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 with seeded random weights, as safetensors."""
+def _seeded(architecture: str, folder: Path) -> Path:
     import torchvision
     from safetensors.torch import save_file
 
     from tests.models.seeded import seeded
 
-    path = tmp_path_factory.mktemp("weights") / "seeded.safetensors"
-    save_file(seeded(torchvision.models.resnet18).state_dict(), path)
+    path = folder / "seeded.safetensors"
+    save_file(seeded(lambda: torchvision.models.get_model(architecture)).state_dict(), path)
     return path
 
 
 @pytest.fixture(scope="session")
-def resnet18_folder(resnet18_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a model folder named ``resnet18``. Tests must not change it; they copy it."""
+def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 with seeded random weights, as safetensors."""
+    return _seeded("resnet18", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def squeezenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a SqueezeNet, whose file is small."""
+    return _seeded("squeezenet1_1", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def squeezenet_folder(squeezenet_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SqueezeNet as a model folder named ``squeezenet1_1``. Tests must not change it; they copy it."""
     from app.models import folder, zoo
 
-    path = tmp_path_factory.mktemp("folders") / "resnet18"
-    folder.write(zoo.from_file("resnet18", None, resnet18_weights), path)
+    path = tmp_path_factory.mktemp("folders") / "squeezenet1_1"
+    folder.write(zoo.from_file("squeezenet1_1", None, squeezenet_weights), path)
     return path
 
 

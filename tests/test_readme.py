@@ -36,7 +36,7 @@ def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
     return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
 
 
-SLOW = ("--find-capacity", "--timm", "--taxonomy", "*.jpg", "--clients 1,4,16,64")
+SLOW = ("--find-capacity", "--timm", "--taxonomy", "*.jpg", "--clients 1,4,16,64", "topk models", "labels.csv")
 
 
 def timed(found: list[str]) -> list[Any]:
@@ -120,7 +120,7 @@ def photographs(tmp_path: Path) -> Path:
 REFERENCE, *EVALUATIONS = commands("topk evaluate", "docs/evaluate.md", needing=True)
 
 
-@pytest.mark.parametrize("command", EVALUATIONS)
+@pytest.mark.parametrize("command", timed(EVALUATIONS))
 def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: Path, command: str) -> None:
     """Only with its photographs and its report elsewhere."""
     page = photographs.parent / "evaluation.html"
@@ -333,6 +333,7 @@ def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:
     assert "Python 3.11 or newer" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
     ran = shell(f"python -m pip wheel --quiet --no-deps --wheel-dir {tmp_path} .")
     assert ran.returncode == 0, ran.stderr

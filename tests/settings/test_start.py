@@ -15,8 +15,8 @@ MODEL = ("--model", "efficientnet_lite0")
     ("options", "variables", "message"),
     [
         (["--model", "resnet5O"], {}, "there is no model 'resnet5O'; did you mean resnet50 or"),
-        (["--model", "timm:resnet5O"], {}, "timm has no model 'resnet5O'; did you mean resnet50 or"),
-        (["--model", "resnet50", "--weights", "nowhere.pth"], {}, "nowhere.pth does not exist"),
+        slow(["--model", "timm:resnet5O"], {}, "timm has no model 'resnet5O'; did you mean resnet50 or"),
+        slow(["--model", "resnet50", "--weights", "nowhere.pth"], {}, "nowhere.pth does not exist"),
         (MODEL, {"TOPK_API_KEY": "secret"}, "TOPK_API_KEY is not a setting; did you mean TOPK_API_KEYS?"),
         ([*MODEL, "--api-keys", ""], {}, "--api-keys: it is set but empty, which would let everyone in"),
     ],

@@ -267,6 +267,7 @@ def test_probes_have_no_span(server: Server, collector: Collector) -> None:
     assert "probe" not in {attributes(span).get("topk.request_id") for span in collector.spans}
 
 
+@pytest.mark.slow
 def test_the_prefix_of_a_proxy_is_in_the_path_and_not_in_the_name(collector: Collector) -> None:
     server = Server(*MODEL, "--root-path", "/vision", env=collector.variables)
     with httpx2.Client(base_url=server.url, timeout=60) as client:

@@ -79,6 +79,7 @@ def test_what_cannot_be_served_is_said_plainly_with_exit_code_1(start: Start, op
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_says_that_work_was_cut_off(start: Start) -> None:
     service = start(env={"TOPK_DRAIN_DELAY_MS": "60000"})
     service.wait_for("ready")

@@ -72,6 +72,7 @@ def test_clients_that_leave_at_a_given_slo_say_so(options: tuple[str, ...], time
     assert {request.headers.get("x-request-timeout-ms") for request in requests} == timeouts
 
 
+@pytest.mark.slow
 def test_clients_of_a_closed_loop_state_no_timeout() -> None:
     with Known() as server:
         found(server.url, "--clients", "2", *SHORT, "--slo-ms", "5000")
@@ -180,7 +181,7 @@ def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> Non
         "--warmup",
         "0.2",
         "--seconds",
-        "1.5",
+        "0.6",
         "--report",
         str(page),
     )
