@@ -60,8 +60,11 @@ def environment() -> dict[str, str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import tests/production where it is not run: it needs the packages of ``.[test-all]``."""
-    deselected = "not slow" in config.option.markexpr and collection_path.name == "production"
+    """Do not import what is slow as a whole where it is not run.
+
+    tests/production needs the packages of ``.[test-all]``, and test_attacks.py prepares its files for a second.
+    """
+    deselected = "not slow" in config.option.markexpr and collection_path.name in ("production", "test_attacks.py")
     return True if deselected else None
 
 

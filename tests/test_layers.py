@@ -12,7 +12,7 @@ from app import machine
 from tests.conftest import CAT, Server, slow
 
 FRAMEWORKS = {"torch", "torchvision", "timm", "ultralytics", "openvino", "nncf"}
-MODULES = [  # the slow ones are imported by the others
+MODULES = [  # the slow ones are imported by the others, or by what these import
     slow("app.main"),
     slow("app.classifier"),
     slow("app.images"),
@@ -24,9 +24,9 @@ MODULES = [  # the slow ones are imported by the others
     slow("app.api.routes"),
     "app.server.serving",
     "app.commands.cli",
-    "app.commands.bench.run",
+    slow("app.commands.bench.run"),
     "app.commands.bench.report",
-    "app.commands.evaluate.evaluation",
+    slow("app.commands.evaluate.evaluation"),
     "app.commands.evaluate.report",
     "app.workers.http",
     "app.workers.supervisor",

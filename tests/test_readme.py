@@ -36,7 +36,7 @@ def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
     return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
 
 
-SLOW = ("--find-capacity", "--timm", "--taxonomy", "*.jpg", "--clients 1,4,16,64", "topk models", "labels.csv")
+SLOW = ("topk predict", "topk models", "--clients 1,4,16,64", "--find-capacity", "labels.csv")
 
 
 def timed(found: list[str]) -> list[Any]:
@@ -77,6 +77,7 @@ def test_the_wordnet_answer_is_what_the_page_shows(embedded_server: Server) -> N
         assert place == expected | {"score": pytest.approx(expected["score"], abs=0.02)}
 
 
+@pytest.mark.slow
 def test_the_tree_is_what_the_page_shows() -> None:
     shown = pages.shown("docs/wordnet.md", "text", "entity")
     [command] = commands("topk predict", "docs/wordnet.md")

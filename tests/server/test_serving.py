@@ -169,7 +169,8 @@ def test_until_the_model_is_warm_the_service_says_so() -> None:
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("workers", ["0", slow("1")])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -204,7 +205,7 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model", "nonesuch"], "no model 'nonesuch'"),
+        slow(["--model", "nonesuch"], "no model 'nonesuch'"),
         slow(["--weights", "nowhere.safetensors"], "weights need the architecture"),
         slow(["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         slow(["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),

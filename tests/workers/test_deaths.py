@@ -24,6 +24,7 @@ def shared_maps(process: psutil.Process) -> int:
     return sum("memfd:topk" in mapped.path for mapped in process.memory_maps(grouped=False))
 
 
+@pytest.mark.slow
 def test_an_http_process_that_is_killed_takes_only_its_own_requests_along(start: Start) -> None:
     service = start()
     service.wait_for("ready")

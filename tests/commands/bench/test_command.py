@@ -14,7 +14,7 @@ import pytest
 from app.commands.bench import bodies
 from tests.commands.bench.server import Known
 from tests.commands.runner import topk
-from tests.conftest import CAT, REPOSITORY, Server
+from tests.conftest import CAT, REPOSITORY, Server, slow
 
 COMMAND = [sys.executable, "-m", "app", "bench"]
 SHORT = ("--warmup", "0.1", "--seconds", "0.6")
@@ -64,7 +64,7 @@ def test_an_open_loop_offers_its_rate_and_leaves_at_the_slo() -> None:
     assert 0 < point["good"] < point["requests"]
 
 
-@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), ((), {None})])
+@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), slow((), {None})])
 def test_clients_that_leave_at_a_given_slo_say_so(options: tuple[str, ...], timeouts: set[str | None]) -> None:
     with Known() as server:
         found(server.url, "--rate", "40", *SHORT, *options)

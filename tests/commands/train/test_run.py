@@ -177,6 +177,7 @@ def test_what_cannot_be_read_is_said_and_done_without(shapes: Path, tmp_path: Pa
     assert "disc/torn.jpg (" in unreadable
 
 
+@pytest.mark.slow
 def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     for seed in range(4):
