@@ -36,7 +36,7 @@ def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
     return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
 
 
-SLOW = ("topk predict", "topk models", "--clients 1,4,16,64", "--find-capacity", "labels.csv")
+SLOW = ("topk predict", "topk models", "--clients 1,4,16,64", "--find-capacity", "topk evaluate")
 
 
 def timed(found: list[str]) -> list[Any]:

@@ -14,7 +14,7 @@ from app.errors import ModelError
 from app.models import resolve
 from app.settings import Settings
 from tests import tiny
-from tests.conftest import RESNET50
+from tests.conftest import RESNET50, slow
 
 
 def settings(**values: Any) -> Settings:
@@ -75,7 +75,7 @@ def test_auto_with_a_file_is_an_error(tmp_path: Path) -> None:
         resolve(settings(weights=tmp_path / "weights.pth"))
 
 
-@pytest.mark.parametrize("model", ["resnet50", "resnet50:IMAGENET1K_V2", "resnet18"])
+@pytest.mark.parametrize("model", ["resnet50", slow("resnet50:IMAGENET1K_V2"), slow("resnet18")])
 def test_a_model_named_never_falls_back(model: str) -> None:
     with pytest.raises(ModelError, match=r"the weights at https://\S+\.pth cannot be downloaded: no connection"):
         resolve(settings(model=model))

@@ -310,6 +310,7 @@ def test_a_collector_that_takes_nothing_disturbs_nobody(how: str) -> None:
         assert "Traceback" not in str(server.log)
 
 
+@pytest.mark.slow
 def test_the_end_does_not_wait_for_a_collector_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         collector.silent.set()
