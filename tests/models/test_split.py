@@ -63,7 +63,7 @@ def test_features_are_the_input_of_the_last_layer(architecture: str) -> None:
     [
         "alexnet",
         slow("convnext_tiny"),
-        "densenet121",
+        slow("densenet121"),
         "efficientnet_b0",
         "googlenet",
         slow("inception_v3"),

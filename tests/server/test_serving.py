@@ -239,6 +239,7 @@ def test_the_port_comes_from_the_first_of_its_names() -> None:
         assert got.stdout.strip() == names.pop(name)
 
 
+@pytest.mark.slow
 def test_api_keys_are_never_logged(tmp_path: object) -> None:
     server = Server(*MODEL, "--log-level", "debug", env={"TOPK_API_KEYS": "hush-hush"})
     assert httpx2.get(f"{server.url}/v1/info", headers={"X-API-Key": "hush-hush"}).status_code == 200

@@ -155,7 +155,7 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
     """At a rate that leaves the client idle: busy as 16 clients would keep it, it would have to say so."""
     with Known() as server:
         options = ("--rate", "20", "--seconds", "60", "--warmup", "0", "--json")
-        options += ("--report", str(tmp_path / "report.html"))
+        options += ("--images", str(CAT.parent), "--report", str(tmp_path / "report.html"))
         process = subprocess.Popen(
             [*COMMAND, server.url, *options], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -50,6 +50,7 @@ def test_the_folder_tells_what_it_is_and_came_from(trained: Found) -> None:
     }
 
 
+@pytest.mark.slow
 def test_evaluating_training_images_is_warned_about(trained: Found, shapes: Path, tmp_path: Path) -> None:
     found, out = trained
     with evaluated(EvaluationPlan(shapes), settings(out), EvaluationProgress(CONSOLE)) as evaluation:
