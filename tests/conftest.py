@@ -1,6 +1,7 @@
 """Shared by all tests: paths of the real weights and photographs, and a real server in its own process."""
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
@@ -36,7 +37,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a model cache of its own. pytest-xdist's workers inherit it, so each model is converted once.
+    """Give the run a model cache of its own. pytest-xdist's workers inherit it.
 
     All clients of a process share one TLS context: to load the certificates takes longer than several requests.
 
@@ -59,12 +60,21 @@ def environment() -> dict[str, str]:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import tests/production where it is not run: it needs the packages of ``.[test-all]``."""
-    deselected = "not slow" in config.option.markexpr and collection_path.name == "production"
+    """Do not import what is slow as a whole where it is not run.
+
+    tests/production needs the packages of ``.[test-all]``, and test_attacks.py prepares its files for a second.
+    """
+    deselected = "not slow" in config.option.markexpr and collection_path.name in ("production", "test_attacks.py")
     return True if deselected else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run.
+
+    A file that needs the embedded model comes first and those of tests/models next, which do not: while one of
+    pytest-xdist's workers converts the model, the other does not wait for it.
+    """
+    items.sort(key=lambda item: item.path.name != "test_answers.py" and item.path.parent.name != "models")
     reasons = {}
     if not (RESNET50.is_file() and PHOTOGRAPHS):
         reasons["shared"] = f"no weights and photographs in {SHARED}"
@@ -180,9 +190,20 @@ def priority() -> Iterator[None]:
     os.setpriority(os.PRIO_PROCESS, 0, normal)
 
 
+def convert_embedded() -> None:
+    """Convert the embedded model, once per run: the first process converts it while the others wait."""
+    from app.models import cache
+
+    folder = Path(os.environ["TOPK_CACHE_DIR"])
+    with open(folder / "converting", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cache.converted("efficientnet_lite0", None, folder)
+
+
 @pytest.fixture(scope="session")
 def embedded_server() -> Iterator[Server]:
     """The embedded EfficientNet-Lite0. It needs neither a network nor ../shared."""
+    convert_embedded()
     server = Server("--model", "efficientnet_lite0")
     yield server
     assert server.stop() == 0
@@ -191,6 +212,7 @@ def embedded_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def keyed_server() -> Iterator[Server]:
     """The same model with the API key ``my-key``, Vertex AI's routes and a long request timeout."""
+    convert_embedded()
     env = {"TOPK_API_KEYS": "my-key", "TOPK_REQUEST_TIMEOUT_MS": "60000"}
     env |= {"AIP_HEALTH_ROUTE": "/aip/health", "AIP_PREDICT_ROUTE": "/aip/predict"}
     server = Server("--model", "efficientnet_lite0", env=env)
@@ -206,26 +228,36 @@ def resnet_server() -> Iterator[Server]:
     assert server.stop() == 0
 
 
-@pytest.fixture(scope="session")
-def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 with seeded random weights, as safetensors."""
+def _seeded(architecture: str, folder: Path) -> Path:
     import torchvision
     from safetensors.torch import save_file
 
     from tests.models.seeded import seeded
 
-    path = tmp_path_factory.mktemp("weights") / "seeded.safetensors"
-    save_file(seeded(torchvision.models.resnet18).state_dict(), path)
+    path = folder / "seeded.safetensors"
+    save_file(seeded(lambda: torchvision.models.get_model(architecture)).state_dict(), path)
     return path
 
 
 @pytest.fixture(scope="session")
-def resnet18_folder(resnet18_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a model folder named ``resnet18``. Tests must not change it; they copy it."""
+def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 with seeded random weights, as safetensors."""
+    return _seeded("resnet18", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def squeezenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a SqueezeNet, whose file is small."""
+    return _seeded("squeezenet1_1", tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="session")
+def squeezenet_folder(squeezenet_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SqueezeNet as a model folder named ``squeezenet1_1``. Tests must not change it; they copy it."""
     from app.models import folder, zoo
 
-    path = tmp_path_factory.mktemp("folders") / "resnet18"
-    folder.write(zoo.from_file("resnet18", None, resnet18_weights), path)
+    path = tmp_path_factory.mktemp("folders") / "squeezenet1_1"
+    folder.write(zoo.from_file("squeezenet1_1", None, squeezenet_weights), path)
     return path
 
 

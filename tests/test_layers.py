@@ -9,24 +9,24 @@ import httpx2
 import pytest
 
 from app import machine
-from tests.conftest import CAT, Server
+from tests.conftest import CAT, Server, slow
 
 FRAMEWORKS = {"torch", "torchvision", "timm", "ultralytics", "openvino", "nncf"}
-MODULES = [
-    "app.main",
-    "app.classifier",
-    "app.images",
-    "app.batching",
-    "app.engine",
-    "app.models",
-    "app.models.cache",
-    "app.models.folder",
-    "app.api.routes",
+MODULES = [  # the slow ones are imported by the others, or by what these import
+    slow("app.main"),
+    slow("app.classifier"),
+    slow("app.images"),
+    slow("app.batching"),
+    slow("app.engine"),
+    slow("app.models"),
+    slow("app.models.cache"),
+    slow("app.models.folder"),
+    slow("app.api.routes"),
     "app.server.serving",
     "app.commands.cli",
-    "app.commands.bench.run",
+    slow("app.commands.bench.run"),
     "app.commands.bench.report",
-    "app.commands.evaluate.evaluation",
+    slow("app.commands.evaluate.evaluation"),
     "app.commands.evaluate.report",
     "app.workers.http",
     "app.workers.supervisor",

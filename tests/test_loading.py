@@ -55,6 +55,7 @@ def test_a_device_that_hangs_ends_the_process_and_nobody_waits_in_vain(hanging: 
     assert any("the device has not responded for 2 s" in str(line["event"]) for line in server.log)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_an_engine_process_that_hangs_is_started_again(hanging: dict[str, str]) -> None:
     server = Server(*MODEL, "--workers", "1", env=hanging)

@@ -36,7 +36,7 @@ def commands(prefix: str, *of: str, needing: bool = False) -> list[str]:
     return list(dict.fromkeys(line.partition("  #")[0].rstrip() for line in lines))
 
 
-SLOW = ("--find-capacity", "--timm")
+SLOW = ("topk predict", "topk models", "--clients 1,4,16,64", "--find-capacity", "topk evaluate")
 
 
 def timed(found: list[str]) -> list[Any]:
@@ -77,6 +77,7 @@ def test_the_wordnet_answer_is_what_the_page_shows(embedded_server: Server) -> N
         assert place == expected | {"score": pytest.approx(expected["score"], abs=0.02)}
 
 
+@pytest.mark.slow
 def test_the_tree_is_what_the_page_shows() -> None:
     shown = pages.shown("docs/wordnet.md", "text", "entity")
     [command] = commands("topk predict", "docs/wordnet.md")
@@ -120,7 +121,7 @@ def photographs(tmp_path: Path) -> Path:
 REFERENCE, *EVALUATIONS = commands("topk evaluate", "docs/evaluate.md", needing=True)
 
 
-@pytest.mark.parametrize("command", EVALUATIONS)
+@pytest.mark.parametrize("command", timed(EVALUATIONS))
 def test_every_evaluation_works_as_typed(embedded_server: Server, photographs: Path, command: str) -> None:
     """Only with its photographs and its report elsewhere."""
     page = photographs.parent / "evaluation.html"
@@ -333,6 +334,7 @@ def test_an_old_python_is_refused_in_plain_words(tmp_path: Path) -> None:
     assert "Python 3.11 or newer" in ran.stderr
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_page_and_the_labels(tmp_path: Path) -> None:
     ran = shell(f"python -m pip wheel --quiet --no-deps --wheel-dir {tmp_path} .")
     assert ran.returncode == 0, ran.stderr

@@ -16,6 +16,7 @@ from app.readiness import Readiness
 from app.server.serving import Server, bind, config
 from app.settings import Settings
 from tests import tiny
+from tests.conftest import convert_embedded
 
 EMBEDDED = "efficientnet_lite0"
 
@@ -96,6 +97,7 @@ def served(**options: Any) -> Iterator[InProcess]:
 @pytest.fixture(scope="session")
 def app_server() -> Iterator[InProcess]:
     """The embedded model with the default settings."""
+    convert_embedded()
     with served(model=EMBEDDED) as server:
         yield server
 
@@ -113,6 +115,7 @@ def small_limits() -> Iterator[InProcess]:
         "upload_ms": 1200,
         "cors_origins": "https://page.example",
     }
+    convert_embedded()
     with served(model=EMBEDDED, **limits) as server:
         yield server
 
@@ -123,10 +126,10 @@ def wait_until() -> Callable[[Callable[[], bool]], None]:
 
     def wait(holds: Callable[[], bool], seconds: float = 20) -> None:
         pause = threading.Event()
-        for _ in range(int(seconds / 0.01)):
+        for _ in range(int(seconds / 0.001)):
             if holds():
                 return
-            pause.wait(0.01)
+            pause.wait(0.001)
         raise AssertionError("it never came to hold")
 
     return wait

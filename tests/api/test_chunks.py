@@ -13,7 +13,7 @@ import pytest
 from app.api.chunks import ChunkReader, Flow, Turns
 from tests.api.conftest import InProcess
 from tests.api.wire import Wire
-from tests.conftest import CAT
+from tests.conftest import CAT, slow
 
 PHOTO = CAT.read_bytes()
 JPEG = {"Content-Type": "image/jpeg"}
@@ -42,7 +42,7 @@ def seconds(data: bytes) -> float:
             return time.process_time() - started
 
 
-@pytest.mark.parametrize("size", [1, 8, 63])
+@pytest.mark.parametrize("size", [1, slow(8), 63])
 def test_a_body_in_tiny_chunks_is_refused_with_advice(app_server: InProcess, size: int) -> None:
     with Wire(app_server.port) as wire:
         wire.head("/v1/predict", "Content-Type: image/jpeg", "Transfer-Encoding: chunked")

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 
+from tests import tiny
 from tests.clients.conftest import BASE64, PHOTO
 from tests.conftest import Server
 
@@ -24,9 +25,9 @@ def ping(address: str) -> int | None:
         return None
 
 
-def test_a_container_from_start_to_end(resnet18_folder: Path, tmp_path: Path, counts: Any) -> None:
+def test_a_container_from_start_to_end(tmp_path: Path, counts: Any) -> None:
     model = tmp_path / "opt" / "ml" / "model"
-    shutil.copytree(resnet18_folder, model, copy_function=os.link)
+    shutil.copytree(tiny.model()[1], model, copy_function=os.link)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folders = f"{tmp_path / 'none'},{model},/models/default"

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
+from tests import tiny
 from tests.commands.runner import topk
 from tests.conftest import CAT, REPOSITORY, environment
 
 MODEL = ("--model", "efficientnet_lite0")
+TINY = tiny.model()
 
 
 def process(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -33,7 +35,7 @@ def test_predict_prints_a_table() -> None:
 def test_predict_reads_files_folders_and_standard_input_in_order(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.jpg"):
         (tmp_path / name).write_bytes(CAT.read_bytes())
-    ran = topk("predict", tmp_path, "-", *MODEL, "--json", stdin=CAT.read_bytes())
+    ran = topk("predict", tmp_path, "-", *TINY, "--json", stdin=CAT.read_bytes())
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [Path(line["file"]).name for line in lines] == ["a.jpg", "b.jpg", "-"]
     assert len({json.dumps(line["predictions"][0]["class_id"]) for line in lines}) == 1
@@ -45,7 +47,7 @@ def test_predict_continues_after_a_bad_file_and_reports_it(tmp_path: Path) -> No
     bad, pipe = tmp_path / "bad.jpg", tmp_path / "pipe.jpg"
     bad.write_bytes(b"no picture")
     os.mkfifo(pipe)
-    ran = topk("predict", bad, CAT, pipe, "-", *MODEL, "--json")
+    ran = topk("predict", bad, CAT, pipe, "-", *TINY, "--json")
     codes = [json.loads(line).get("error", {}).get("code") for line in ran.stdout.splitlines()]
     assert codes == ["unsupported_media_type", None, "unreadable_file", "empty_body"]
     assert ran.returncode == 1
@@ -57,7 +59,7 @@ def test_predict_skips_and_counts_the_files_of_a_folder_that_are_not_images(tmp_
     (tmp_path / "below" / "empty").touch()
     (tmp_path / "below" / "image").write_bytes(CAT.read_bytes())
     (tmp_path / ".hidden.jpg").write_bytes(CAT.read_bytes())
-    ran = topk("predict", tmp_path, *MODEL, "--json")
+    ran = topk("predict", tmp_path, *TINY, "--json")
     [line] = ran.stdout.splitlines()
     assert json.loads(line)["file"] == str(tmp_path / "below" / "image")
     assert (ran.returncode, ran.stderr) == (0, "skipped 2 files that are not images\n")
@@ -95,7 +97,7 @@ def test_predict_gives_machines_the_keys_of_the_api() -> None:
     ("arguments", "words"),
     [
         (["predict", CAT, "--model", "resnet5"], "no model 'resnet5'"),
-        (["predict", CAT, *MODEL, "--top-k", "1001"], "more than the model's 1000 classes"),
+        (["predict", CAT, *TINY, "--top-k", "1001"], "more than the model's 1000 classes"),
         (["predict", CAT, *MODEL, "--confidence", "0.5"], "--confidence requires taxonomy"),
         (["predict", CAT, *MODEL, "--taxonomy", "--confidence", "0"], "must be more than 0 and at most 1, got 0"),
         (["predict", CAT, *MODEL, "--taxonomy", "--confidence", "1.5"], "must be more than 0 and at most 1, got 1.5"),
@@ -129,7 +131,7 @@ def test_a_process_fails_in_the_same_way() -> None:
 
 
 def test_models_lists_what_can_be_served_with_its_published_accuracy() -> None:
-    entries = [json.loads(line) for line in process("models", "--json").stdout.splitlines()]
+    entries = [json.loads(line) for line in topk("models", "--json").stdout.splitlines()]
     found = next(e for e in entries if (e["architecture"], e["name"]) == ("resnet50", "IMAGENET1K_V2"))
     assert (found["default"], found["accuracy"], found["parameters"]) == (True, [80.858, 95.434], 25557032)
     assert isinstance(found["cached"], bool)
@@ -181,7 +183,7 @@ def test_version_is_printed() -> None:
 def test_a_file_name_may_contain_anything(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"bad\xff\x1b[31m.jpg")).write_bytes(CAT.read_bytes())
     (tmp_path / "empty.jpg").touch()
-    ran = topk("predict", tmp_path, *MODEL, "--json")
+    ran = topk("predict", tmp_path, *TINY, "--json")
     first, second = (json.loads(line) for line in ran.stdout.splitlines())
     assert first["file"].endswith("/bad\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[31m.jpg")
     assert second["error"]["code"] == "empty_body"

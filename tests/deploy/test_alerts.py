@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import tiny
-from tests.conftest import CAT, REPOSITORY, Server
+from tests.conftest import CAT, REPOSITORY, Server, slow
 from tests.deploy.manifests import DEPLOY, KUBERNETES, document, objects
 
 GROUPS = document(DEPLOY / "prometheus" / "alerts.yml")["groups"]
@@ -37,7 +37,7 @@ def several_processes() -> Iterator[Server]:
     assert server.stop() == 0
 
 
-@pytest.fixture(scope="module", params=["embedded_server", "several_processes"])
+@pytest.fixture(scope="module", params=["embedded_server", slow("several_processes")])
 def exported(request: pytest.FixtureRequest) -> list[tuple[str, dict[str, str]]]:
     """Name and labels of every sample, once an image has been classified."""
     server: Server = request.getfixturevalue(request.param)

@@ -156,6 +156,7 @@ def test_where_that_index_is_dead_torch_comes_from_pip_s_own(tmp_path: Path, pyp
     assert "installed topk 1.0, torch 99.0, torchvision 99.0 and 2 more packages" in output
 
 
+@pytest.mark.slow
 def test_an_index_without_a_build_for_this_python_is_no_dead_end(tmp_path: Path, pypi: Index, pytorch: Index) -> None:
     next(pytorch.folder.glob("torchvision*")).unlink()
     releases, output = installed(tmp_path, pytorch.url, pypi)

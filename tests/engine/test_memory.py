@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY, environment
+from tests import tiny
+from tests.conftest import REPOSITORY, environment, slow
 
 SCRIPT = """
 import asyncio, resource, sys
@@ -16,8 +17,8 @@ from app.engine import Want
 from tests.batching.jobs import job
 from app.settings import Settings
 
-name = sys.argv[1]
-settings = Settings(_env_file=None, model="efficientnet_lite0", engine=name, device="cpu", precision="float32")
+name, path = sys.argv[1:]
+settings = Settings(_env_file=None, model=path, engine=name, device="cpu", precision="float32")
 model = models.resolve(settings, converted=name == "openvino")
 device = engine.create(model, name, "cpu", "float32")
 device.load()
@@ -48,10 +49,12 @@ queue.close()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
-@pytest.mark.parametrize("engine", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
-def test_a_batch_that_does_not_fit_is_answered_in_parts(engine: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "model"), [("openvino", tiny.model()[1]), slow("torch", "efficientnet_lite0")], ids=["openvino", "torch"]
+)
+def test_a_batch_that_does_not_fit_is_answered_in_parts(engine: str, model: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, engine],
+        [sys.executable, "-c", SCRIPT, engine, model],
         env=environment(),
         cwd=REPOSITORY,
         capture_output=True,

@@ -27,8 +27,8 @@ BFLOAT16 = "BF16" in CAPABILITIES
 
 
 @pytest.fixture(scope="module")
-def model(resnet18_folder: Path) -> Model:
-    return folder.load(resnet18_folder)
+def model(squeezenet_folder: Path) -> Model:
+    return folder.load(squeezenet_folder)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_an_int8_model_is_served_in_nothing_else(model: Model, asked: str) -> No
 @pytest.mark.parametrize("exported", ["auto", "float32"])
 def test_the_error_for_int8_explains_how_to_export_an_int8_model(model: Model, exported: str) -> None:
     with pytest.raises(
-        ModelError, match=r"resnet18 is not an int8 model; .*`topk export .*--precision int8 --calibrate DIR`"
+        ModelError, match=r"squeezenet1_1 is not an int8 model; .*`topk export .*--precision int8 --calibrate DIR`"
     ):
         OpenVinoEngine(replace(model, precision=exported), "int8")
 
@@ -192,7 +192,7 @@ def test_the_exported_precision_is_what_auto_means(model: Model, exported: str, 
 def test_a_file_that_is_no_network_is_a_clear_error(model: Model, tmp_path: Path) -> None:
     (tmp_path / "openvino.xml").write_text("no network")
     broken = OpenVinoEngine(replace(model, openvino=tmp_path / "openvino.xml"), "float32")
-    with pytest.raises(ModelError, match="OpenVINO cannot run resnet18 on this machine"):
+    with pytest.raises(ModelError, match="OpenVINO cannot run squeezenet1_1 on this machine"):
         broken.load()
 
 
@@ -253,12 +253,13 @@ print(len(row.scores), sorted({"torch", "torchvision", "timm"} & sys.modules.key
 """
 
 
-def test_a_model_folder_is_served_without_torch(resnet18_folder: Path) -> None:
-    command = [sys.executable, "-c", SERVE, str(resnet18_folder)]
+def test_a_model_folder_is_served_without_torch(squeezenet_folder: Path) -> None:
+    command = [sys.executable, "-c", SERVE, str(squeezenet_folder)]
     printed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert printed.split("\n")[0] == "1 []"
 
 
 def test_int8_is_refused_by_torch_in_plain_words(model: Model) -> None:
-    with pytest.raises(ModelError, match="resnet18 is an int8 model, which torch cannot run; use `--engine openvino`"):
+    words = "squeezenet1_1 is an int8 model, which torch cannot run; use `--engine openvino`"
+    with pytest.raises(ModelError, match=words):
         TorchEngine(replace(model, precision="int8"), "cpu", "auto")

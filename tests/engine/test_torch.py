@@ -1,6 +1,7 @@
 """The torch engine with a real network, its weights random but always the same ones."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from app.engine.torch import TorchEngine
 from app.errors import ModelError
 from app.models import zoo
 from app.models.model import Model
+from tests.conftest import slow
+from tests.models.seeded import seeded
 
 CROPS = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(5)]
 
@@ -226,8 +229,25 @@ def test_a_gpu_reports_its_held_memory(model: Model) -> None:
 # --- compiling while serving ---
 
 
-def test_what_compiles_to_the_same_answers_is_served_compiled(model: Model) -> None:
-    engine = TorchEngine(model, "cpu", "float32")
+class Small(torch.nn.Module):
+    """Of few operations: a ResNet-18 takes ten seconds to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = torch.nn.Conv2d(3, 8, 7, 4), torch.nn.Linear(8, 1000)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.fc(self.body(pixels).relu().mean((2, 3)))
+        return scores
+
+
+@pytest.fixture(scope="module", params=["small", slow("resnet18")])
+def compilable(request: pytest.FixtureRequest, model: Model) -> Model:
+    return model if request.param == "resnet18" else replace(model, build=lambda: seeded(Small))
+
+
+def test_what_compiles_to_the_same_answers_is_served_compiled(compilable: Model) -> None:
+    engine = TorchEngine(compilable, "cpu", "float32")
     engine.load()
     before = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
     engine.compile(backend="aot_eager")
@@ -236,8 +256,8 @@ def test_what_compiles_to_the_same_answers_is_served_compiled(model: Model) -> N
         assert_same(row, expected)
 
 
-def test_what_compiles_to_other_answers_is_served_eagerly(model: Model) -> None:
-    engine = TorchEngine(model, "cpu", "float32")
+def test_what_compiles_to_other_answers_is_served_eagerly(compilable: Model) -> None:
+    engine = TorchEngine(compilable, "cpu", "float32")
     engine.load()
     before = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
     engine.compile(backend=lambda graph, inputs: lambda *values: tuple(2 * out for out in graph(*values)))
@@ -246,11 +266,11 @@ def test_what_compiles_to_other_answers_is_served_eagerly(model: Model) -> None:
         assert_same(row, expected)
 
 
-def test_what_does_not_compile_is_served_eagerly(model: Model) -> None:
+def test_what_does_not_compile_is_served_eagerly(compilable: Model) -> None:
     def refuse(graph: object, inputs: object) -> None:
         raise RuntimeError("no C compiler")
 
-    engine = TorchEngine(model, "cpu", "float32")
+    engine = TorchEngine(compilable, "cpu", "float32")
     engine.load()
     engine.compile(backend=refuse)
     assert engine.compilation == "eager"

@@ -33,8 +33,8 @@ def test_an_excess_costs_a_cpu_only_what_refusing_costs(load: float, least: floa
     assert len(outcome.refused) / outcome.arrivals == pytest.approx(1 - 1 / load, abs=0.04)
 
 
-@both
-@pytest.mark.parametrize("load", [2, 4, slow(8)])
+@pytest.mark.parametrize("stated", [True, slow(False)], ids=["stated", "silent"])
+@pytest.mark.parametrize("load", [2, slow(4), slow(8)])
 def test_an_excess_costs_a_gpu_nothing(load: float, stated: bool) -> None:
     outcome = overloaded(GPU, load, stated, seconds=4)
     assert min(goodputs(outcome, GPU, 4)) >= 0.95

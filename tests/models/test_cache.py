@@ -181,9 +181,9 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("alexnet", r"mine\.pth does not fit alexnet: features\.0\.weight has shape"),
+        slow("alexnet", r"mine\.pth does not fit alexnet: features\.0\.weight has shape"),
         slow("resnet51", r"no model 'resnet51'; did you mean resnet50 or .*\? `topk models` lists"),
-        slow("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; choose one of IMAGENET1K_V1"),
+        ("squeezenet1_1:V9", "squeezenet1_1 has no weights 'V9'; choose one of IMAGENET1K_V1"),
     ],
 )
 def test_what_the_child_refuses_is_refused_in_its_words(spec: str, words: str, weights: Path, tmp_path: Path) -> None:

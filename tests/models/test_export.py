@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from app.imagenet.labels import Label
 from app.images import Preprocessing
 from app.models.quantize import read
+from tests.commands import runner
 from tests.commands.train.conftest import make
 from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, RESNET50, Server, environment
 from tests.models.seeded import seeded
@@ -73,7 +74,7 @@ def test_a_folder_for_openvino_only_has_no_weights_for_torch(weights: Path, expe
 
 @pytest.mark.parametrize("options", [["--precision", "int8"], ["--calibrate", "docs"]])
 def test_int8_and_photographs_go_together(weights: Path, tmp_path: Path, options: list[str]) -> None:
-    ran = topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", *options)
+    ran = runner.topk("export", "resnet18", "--weights", weights, "--out", tmp_path / "mine", *options, columns=400)
     assert ran.returncode == 1
     assert "must be given together" in ran.stderr
     assert not (tmp_path / "mine").exists()

@@ -26,15 +26,15 @@ from tests.models.seeded import images
 
 
 @pytest.fixture
-def copy(resnet18_folder: Path, tmp_path: Path) -> Path:
+def copy(squeezenet_folder: Path, tmp_path: Path) -> Path:
     """A folder to be changed."""
-    return Path(shutil.copytree(resnet18_folder, tmp_path / "resnet18"))
+    return Path(shutil.copytree(squeezenet_folder, tmp_path / "squeezenet1_1"))
 
 
 @pytest.fixture(scope="module")
-def written(resnet18_weights: Path) -> Model:
+def written(squeezenet_weights: Path) -> Model:
     """The model that was written."""
-    return zoo.from_file("resnet18", None, resnet18_weights)
+    return zoo.from_file("squeezenet1_1", None, squeezenet_weights)
 
 
 def change(path: Path, **values: Any) -> None:
@@ -43,40 +43,40 @@ def change(path: Path, **values: Any) -> None:
     description.write_bytes(orjson.dumps(orjson.loads(description.read_bytes()) | values))
 
 
-def test_what_is_written_is_what_is_read(resnet18_folder: Path, written: Model) -> None:
-    model = folder.load(resnet18_folder)
+def test_what_is_written_is_what_is_read(squeezenet_folder: Path, written: Model) -> None:
+    model = folder.load(squeezenet_folder)
     for member in ("name", "architecture", "weights", "digest", "preprocessing", "labels", "precision", "warning"):
         assert getattr(model, member) == getattr(written, member), member
     assert (model.weights, model.precision) == ("seeded", "auto")
-    assert model.openvino == resnet18_folder / "openvino.xml"
+    assert model.openvino == squeezenet_folder / "openvino.xml"
 
 
-def test_the_description_has_the_versions_that_made_it(resnet18_folder: Path) -> None:
-    document = orjson.loads((resnet18_folder / "model.json").read_bytes())
+def test_the_description_has_the_versions_that_made_it(squeezenet_folder: Path) -> None:
+    document = orjson.loads((squeezenet_folder / "model.json").read_bytes())
     assert document["format"] == folder.FORMAT
     assert document["versions"].keys() == {"topk", "torch", "torchvision", "timm", "openvino"}
     assert document["versions"]["torch"] == importlib.metadata.version("torch")
     assert document["files"].keys() == {"model.safetensors", "openvino.xml", "openvino.bin"}
-    assert sorted(path.name for path in resnet18_folder.iterdir()) == sorted([*document["files"], "model.json"])
+    assert sorted(path.name for path in squeezenet_folder.iterdir()) == sorted([*document["files"], "model.json"])
 
 
-def test_everyone_may_read_a_folder_s_files(resnet18_folder: Path) -> None:
-    assert {oct(path.stat().st_mode & 0o444) for path in resnet18_folder.iterdir()} == {"0o444"}
+def test_everyone_may_read_a_folder_s_files(squeezenet_folder: Path) -> None:
+    assert {oct(path.stat().st_mode & 0o444) for path in squeezenet_folder.iterdir()} == {"0o444"}
 
 
 @torch.inference_mode()
-def test_its_weights_are_torchvision_s_own_network_s(resnet18_folder: Path, written: Model) -> None:
-    network = torchvision.models.resnet18()
-    network.load_state_dict(safetensors.torch.load_file(resnet18_folder / "model.safetensors"))
+def test_its_weights_are_torchvision_s_own_network_s(squeezenet_folder: Path, written: Model) -> None:
+    network = torchvision.models.squeezenet1_1()
+    network.load_state_dict(safetensors.torch.load_file(squeezenet_folder / "model.safetensors"))
     expected = written.build().eval()(images())
     assert torch.equal(network.eval()(images()), expected)
-    assert torch.equal(folder.load(resnet18_folder).build().eval()(images()), expected)
+    assert torch.equal(folder.load(squeezenet_folder).build().eval()(images()), expected)
 
 
 @torch.inference_mode()
-def test_its_network_takes_grey_levels_to_the_logits_of_torch(resnet18_folder: Path, written: Model) -> None:
+def test_its_network_takes_grey_levels_to_the_logits_of_torch(squeezenet_folder: Path, written: Model) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3)).astype(np.float32)
-    found = ov.Core().compile_model(folder.load(resnet18_folder).openvino, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = ov.Core().compile_model(folder.load(squeezenet_folder).openvino, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (written.preprocessing.mean, written.preprocessing.std))
     expected = written.build().eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
     assert np.allclose(found([pixels])["logits"], expected, atol=1e-4)
@@ -109,7 +109,7 @@ def test_its_name_is_the_folder_s_in_characters_that_a_setting_allows(copy: Path
 
 def test_its_name_is_the_folder_s_wherever_one_stands(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(copy)
-    assert folder.load(Path(".")).name == "resnet18"
+    assert folder.load(Path(".")).name == "squeezenet1_1"
 
 
 def flip(path: Path) -> None:
@@ -237,16 +237,16 @@ def test_a_full_disk_is_one_plain_error(written: Model, tmp_path: Path, weights:
         folder.write(written, tmp_path / "mine", weights=weights)
 
 
-def test_a_folder_is_a_model_by_its_path(resnet18_folder: Path) -> None:
+def test_a_folder_is_a_model_by_its_path(squeezenet_folder: Path) -> None:
     for converted in (False, True):
-        model = resolve(Settings(model=str(resnet18_folder), _env_file=None), converted=converted)
-        assert (model.name, model.weights) == ("resnet18", "seeded")
-    assert resolve(Settings(model=str(resnet18_folder), model_name="mine", _env_file=None)).name == "mine"
+        model = resolve(Settings(model=str(squeezenet_folder), _env_file=None), converted=converted)
+        assert (model.name, model.weights) == ("squeezenet1_1", "seeded")
+    assert resolve(Settings(model=str(squeezenet_folder), model_name="mine", _env_file=None)).name == "mine"
 
 
-def test_a_folder_takes_no_other_weights(resnet18_folder: Path, resnet18_weights: Path) -> None:
+def test_a_folder_takes_no_other_weights(squeezenet_folder: Path, squeezenet_weights: Path) -> None:
     with pytest.raises(ModelError, match="is a model folder, which contains its weights"):
-        resolve(Settings(model=str(resnet18_folder), weights=resnet18_weights, _env_file=None))
+        resolve(Settings(model=str(squeezenet_folder), weights=squeezenet_weights, _env_file=None))
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -278,7 +278,7 @@ def test_weights_named_as_the_model_are_refused_with_advice(
 def test_labels_that_are_not_the_network_s_are_refused_at_load(copy: Path, classes: int, computing: str) -> None:
     change(copy, labels=[[f"class {number}", None] for number in range(classes)])
     model = folder.load(copy)
-    with pytest.raises(ModelError, match=f"resnet18 has {classes} labels for a network of 1000 classes"):
+    with pytest.raises(ModelError, match=f"squeezenet1_1 has {classes} labels for a network of 1000 classes"):
         engine.create(model, computing, "cpu", "float32").load()
 
 
@@ -297,8 +297,8 @@ def test_preprocessing_that_cannot_be_is_refused(copy: Path, wrong: dict[str, An
         folder.load(copy)
 
 
-def test_a_crop_that_the_network_does_not_take_is_refused_at_load(resnet18_folder: Path) -> None:
-    model = folder.load(resnet18_folder)
+def test_a_crop_that_the_network_does_not_take_is_refused_at_load(squeezenet_folder: Path) -> None:
+    model = folder.load(squeezenet_folder)
     small = replace(model, build=torchvision.models.squeezenet1_1, preprocessing=replace(model.preprocessing, crop=8))
-    with pytest.raises(ModelError, match="resnet18 does not accept crops of 8x8: "):
+    with pytest.raises(ModelError, match="squeezenet1_1 does not accept crops of 8x8: "):
         engine.create(small, "torch", "cpu", "float32").load()

@@ -13,7 +13,8 @@ import torchvision.models
 from app.errors import ModelError
 from app.models import resolve
 from app.settings import Settings
-from tests.conftest import RESNET50
+from tests import tiny
+from tests.conftest import RESNET50, slow
 
 
 def settings(**values: Any) -> Settings:
@@ -54,11 +55,12 @@ def test_auto_falls_back_to_the_embedded_model_with_a_warning(checkpoints: Path)
     assert list(checkpoints.iterdir()) == []
 
 
-def test_auto_is_the_first_folder_that_holds_something(resnet18_folder: Path, tmp_path: Path) -> None:
+def test_auto_is_the_first_folder_that_holds_something(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    folders = (tmp_path / "none", tmp_path / "file", tmp_path / "empty", resnet18_folder, tmp_path)
-    assert resolve(settings(model_folders=folders)).name == "resnet18"
+    full = Path(tiny.model()[1])
+    folders = (tmp_path / "none", tmp_path / "file", tmp_path / "empty", full, tmp_path)
+    assert resolve(settings(model_folders=folders)).name == "tiny"
     assert resolve(settings(model_folders=folders, model="efficientnet_lite0")).name == "efficientnet_lite0"
 
 
@@ -73,7 +75,7 @@ def test_auto_with_a_file_is_an_error(tmp_path: Path) -> None:
         resolve(settings(weights=tmp_path / "weights.pth"))
 
 
-@pytest.mark.parametrize("model", ["resnet50", "resnet50:IMAGENET1K_V2", "resnet18"])
+@pytest.mark.parametrize("model", ["resnet50", slow("resnet50:IMAGENET1K_V2"), slow("resnet18")])
 def test_a_model_named_never_falls_back(model: str) -> None:
     with pytest.raises(ModelError, match=r"the weights at https://\S+\.pth cannot be downloaded: no connection"):
         resolve(settings(model=model))

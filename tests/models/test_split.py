@@ -62,11 +62,11 @@ def test_features_are_the_input_of_the_last_layer(architecture: str) -> None:
     "architecture",
     [
         "alexnet",
-        "convnext_tiny",
-        "densenet121",
+        slow("convnext_tiny"),
+        slow("densenet121"),
         "efficientnet_b0",
         "googlenet",
-        "inception_v3",
+        slow("inception_v3"),
         "mnasnet0_5",
         "mobilenet_v3_small",
         "regnet_x_400mf",
@@ -116,7 +116,9 @@ def test_features_of_a_convolutional_head_are_the_mean_over_the_positions() -> N
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("architecture", ["resnet18", "squeezenet1_1", "googlenet", "inception_v3", "vit_b_16"])
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", "squeezenet1_1", "googlenet", slow("inception_v3"), slow("vit_b_16")]
+)
 def test_a_new_last_layer_is_linear_in_the_features(architecture: str) -> None:
     crop = zoo.preprocessing(architecture, None).crop
     network = seeded(lambda: zoo.network(architecture, crop))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CAT, REPOSITORY, environment
+from tests import tiny
+from tests.conftest import CAT, REPOSITORY, environment, slow
 
 # Python's own way to say that a module cannot be imported.
 START = (
@@ -21,21 +22,21 @@ def topk(*arguments: str | Path, **env: str) -> "subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=120)
 
 
-def test_a_model_folder_is_served(resnet18_folder: Path) -> None:
-    ran = topk("predict", CAT, "--model", resnet18_folder, "--json")
+def test_a_model_folder_is_served() -> None:
+    ran = topk("predict", CAT, *tiny.model(), "--json")
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert '"model":"resnet18"' in ran.stdout
+    assert '"model":"tiny"' in ran.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (("serve", "--port", "0", "--model", "resnet50"), "the model resnet50"),
-        (("serve", "--port", "0", "--model", "efficientnet_lite0"), "the model efficientnet_lite0"),
-        (("serve", "--port", "0", "--model", "auto"), "the model auto"),
-        (("predict", CAT, "--model", "resnet50", "--engine", "torch"), "the model resnet50"),
-        (("predict", CAT, "--model", "timm:resnet10t"), "the model timm:resnet10t"),
-        (("predict", CAT, "--model", "yolo11n-cls.pt", "--trust-checkpoint"), "the checkpoint yolo11n-cls.pt"),
+        slow(("serve", "--port", "0", "--model", "efficientnet_lite0"), "the model efficientnet_lite0"),
+        slow(("serve", "--port", "0", "--model", "auto"), "the model auto"),
+        slow(("predict", CAT, "--model", "resnet50", "--engine", "torch"), "the model resnet50"),
+        slow(("predict", CAT, "--model", "timm:resnet10t"), "the model timm:resnet10t"),
+        slow(("predict", CAT, "--model", "yolo11n-cls.pt", "--trust-checkpoint"), "the checkpoint yolo11n-cls.pt"),
         (("export", "resnet50", "--out", "nowhere"), "an export"),
         (("models",), "the list of models"),
     ],
@@ -48,9 +49,9 @@ def test_what_needs_torch_fails_with_the_reason(arguments: tuple[str | Path, ...
     assert "Traceback" not in ran.stderr
 
 
-@pytest.mark.parametrize("choice", [("--engine", "torch"), ("--device", "cuda")])
-def test_a_folder_on_the_torch_engine_fails_with_the_reason(resnet18_folder: Path, choice: tuple[str, str]) -> None:
-    ran = topk("predict", CAT, "--model", resnet18_folder, *choice)
+@pytest.mark.parametrize("choice", [("--engine", "torch"), slow(("--device", "cuda"))])
+def test_a_folder_on_the_torch_engine_fails_with_the_reason(choice: tuple[str, str]) -> None:
+    ran = topk("predict", CAT, *tiny.model(), *choice)
     assert ran.returncode == 1
     assert "the engine torch needs PyTorch" in ran.stderr
     assert "Traceback" not in ran.stderr

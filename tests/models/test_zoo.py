@@ -126,8 +126,8 @@ def test_an_entry_means_that_entry(checkpoints: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "entry"),
     [
-        ("googlenet", "IMAGENET1K_V1"),
-        ("inception_v3", "IMAGENET1K_V1"),
+        slow("googlenet", "IMAGENET1K_V1"),
+        slow("inception_v3", "IMAGENET1K_V1"),
         ("densenet121", "IMAGENET1K_V1"),
         ("mnasnet0_5", "IMAGENET1K_V1"),
         ("resnet18", "IMAGENET1K_V1"),
@@ -149,7 +149,7 @@ def test_official_weights_compute_what_torchvision_s_own_builder_computes(
     assert expected.std() > 0
 
 
-@pytest.mark.parametrize("architecture", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("architecture", ["googlenet", slow("inception_v3")])
 @pytest.mark.parametrize("auxiliary_heads", [True, False])
 def test_a_file_may_have_auxiliary_heads_or_not(architecture: str, auxiliary_heads: bool, tmp_path: Path) -> None:
     network = random_network(architecture, init_weights=False, transform_input=True)

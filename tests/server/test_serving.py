@@ -117,7 +117,7 @@ def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
     assert [entry["event"] for entry in server.log[-2:]] == ["draining", "stopped"]
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", slow("1")])
 def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
     nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
     server = Server(*MODEL, "--workers", workers, under=nohup)
@@ -127,7 +127,7 @@ def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sig", [slow(signal.SIGINT), signal.SIGTERM])
 def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     server = Server(*MODEL)
     server.wait_for("loading")
@@ -136,7 +136,8 @@ def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sig", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "0"), (signal.SIGHUP, "0"), (signal.SIGTERM, "1")]
+    ("sig", "workers"),
+    [slow(signal.SIGINT, "0"), (signal.SIGTERM, "0"), slow(signal.SIGHUP, "0"), slow(signal.SIGTERM, "1")],
 )
 def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_nothing(
     sig: signal.Signals, workers: str, tmp_path: Path
@@ -168,6 +169,7 @@ def test_until_the_model_is_warm_the_service_is_not_ready() -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_nobody_may_connect_before_it_is_ready_where_so_set(workers: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -203,9 +205,9 @@ def test_a_signal_before_it_listens_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model", "nonesuch"], "no model 'nonesuch'"),
-        (["--weights", "nowhere.safetensors"], "weights need the architecture"),
-        (["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        slow(["--model", "nonesuch"], "no model 'nonesuch'"),
+        slow(["--weights", "nowhere.safetensors"], "weights need the architecture"),
+        slow(["--model", "resnet50", "--weights", "nowhere.safetensors"], "nowhere.safetensors"),
         slow(["--model", "resnet50:IMAGENET1K_V9"], "has no weights 'IMAGENET1K_V9'"),
         slow([*MODEL, "--device", "cuda:99"], "device cuda:99 is not available"),
         ([*MODEL, "--port", "70000"], "--port: '70000' is too large; the maximum is 65535"),
@@ -237,6 +239,7 @@ def test_the_port_comes_from_the_first_of_its_names() -> None:
         assert got.stdout.strip() == names.pop(name)
 
 
+@pytest.mark.slow
 def test_api_keys_are_never_logged(tmp_path: object) -> None:
     server = Server(*MODEL, "--log-level", "debug", env={"TOPK_API_KEYS": "hush-hush"})
     assert httpx2.get(f"{server.url}/v1/info", headers={"X-API-Key": "hush-hush"}).status_code == 200

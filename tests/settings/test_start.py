@@ -4,19 +4,19 @@ import pytest
 
 from app.errors import ModelError
 from app.main import create_app
-from tests.conftest import Server
+from tests.conftest import Server, slow
 from tests.settings.test_settings import SERVICE_LINKS
 
 MODEL = ("--model", "efficientnet_lite0")
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", slow("1")])
 @pytest.mark.parametrize(
     ("options", "variables", "message"),
     [
         (["--model", "resnet5O"], {}, "there is no model 'resnet5O'; did you mean resnet50 or"),
-        (["--model", "timm:resnet5O"], {}, "timm has no model 'resnet5O'; did you mean resnet50 or"),
-        (["--model", "resnet50", "--weights", "nowhere.pth"], {}, "nowhere.pth does not exist"),
+        slow(["--model", "timm:resnet5O"], {}, "timm has no model 'resnet5O'; did you mean resnet50 or"),
+        slow(["--model", "resnet50", "--weights", "nowhere.pth"], {}, "nowhere.pth does not exist"),
         (MODEL, {"TOPK_API_KEY": "secret"}, "TOPK_API_KEY is not a setting; did you mean TOPK_API_KEYS?"),
         ([*MODEL, "--api-keys", ""], {}, "--api-keys: it is set but empty, which would let everyone in"),
     ],
@@ -37,10 +37,10 @@ def test_another_server_s_app_does_not_start_either(monkeypatch: pytest.MonkeyPa
         create_app()
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", [slow("0"), "1"])
 @pytest.mark.parametrize(
     ("keys", "event", "count"),
-    [("one,two", "API keys are required", 2), (None, "no API key is required", 0)],
+    [("one,two", "API keys are required", 2), slow(None, "no API key is required", 0)],
     ids=["keys", "none"],
 )
 def test_the_log_has_whether_keys_are_required_and_the_steps_but_no_service_links(

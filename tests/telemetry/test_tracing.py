@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.telemetry.tracing import Traces
 from tests import tiny
 from tests.api.wire import Wire, multipart
-from tests.conftest import CAT, REPOSITORY, Server, environment
+from tests.conftest import CAT, REPOSITORY, Server, environment, slow
 
 PHOTO = CAT.read_bytes()
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -129,7 +129,7 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-@pytest.fixture(scope="module", params=["one process", "workers"])
+@pytest.fixture(scope="module", params=["one process", slow("workers")])
 def server(request: pytest.FixtureRequest, collector: Collector) -> Iterator[Server]:
     workers = ("--workers", "2") if request.param == "workers" else ()
     server = Server(*EMBEDDED, *workers, env=collector.variables)
@@ -267,6 +267,7 @@ def test_probes_have_no_span(server: Server, collector: Collector) -> None:
     assert "probe" not in {attributes(span).get("topk.request_id") for span in collector.spans}
 
 
+@pytest.mark.slow
 def test_the_prefix_of_a_proxy_is_in_the_path_and_not_in_the_name(collector: Collector) -> None:
     server = Server(*MODEL, "--root-path", "/vision", env=collector.variables)
     with httpx2.Client(base_url=server.url, timeout=60) as client:
@@ -278,7 +279,7 @@ def test_the_prefix_of_a_proxy_is_in_the_path_and_not_in_the_name(collector: Col
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("workers", [slow("0"), "1"])
 def test_what_is_not_sent_yet_is_sent_at_the_end(workers: str) -> None:
     with collecting() as collector:
         variables = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_SERVICE_NAME": "vision"}
@@ -291,7 +292,7 @@ def test_what_is_not_sent_yet_is_sent_at_the_end(workers: str) -> None:
         assert {resource["service.name"] for resource in collector.resources} == {"vision"}
 
 
-@pytest.mark.parametrize("how", ["gone", "failing", "silent"])
+@pytest.mark.parametrize("how", [slow("gone"), "failing", slow("silent")])
 def test_a_collector_that_takes_nothing_disturbs_nobody(how: str) -> None:
     with collecting() as collector:
         collector.status = 503
@@ -309,6 +310,7 @@ def test_a_collector_that_takes_nothing_disturbs_nobody(how: str) -> None:
         assert "Traceback" not in str(server.log)
 
 
+@pytest.mark.slow
 def test_the_end_does_not_wait_for_a_collector_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with collecting() as collector:
         collector.silent.set()

@@ -65,5 +65,6 @@ def start() -> Iterator[Callable[..., Service]]:
 def service() -> Iterator[Service]:
     """One for all tests that leave it as it was, with the embedded model."""
     service = Service("--model", "efficientnet_lite0")
+    service.wait_for("ready")
     yield service
     assert service.stop() == 0

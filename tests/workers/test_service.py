@@ -103,6 +103,7 @@ def test_what_would_come_too_late_is_refused_in_every_process(service: Service) 
         assert refused.headers["retry-after"] == "1"
 
 
+@pytest.mark.slow
 def test_a_queue_that_is_too_long_refuses(service: Service) -> None:
     kind, body = multipart(*[("file", "a.jpg", PHOTO)] * 32)
     with ThreadPoolExecutor(16) as pool:

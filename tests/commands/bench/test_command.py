@@ -5,17 +5,28 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.commands.bench import bodies
 from tests.commands.bench.server import Known
 from tests.commands.runner import topk
-from tests.conftest import CAT, REPOSITORY, Server
+from tests.conftest import CAT, REPOSITORY, Server, slow
 
 COMMAND = [sys.executable, "-m", "app", "bench"]
 SHORT = ("--warmup", "0.1", "--seconds", "0.6")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pictures() -> Iterator[None]:
+    """Generate the pictures once, not for every command."""
+    generated = list(bodies.generated())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "generated", lambda: generated)
+        yield
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +64,7 @@ def test_an_open_loop_offers_its_rate_and_leaves_at_the_slo() -> None:
     assert 0 < point["good"] < point["requests"]
 
 
-@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), ((), {None})])
+@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), slow((), {None})])
 def test_clients_that_leave_at_a_given_slo_say_so(options: tuple[str, ...], timeouts: set[str | None]) -> None:
     with Known() as server:
         found(server.url, "--rate", "40", *SHORT, *options)
@@ -61,6 +72,7 @@ def test_clients_that_leave_at_a_given_slo_say_so(options: tuple[str, ...], time
     assert {request.headers.get("x-request-timeout-ms") for request in requests} == timeouts
 
 
+@pytest.mark.slow
 def test_clients_of_a_closed_loop_state_no_timeout() -> None:
     with Known() as server:
         found(server.url, "--clients", "2", *SHORT, "--slo-ms", "5000")
@@ -143,7 +155,7 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
     """At a rate that leaves the client idle: busy as 16 clients would keep it, it would have to say so."""
     with Known() as server:
         options = ("--rate", "20", "--seconds", "60", "--warmup", "0", "--json")
-        options += ("--report", str(tmp_path / "report.html"))
+        options += ("--images", str(CAT.parent), "--report", str(tmp_path / "report.html"))
         process = subprocess.Popen(
             [*COMMAND, server.url, *options], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -169,7 +181,7 @@ def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> Non
         "--warmup",
         "0.2",
         "--seconds",
-        "1.5",
+        "0.6",
         "--report",
         str(page),
     )

@@ -12,7 +12,7 @@ import pytest
 
 from tests.commands.evaluate.service import Problem, Service
 from tests.commands.runner import topk
-from tests.conftest import REPOSITORY, Server, environment
+from tests.conftest import REPOSITORY, Server, environment, slow
 
 COMMAND = [sys.executable, "-m", "app", "evaluate"]
 AT_ONCE = 32  # that many are under way over HTTP
@@ -55,7 +55,7 @@ class Held:
         return None
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, slow(signal.SIGKILL)])
 def test_an_interrupted_run_goes_on_where_it_stopped(sent: signal.Signals, many: Path, tmp_path: Path) -> None:
     held, cache = Held(through=4), tmp_path / "cache"
     with Service(first=lambda content: content[0] % 6 if len(content) == 1 else 0, problem=held) as service:

@@ -78,6 +78,7 @@ def test_mistakes_come_the_surest_first(evaluation: Evaluation) -> None:
     assert all(evaluation.guess(i).label != evaluation.truth(i) for i in mistakes)
 
 
+@pytest.mark.slow
 def test_the_reference_has_nothing_to_be_compared_with_but_itself(pictures: Path) -> None:
     settings = SETTINGS.model_copy(update={"engine": "torch", "precision": "float32", "fast_decode": False})
     with pytest.raises(EvaluationError, match="the reference itself"):  # noqa: SIM117

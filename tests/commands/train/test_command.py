@@ -39,6 +39,7 @@ def test_predict_prints_all_of_few_classes(trained: tuple[Trained, Path], shapes
     assert "--top-k 5 is more than the model's 2 classes" in refused.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_nothing_written(tmp_path: Path) -> None:
     make(tmp_path / "many", count=60)
     command = [sys.executable, "-m", "app", "train", str(tmp_path / "many"), "--out", str(tmp_path / "out"), *MODEL]

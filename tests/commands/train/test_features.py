@@ -16,6 +16,7 @@ from app.commands.train.examples import Advance, TrainingSet
 from app.commands.train.feature_store import FeatureStore
 from app.commands.train.progress import TrainingProgress
 from tests.commands.train.conftest import make, settings
+from tests.conftest import slow
 
 MODEL = models.resolve(settings())
 
@@ -73,7 +74,7 @@ def test_unreadable_images_are_left_out_and_reported(tmp_path: Path) -> None:
     assert "notes.jpg (" in str(examples.unreadable(found))
 
 
-@pytest.mark.parametrize(("damage", "again"), [("damaged", 0), ("a folder", 2)])
+@pytest.mark.parametrize(("damage", "again"), [("damaged", 0), slow("a folder", 2)])
 def test_without_a_store_it_works_all_the_same(tmp_path: Path, damage: str, again: int) -> None:
     found = read(make(tmp_path / "shapes", count=1))
     path = tmp_path / "features" / f"{features.key(MODEL, settings())}.sqlite"

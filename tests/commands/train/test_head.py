@@ -48,6 +48,7 @@ def test_the_strength_with_the_least_loss_on_unseen_images_is_chosen() -> None:
     assert found.c in GRID
 
 
+@pytest.mark.slow
 def test_strengths_are_judged_by_solved_problems() -> None:
     """Where there are many classes a gradient is small long before it is none."""
     features, class_ids = blobs(300, 64, 30)

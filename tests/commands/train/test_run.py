@@ -1,6 +1,5 @@
 """From a folder of pictures to a model that is served."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from app.engine import Row, Want
 from app.errors import ModelError, TrainingError
 from app.models import embedded, folder
 from app.models.openvino import ov
+from tests import tiny
 from tests.commands.runner import topk
 from tests.commands.train.conftest import CONSOLE, PROGRESS, description, make, settings
 from tests.conftest import Server
@@ -55,6 +55,7 @@ def test_the_folder_describes_the_model_and_its_origin(trained: Found) -> None:
     }
 
 
+@pytest.mark.slow
 def test_evaluating_training_images_is_warned_about(trained: Found, shapes: Path, tmp_path: Path) -> None:
     found, out = trained
     with evaluated(EvaluationPlan(shapes), settings(out), EvaluationProgress(CONSOLE)) as evaluation:
@@ -189,6 +190,7 @@ def test_unreadable_images_are_reported_and_left_out(shapes: Path, tmp_path: Pat
     assert "disc/torn.jpg (" in unreadable
 
 
+@pytest.mark.slow
 def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     for seed in range(4):
@@ -253,12 +255,6 @@ def test_an_impossible_plan_is_refused_before_anything_is_read(
         plan.check()
 
 
-def test_a_folder_for_openvino_alone_cannot_be_trained_from(
-    resnet18_folder: Path, shapes: Path, tmp_path: Path
-) -> None:
-    slim = Path(shutil.copytree(resnet18_folder, tmp_path / "slim"))
-    described = description(slim)
-    del described["files"]["model.safetensors"]  # type: ignore[attr-defined]
-    (slim / "model.json").write_text(json.dumps(described))
+def test_a_folder_for_openvino_alone_cannot_be_trained_from(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
-        learn(TrainingPlan(shapes, tmp_path / "out"), settings(slim), PROGRESS)
+        learn(TrainingPlan(shapes, tmp_path / "out"), settings(tiny.model()[1]), PROGRESS)
