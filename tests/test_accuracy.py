@@ -86,6 +86,7 @@ def reference_server() -> Iterator[Server]:
     server = Server(
         *("--model", "resnet50", "--weights", str(RESNET50)),
         *("--engine", "torch", "--precision", "float32", "--no-fast-decode"),
+        *("--request-timeout-ms", "120000"),  # no image runs twice, on a slow machine either
     )
     yield server
     assert server.stop() == 0
