@@ -5,16 +5,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.batching.costs import OUTLIER, PATIENCE_S, CostCurve
+from app.batching.costs import OUTLIER, CostCurve
 from app.batching.job import Job
+from app.batching.patience import Patience
 from app.errors import Overloaded
 
 _MIN_CAP_S = 0.05  # least upper bound on a preparation time in the average
 _PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than batches
-_MARGIN_S = 0.2  # for prediction errors during overload, when the queue has its maximum length
+_MARGIN = 0.05  # of the time allowed, for prediction errors during overload, when the queue has its maximum length
 _OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
-_BURST_S = 0.1  # longest duration of a burst
+_IDLE_S = 1.0  # a device with a stream that was idle within this time refuses nobody for lack of patience
+_LIKELY = 0.5  # a client is likely to stay for an answer if it does so with at least this probability
 
 
 class Outlook(NamedTuple):
@@ -42,8 +44,10 @@ class Backlog:
         self.costs = costs
         self.streams = streams
         self.ahead_s = ahead_s
+        self.patience = Patience()
         self.prepare_s = 0.0  # average seconds that a stream takes to prepare an item
         self._waiting: deque[Job] = deque()
+        self._unlikely = 0  # waiting jobs whose clients will probably leave before an answer
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
         self._idle_at = -math.inf
@@ -55,7 +59,7 @@ class Backlog:
 
     def predicted_wait(self, now: float) -> float:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
-        return max(self.ahead_s(), self._start(now, len(self._waiting)))
+        return max(self.ahead_s(), self._start(now, self._before))
 
     @property
     def fastest_s(self) -> float:
@@ -72,27 +76,18 @@ class Backlog:
         """Whether no item is running, waiting or being prepared ahead of the queue."""
         return not self._running and not self._waiting and not self.ahead_s()
 
-    @property
-    def target_s(self) -> float:
-        """The longest tolerated wait in seconds.
-
-        It leaves time for a full batch within ``PATIENCE_S``, and is at least half the duration of a full batch.
-        """
-        batch = self._batch_s(self.costs.ceiling)
-        return max(PATIENCE_S - batch, batch / 2)
-
-    def check(self, now: float, n: int, deadline: float) -> None:
+    def check(self, now: float, n: int, deadline: float, stated: bool = False) -> None:
         """Admit n more items that must be finished by ``deadline``, or raise Overloaded.
 
-        Items are refused if they would miss their deadline or wait longer than ``target_s``: few clients wait until
-        their deadline. A burst that reaches an idle device may wait until its deadline. For a second after each refusal
-        the limits are lower by a margin. During overload every item waits as long as allowed, so that any item slower
-        than predicted would be late.
+        Items are refused if they would miss their deadline. If the client has not ``stated`` it, they are also refused
+        if they would be finished after most clients have lost patience, unless a stream was idle within the last
+        second. For a second after each refusal the limits are lower by a margin. During overload every item waits as
+        long as allowed, so that any item slower than predicted would be late.
 
         An idle device admits every item that it can finish in time at its best speed. If it refused items because of a
         slow average, the average would never be updated.
         """
-        if not self._running and not self._waiting:
+        if self._stream_free:
             self._idle_at = now
         if self.idle:
             self._taken_at = min(self._taken_at, now)
@@ -100,15 +95,22 @@ class Backlog:
                 raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
         wait = self.predicted_wait(now)
-        start = max(wait, self._start(now, len(self._waiting) + n - 1))
-        excess = now + start + self._batch_s(min(n, self.costs.ceiling)) - deadline
-        if now - self._idle_at > _BURST_S:
-            excess = max(excess, wait - self.target_s)
-        if wait > 0 and now - self._refused_at <= _OVERLOAD_S:
-            excess += _MARGIN_S
+        start = max(wait, self._start(now, self._before + n - 1))
+        margin = _MARGIN if wait > 0 and now - self._refused_at <= _OVERLOAD_S else 0.0
+        allowed = deadline - now
+        excess = start + self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
+        if not stated and now - self._idle_at > _IDLE_S:
+            batch, patience = self._batch_s(self.ceiling(now)), self.patience.seconds(now)
+            excess = max(excess, wait - max((1 - margin) * patience - batch, batch / 2))
         if excess > 0:
             self._refused_at = now
             raise Overloaded("the answer would come too late", retry_after_s=excess)
+
+    def ceiling(self, now: float) -> int:
+        """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
+        limit_s = self.patience.seconds(now) / 2
+        fitting = [b for b in self.costs.buckets if b <= self.costs.ceiling and self._batch_s(b) <= limit_s]
+        return max(fitting, default=self.costs.buckets[0])
 
     def put(self, job: Job, now: float) -> None:
         job.waiting_since = now
@@ -129,6 +131,8 @@ class Backlog:
         for job in batch:
             job.taken_at = now
             job.end_wait(now)
+        if self._stream_free:
+            self._idle_at = now
         if batch:
             self._taken_at = now
             self._running[stream] = now + self._batch_s(len(batch))
@@ -176,25 +180,44 @@ class Backlog:
         """Predict the seconds until a stream takes the item at this place in the queue, assuming full batches."""
         ends = sorted(max(0.0, end - now) for end in self._running.values())
         free = [0.0] * (self.streams - len(ends))
-        turns, stream = divmod(place // self.costs.ceiling, self.streams)
-        return (free + ends)[stream] + turns * self._batch_s(self.costs.ceiling)
+        ceiling = self.ceiling(now)
+        turns, stream = divmod(place // ceiling, self.streams)
+        return (free + ends)[stream] + turns * self._batch_s(ceiling)
+
+    @property
+    def _before(self) -> int:
+        """The number of waiting jobs that run before one that comes now."""
+        return max(0, len(self._waiting) - self._unlikely)
+
+    @property
+    def _stream_free(self) -> bool:
+        return len(self._running) < self.streams and not self._waiting
 
     def _choose(self, now: float, waiting: list[Job]) -> list[Job]:
         free = max(1, self.streams - len(self._running))
-        size = self._size(-(-len(waiting) // free))
-        if size == len(waiting):
-            return waiting
-        next_end = now + 2 * self._batch_s(size)
-        urgent_first = sorted(waiting[1:], key=lambda job: job.deadline >= next_end)  # stable: others stay in order
-        return waiting[:1] + urgent_first[: size - 1]
+        size = self._size(now, -(-len(waiting) // free))
+        batch_s = self._batch_s(size)
+        likely = [job for job in waiting if self._stays(job, now, batch_s)]
+        self._unlikely = len(waiting) - len(likely)
+        if len(likely) <= size:
+            unlikely = [job for job in waiting if not self._stays(job, now, batch_s)]
+            self._unlikely = max(0, len(unlikely) - (size - len(likely)))
+            return (likely + unlikely)[:size]
+        next_end = now + 2 * batch_s
+        urgent_first = sorted(likely[1:], key=lambda job: job.deadline >= next_end)  # stable: others stay in order
+        return likely[:1] + urgent_first[: size - 1]
 
-    def _size(self, waiting: int) -> int:
+    def _stays(self, job: Job, now: float, seconds: float) -> bool:
+        """Whether the client of a job will probably still be there after ``seconds``."""
+        return job.stated or self.patience.stays(now - job.received_at, seconds, now) >= _LIKELY
+
+    def _size(self, now: float, waiting: int) -> int:
         """Return the batch size.
 
         It is the number of waiting items, up to the ceiling. If padding would lower the throughput, it is the largest
         bucket that the items fill.
         """
-        n = min(waiting, self.costs.ceiling)
+        n = min(waiting, self.ceiling(now))
         below = max((b for b in self.costs.buckets if b <= n), default=n)
         if below < n and below / max(self.costs.seconds(below), 1e-9) > n / max(self.costs.seconds(n), 1e-9):
             return below

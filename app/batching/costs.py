@@ -2,9 +2,6 @@
 
 from collections.abc import Iterable
 
-PATIENCE_S = 0.95
-"""Seconds that a client waits. Most clients that state no deadline give up after a second."""
-
 OUTLIER = 2.0
 """A measurement counts as at most this multiple of the average: machines pause, and some images are unusual."""
 
@@ -60,15 +57,13 @@ class CostCurve:
         return dict(sorted(self._seconds.items()))
 
     def _efficient_size(self) -> int:
-        """Return the largest bucket whose throughput is within 3 % of the best. It need not be measured yet.
+        """Return the smallest bucket whose throughput is within 3 % of the best: items do not wait for others in vain.
 
-        Two batches must fit within ``PATIENCE_S``, because one waits for the other. Buckets that take no longer than
-        the smallest one are always allowed.
+        It need not be measured yet.
         """
-        limit_s = max(PATIENCE_S / 2, self.seconds(self.buckets[0]))
-        allowed = [b for b in self.buckets if self.seconds(b) <= limit_s]
-        least = _EFFICIENT * max(b / max(self.seconds(b), 1e-9) for b in allowed)
-        return max(b for b in allowed if b >= least * self.seconds(b))
+        rates = {b: b / max(self.seconds(b), 1e-9) for b in self.buckets}
+        least = _EFFICIENT * max(rates.values())
+        return next(b for b, rate in rates.items() if rate >= least)
 
     def _best_rate(self) -> float:
         return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)

@@ -46,7 +46,8 @@ class Job:
     """One image, the outputs it needs, its timestamps and its outcome.
 
     ``image`` is replaced by the crop once it is decoded. The outcome is ``row`` or ``error``. ``deadline`` and the
-    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``waits`` has the
+    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``stated``: the
+    client stated the deadline itself. ``waits`` has the
     start and the end of each wait: for a decode thread, for the sandbox, and for a stream. ``completion`` is None
     only for warm-up batches. ``pending`` is the work on another thread that puts the job into the queue afterwards.
     """
@@ -55,7 +56,9 @@ class Job:
     want: Want
     deadline: float
     completion: Completion | None = None
+    stated: bool = False
     pending: "Pending | None" = None
+    received_at: float = 0.0
     waiting_since: float = 0.0
     taken_at: float = 0.0
     decoded_at: float = 0.0

@@ -1,0 +1,101 @@
+"""How long clients wait, learnt from those who hang up and those who are answered. No threads, no clock.
+
+A client that hangs up reveals its patience, and one that is answered was patient at least that long. This is the
+product-limit estimate of survival from censored data (Kaplan and Meier 1958), over counts that decay.
+"""
+
+import itertools
+import math
+
+_SHORTEST_S = 0.02  # upper edge of the first bin of ages
+_RATIO = 1.12  # of an edge to the one before
+_BINS = 80  # up to 150 s
+_KEPT = 0.9  # share of the clients that stay for the patience
+_FEW = 0.1  # share of the clients without which hang-ups below ``_EARLY_S`` count like all others
+_EARLY_S = 0.25  # a client that leaves earlier cancels its request: nobody loses patience so soon
+_HALF_LIFE_S = 5.0  # of an observation
+_MOST_LEFT = 80.0  # maximum weight of all hang-ups, so that they are forgotten within half a minute
+_PRIOR = 10.0  # clients that are assumed to wait for ever
+_RESCALED = 2.0**40  # weight at which all weights are scaled down
+_REFRESH_S = 0.05  # the estimate is at most this old
+
+
+class Patience:
+    """The estimate. Not thread-safe; callers pass the current time in seconds."""
+
+    def __init__(self) -> None:
+        self._answered = [0.0] * _BINS
+        self._left = [0.0] * _BINS
+        self._all_left = 0.0
+        self._start = 0.0  # an observation at this time has the weight 1
+        self._estimated_at = -math.inf
+        self._survival = [1.0] * _BINS  # share of the clients that stay beyond each bin
+        self._seconds = math.inf
+
+    def answered(self, age: float, now: float) -> None:
+        """Record a client that was answered after ``age`` seconds."""
+        self._answered[_bin(age)] += self._weight(now)
+
+    def left(self, age: float, now: float) -> None:
+        """Record a client that hung up after ``age`` seconds."""
+        weight = self._weight(now)
+        self._left[_bin(age)] += weight
+        self._all_left += weight
+        if self._all_left > _MOST_LEFT * weight:
+            self._scale(_MOST_LEFT * weight / self._all_left)
+
+    def seconds(self, now: float) -> float:
+        """The longest wait that nine of ten clients stay for; infinite if so many have not left.
+
+        It is at least ``_EARLY_S`` if one of ten clients stays that long, so that nobody can make others refused by
+        hanging up at once.
+        """
+        self._estimate(now)
+        return self._seconds
+
+    def stays(self, age: float, seconds: float, now: float) -> float:
+        """The probability that a client that has waited for ``age`` seconds stays for ``seconds`` more."""
+        self._estimate(now)
+        before = self._survival[_bin(age) - 1] if _bin(age) else 1.0
+        after = self._survival[_bin(age + seconds) - 1] if _bin(age + seconds) else 1.0
+        return after / before if before else 0.0
+
+    def _weight(self, now: float) -> float:
+        """The weight of an observation now. Newer ones grow instead of older ones decaying, which costs less."""
+        weight = 2.0 ** ((now - self._start) / _HALF_LIFE_S)
+        if weight > _RESCALED:
+            self._scale(1 / weight)
+            self._start = now
+            return 1.0
+        return weight
+
+    def _scale(self, factor: float) -> None:
+        self._answered = [weight * factor for weight in self._answered]
+        self._left = [weight * factor for weight in self._left]
+        self._all_left *= factor
+
+    def _estimate(self, now: float) -> None:
+        if now - self._estimated_at < _REFRESH_S:
+            return
+        self._estimated_at = now
+        at_risk = _PRIOR * self._weight(now) + sum(self._answered) + sum(self._left)
+        share = 1.0
+        for place, (answered, left) in enumerate(zip(self._answered, self._left, strict=True)):
+            share *= 1 - left / at_risk
+            self._survival[place] = share
+            at_risk -= answered + left
+        self._seconds = max(self._longest(_KEPT), min(_EARLY_S, self._longest(_FEW)))
+
+    def _longest(self, kept: float) -> float:
+        """The longest wait that this share of the clients stays for."""
+        found = next((place for place, share in enumerate(self._survival) if share < kept), None)
+        return math.inf if found is None else _EDGES[found]
+
+
+_EDGES = (0.0, *itertools.accumulate([_SHORTEST_S, *[_RATIO] * (_BINS - 2)], lambda edge, ratio: edge * ratio))
+"""The lower edge of each bin."""
+
+
+def _bin(age: float) -> int:
+    """The bin of an age."""
+    return min(_BINS - 1, max(0, 1 + math.floor(math.log(max(age, 1e-9) / _SHORTEST_S) / math.log(_RATIO))))
