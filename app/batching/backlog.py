@@ -15,8 +15,9 @@ _PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than 
 _MARGIN = 0.05  # of the time allowed, for prediction errors during overload, when the queue has its maximum length
 _OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
-_IDLE_S = 1.0  # a device with a stream that was idle within this time refuses nobody for lack of patience
-_LIKELY = 0.5  # a client is likely to stay for an answer if it does so with at least this probability
+_IDLE_S = 0.0  # a device with a stream that was idle within this time refuses nobody for lack of patience
+_LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at least this probability
+_SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
 
 
 class Outlook(NamedTuple):
@@ -100,7 +101,7 @@ class Backlog:
         allowed = deadline - now
         excess = start + self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
         if not stated and now - self._idle_at > _IDLE_S:
-            batch, patience = self._batch_s(self.ceiling(now)), self.patience.seconds(now)
+            batch, patience = _SLACK * self._batch_s(self.ceiling(now)), self.patience.seconds(now)
             excess = max(excess, wait - max((1 - margin) * patience - batch, batch / 2))
         if excess > 0:
             self._refused_at = now
@@ -209,7 +210,7 @@ class Backlog:
 
     def _stays(self, job: Job, now: float, seconds: float) -> bool:
         """Whether the client of a job will probably still be there after ``seconds``."""
-        return job.stated or self.patience.stays(now - job.received_at, seconds, now) >= _LIKELY
+        return job.stated or self.patience.stays(now - job.received_at, _SLACK * seconds, now) >= _LIKELY
 
     def _size(self, now: float, waiting: int) -> int:
         """Return the batch size.

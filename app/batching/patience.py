@@ -8,8 +8,8 @@ import itertools
 import math
 
 _SHORTEST_S = 0.02  # upper edge of the first bin of ages
-_RATIO = 1.12  # of an edge to the one before
-_BINS = 80  # up to 150 s
+_RATIO = 1.06  # of an edge to the one before
+_BINS = 160  # up to 200 s
 _KEPT = 0.9  # share of the clients that stay for the patience
 _FEW = 0.1  # share of the clients without which hang-ups below ``_EARLY_S`` count like all others
 _EARLY_S = 0.25  # a client that leaves earlier cancels its request: nobody loses patience so soon
@@ -56,9 +56,9 @@ class Patience:
     def stays(self, age: float, seconds: float, now: float) -> float:
         """The probability that a client that has waited for ``age`` seconds stays for ``seconds`` more."""
         self._estimate(now)
-        before = self._survival[_bin(age) - 1] if _bin(age) else 1.0
-        after = self._survival[_bin(age + seconds) - 1] if _bin(age + seconds) else 1.0
-        return after / before if before else 0.0
+        first, last = _bin(age), _bin(age + seconds)
+        before = self._survival[first - 1] if first else 1.0
+        return self._survival[last] / before if before else 0.0
 
     def _weight(self, now: float) -> float:
         """The weight of an observation now. Newer ones grow instead of older ones decaying, which costs less."""
@@ -84,7 +84,10 @@ class Patience:
             share *= 1 - left / at_risk
             self._survival[place] = share
             at_risk -= answered + left
-        self._seconds = max(self._longest(_KEPT), min(_EARLY_S, self._longest(_FEW)))
+        self._seconds = self._longest(_KEPT)
+        late = self._survival[_bin(_EARLY_S) - 1]
+        if self._seconds < _EARLY_S and late >= _FEW:
+            self._seconds = self._longest(_KEPT * late)
 
     def _longest(self, kept: float) -> float:
         """The longest wait that this share of the clients stays for."""
