@@ -154,6 +154,7 @@ async def hang(running_s: Callable[[], float], limit_s: float) -> NotReady:
 def _observe_queue(queue: BatchQueue, device: Engine, metrics: Metrics) -> None:
     metrics.queue_images.set_function(lambda: len(queue))
     metrics.predicted_wait.set_function(queue.predicted_wait)
+    metrics.patience.set_function(lambda: queue.outlook().patience)
     for bucket in device.buckets:
         metrics.batch_cost.labels(bucket).set_function(partial(queue.costs.seconds, bucket))
     for kind in device.memory():

@@ -15,7 +15,6 @@ _PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than 
 _MARGIN = 0.05  # of the time allowed, for prediction errors during overload, when the queue has its maximum length
 _OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
-_IDLE_S = 0.0  # a device with a stream that was idle within this time refuses nobody for lack of patience
 _LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at least this probability
 _SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
 
@@ -24,7 +23,8 @@ class Outlook(NamedTuple):
     """The state of a queue at time ``now`` of its clock.
 
     ``wait`` is the predicted wait in seconds, and ``rest`` is the part of it that running batches do not cause.
-    ``fastest`` is the shortest batch time in seconds. ``waiting`` is the number of waiting items.
+    ``fastest`` is the shortest batch time in seconds. ``waiting`` is the number of waiting items. ``patience`` is how
+    long clients wait, in seconds; infinite if none has left.
     """
 
     now: float
@@ -33,6 +33,7 @@ class Outlook(NamedTuple):
     waiting: int
     idle: bool
     fastest: float
+    patience: float
 
 
 class Backlog:
@@ -51,7 +52,6 @@ class Backlog:
         self._unlikely = 0  # waiting jobs whose clients will probably leave before an answer
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
-        self._idle_at = -math.inf
         self._taken_at = math.inf
         self._refused_at = -math.inf
 
@@ -81,15 +81,13 @@ class Backlog:
         """Admit n more items that must be finished by ``deadline``, or raise Overloaded.
 
         Items are refused if they would miss their deadline. If the client has not ``stated`` it, they are also refused
-        if they would be finished after most clients have lost patience, unless a stream was idle within the last
-        second. For a second after each refusal the limits are lower by a margin. During overload every item waits as
-        long as allowed, so that any item slower than predicted would be late.
+        if they would be finished after clients have lost patience. For a second after each refusal the limits are lower
+        by a margin. During overload every item waits as long as allowed, so that any item slower than predicted would
+        be late.
 
         An idle device admits every item that it can finish in time at its best speed. If it refused items because of a
         slow average, the average would never be updated.
         """
-        if self._stream_free:
-            self._idle_at = now
         if self.idle:
             self._taken_at = min(self._taken_at, now)
             if (short := now + self._best_s(now) - deadline) > 0:
@@ -100,16 +98,30 @@ class Backlog:
         margin = _MARGIN if wait > 0 and now - self._refused_at <= _OVERLOAD_S else 0.0
         allowed = deadline - now
         excess = start + self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
-        if not stated and now - self._idle_at > _IDLE_S:
-            batch, patience = _SLACK * self._batch_s(self.ceiling(now)), self.patience.seconds(now)
-            excess = max(excess, wait - max((1 - margin) * patience - batch, batch / 2))
+        if not stated:
+            batch = _SLACK * self._batch_s(self.ceiling(now))
+            excess = max(excess, wait - max((1 - margin) * self.patience_s(now) - batch, batch / 2))
         if excess > 0:
             self._refused_at = now
             raise Overloaded("the answer would come too late", retry_after_s=excess)
 
+    def patience_s(self, now: float) -> float:
+        """How long clients wait that state no deadline, in seconds; infinite if none has left."""
+        return self.patience.seconds(now)
+
+    def answered(self, job: Job, now: float) -> None:
+        """Learn from a client that has waited for its answer until now."""
+        if job.reveals_patience:
+            self.patience.answered(now - job.received_at, job.caller, now)
+
+    def left(self, job: Job, now: float) -> None:
+        """Learn from a client that does not wait any more. One that has waited until its deadline was patient."""
+        if now < job.deadline and job.reveals_patience:
+            self.patience.left(now - job.received_at, job.caller, now)
+
     def ceiling(self, now: float) -> int:
         """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
-        limit_s = self.patience.seconds(now) / 2
+        limit_s = self.patience_s(now) / 2
         fitting = [b for b in self.costs.buckets if b <= self.costs.ceiling and self._batch_s(b) <= limit_s]
         return max(fitting, default=self.costs.buckets[0])
 
@@ -118,26 +130,27 @@ class Backlog:
         self._waiting.append(job)
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
-        """Return the next batch for a free stream, and the jobs that expired while waiting.
+        """Return the next batch for a free stream, and the jobs whose deadline cannot be met any more.
 
         The waiting jobs are divided among the free streams. Jobs are taken in order of arrival. A job that would miss
-        its deadline by waiting for one more batch overtakes others, but not the first one. Abandoned jobs are dropped.
+        its deadline by waiting for one more batch overtakes others, but not the first one. Jobs whose clients will
+        probably leave before an answer come last. Abandoned jobs are dropped.
         """
         waiting = [job for job in self._waiting if not job.gone]
-        expired = [job for job in waiting if job.deadline <= now]
-        waiting = [job for job in waiting if job.deadline > now]
+        self._taken_at = min(self._taken_at, now)
+        earliest = now + self._best_s(now)
+        late = [job for job in waiting if job.deadline < earliest]
+        waiting = [job for job in waiting if job.deadline >= earliest]
         batch = self._choose(now, waiting)
         chosen = set(map(id, batch))
         self._waiting = deque(job for job in waiting if id(job) not in chosen)
         for job in batch:
             job.taken_at = now
             job.end_wait(now)
-        if self._stream_free:
-            self._idle_at = now
         if batch:
             self._taken_at = now
             self._running[stream] = now + self._batch_s(len(batch))
-        return batch, expired
+        return batch, late
 
     def prepared(self, seconds: float) -> None:
         """Add the preparation time of one item to the moving average."""
@@ -190,20 +203,16 @@ class Backlog:
         """The number of waiting jobs that run before one that comes now."""
         return max(0, len(self._waiting) - self._unlikely)
 
-    @property
-    def _stream_free(self) -> bool:
-        return len(self._running) < self.streams and not self._waiting
-
     def _choose(self, now: float, waiting: list[Job]) -> list[Job]:
         free = max(1, self.streams - len(self._running))
         size = self._size(now, -(-len(waiting) // free))
         batch_s = self._batch_s(size)
-        likely = [job for job in waiting if self._stays(job, now, batch_s)]
-        self._unlikely = len(waiting) - len(likely)
+        last = [job for job in waiting if not self._stays(job, now, batch_s)]
+        skipped = set(map(id, last))
+        likely = [job for job in waiting if id(job) not in skipped]
+        self._unlikely = max(0, len(last) - max(0, size - len(likely)))
         if len(likely) <= size:
-            unlikely = [job for job in waiting if not self._stays(job, now, batch_s)]
-            self._unlikely = max(0, len(unlikely) - (size - len(likely)))
-            return (likely + unlikely)[:size]
+            return (likely + last)[:size]
         next_end = now + 2 * batch_s
         urgent_first = sorted(likely[1:], key=lambda job: job.deadline >= next_end)  # stable: others stay in order
         return likely[:1] + urgent_first[: size - 1]
@@ -216,8 +225,11 @@ class Backlog:
         """Return the batch size.
 
         It is the number of waiting items, up to the ceiling. If padding would lower the throughput, it is the largest
-        bucket that the items fill.
+        bucket that the items fill. A larger bucket that was never measured is tried once enough items wait.
         """
+        untried = self.costs.untried(waiting)
+        if untried and 2 * self._batch_s(untried) <= self.patience_s(now):
+            return untried
         n = min(waiting, self.ceiling(now))
         below = max((b for b in self.costs.buckets if b <= n), default=n)
         if below < n and below / max(self.costs.seconds(below), 1e-9) > n / max(self.costs.seconds(n), 1e-9):

@@ -1,4 +1,4 @@
-"""The cost of a batch: the measured seconds of each batch size, and the largest efficient size."""
+"""The cost of a batch: the measured seconds of each batch size, and the smallest efficient size."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,8 @@ OUTLIER = 2.0
 
 _EFFICIENT = 0.97  # a bucket is efficient if its throughput is within 3 % of the best one
 _WEIGHT = 0.2  # of the newest measurement in the moving average
-_RECOVERY = 0.005  # share of the gap to the best throughput that one measurement closes for larger buckets
+_RECOVERY = 0.005  # share of the gap to the hope that one measurement closes for the next larger bucket
+_HOPE = 1.04  # throughput that a larger bucket might have by now, as a factor on the best one
 
 
 class CostCurve:
@@ -30,7 +31,7 @@ class CostCurve:
         known = self._seconds.get(bucket)
         damped = seconds if known is None else known + _WEIGHT * (min(seconds, OUTLIER * known) - known)
         self._seconds[bucket] = damped
-        self._recover(bucket)
+        self._recover()
         self.ceiling = self._efficient_size()
 
     def keep_below(self, size: int) -> None:
@@ -59,7 +60,7 @@ class CostCurve:
     def _efficient_size(self) -> int:
         """Return the smallest bucket whose throughput is within 3 % of the best: items do not wait for others in vain.
 
-        It need not be measured yet.
+        The cost of a bucket without a measurement is extrapolated.
         """
         rates = {b: b / max(self.seconds(b), 1e-9) for b in self.buckets}
         least = _EFFICIENT * max(rates.values())
@@ -68,13 +69,18 @@ class CostCurve:
     def _best_rate(self) -> float:
         return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)
 
-    def _recover(self, bucket: int) -> None:
-        """Lower the costs of larger buckets towards the best throughput.
+    def untried(self, n: int) -> int | None:
+        """Return the next bucket above the ceiling if it was never measured and n items fill it."""
+        larger = next((b for b in self.buckets if b > self.ceiling), None)
+        return larger if larger and larger <= n and larger not in self._seconds else None
+
+    def _recover(self) -> None:
+        """Lower the cost of the next bucket above the ceiling, until it is tried again.
 
         Buckets above the ceiling are not run and therefore not measured. Without this step, a single slow batch would
         lower the ceiling permanently.
         """
-        best = self._best_rate()
-        for larger, seconds in self._seconds.items():
-            if larger > bucket and seconds * best > larger:
-                self._seconds[larger] += _RECOVERY * (larger / best - seconds)
+        larger = min((b for b in self._seconds if b > self.ceiling), default=None)
+        best = _HOPE * self._best_rate()
+        if larger and self._seconds[larger] * best > larger:
+            self._seconds[larger] += _RECOVERY * (larger / best - self._seconds[larger])

@@ -16,7 +16,10 @@ _EARLY_S = 0.25  # a client that leaves earlier cancels its request: nobody lose
 _HALF_LIFE_S = 5.0  # of an observation
 _MOST_LEFT = 80.0  # maximum weight of all hang-ups, so that they are forgotten within half a minute
 _PRIOR = 10.0  # clients that are assumed to wait for ever
-_RESCALED = 2.0**40  # weight at which all weights are scaled down
+_FREE = 3.0  # hang-ups of a caller that count although it was never answered
+_MOST_CALLERS = 4096  # whose answers and hang-ups are remembered
+_RESCALED = 40.0  # half-lives after which all weights are scaled down
+_FORGOTTEN = 1000.0  # half-lives that leave nothing of an observation
 _REFRESH_S = 0.05  # the estimate is at most this old
 
 
@@ -27,18 +30,31 @@ class Patience:
         self._answered = [0.0] * _BINS
         self._left = [0.0] * _BINS
         self._all_left = 0.0
+        self._callers: dict[int, tuple[float, float]] = {}  # weights of the answers to a caller, and of its hang-ups
         self._start = 0.0  # an observation at this time has the weight 1
         self._estimated_at = -math.inf
         self._survival = [1.0] * _BINS  # share of the clients that stay beyond each bin
         self._seconds = math.inf
 
-    def answered(self, age: float, now: float) -> None:
-        """Record a client that was answered after ``age`` seconds."""
-        self._answered[_bin(age)] += self._weight(now)
-
-    def left(self, age: float, now: float) -> None:
-        """Record a client that hung up after ``age`` seconds."""
+    def answered(self, age: float, caller: int, now: float) -> None:
+        """Record a client that was answered after ``age`` seconds. ``caller`` is a number for its key or address."""
         weight = self._weight(now)
+        self._answered[_bin(age)] += weight
+        answered, left = self._caller(caller)
+        self._callers[caller] = answered + weight, left
+
+    def left(self, age: float, caller: int, now: float) -> None:
+        """Record a client that hung up after ``age`` seconds.
+
+        The hang-ups of a caller count as far as there are as many answers to it, and a few more. One caller can then
+        not make others refused at no cost to itself, while the clients behind a proxy's address all count.
+        """
+        weight = self._weight(now)
+        answered, left = self._caller(caller)
+        counts = left + weight <= answered + _FREE * weight
+        self._callers[caller] = answered, left + weight * counts
+        if not counts:
+            return
         self._left[_bin(age)] += weight
         self._all_left += weight
         if self._all_left > _MOST_LEFT * weight:
@@ -60,14 +76,23 @@ class Patience:
         before = self._survival[first - 1] if first else 1.0
         return self._survival[last] / before if before else 0.0
 
+    def _caller(self, caller: int) -> tuple[float, float]:
+        """The weights of the answers and the hang-ups of a caller, which becomes the newest one."""
+        known = self._callers.pop(caller, (0.0, 0.0))
+        if len(self._callers) >= _MOST_CALLERS:
+            del self._callers[next(iter(self._callers))]
+        return known
+
     def _weight(self, now: float) -> float:
         """The weight of an observation now. Newer ones grow instead of older ones decaying, which costs less."""
-        weight = 2.0 ** ((now - self._start) / _HALF_LIFE_S)
-        if weight > _RESCALED:
-            self._scale(1 / weight)
+        half_lives = (now - self._start) / _HALF_LIFE_S
+        if half_lives > _RESCALED:
+            factor = 0.5 ** min(half_lives, _FORGOTTEN)
+            self._scale(factor)
+            self._callers = {one: (stayed * factor, left * factor) for one, (stayed, left) in self._callers.items()}
             self._start = now
             return 1.0
-        return weight
+        return float(2.0**half_lives)
 
     def _scale(self, factor: float) -> None:
         self._answered = [weight * factor for weight in self._answered]
@@ -78,16 +103,21 @@ class Patience:
         if now - self._estimated_at < _REFRESH_S:
             return
         self._estimated_at = now
-        at_risk = _PRIOR * self._weight(now) + sum(self._answered) + sum(self._left)
-        share = 1.0
-        for place, (answered, left) in enumerate(zip(self._answered, self._left, strict=True)):
-            share *= 1 - left / at_risk
-            self._survival[place] = share
-            at_risk -= answered + left
+        self._survival = self._product(_PRIOR * self._weight(now))
         self._seconds = self._longest(_KEPT)
-        late = self._survival[_bin(_EARLY_S) - 1]
-        if self._seconds < _EARLY_S and late >= _FEW:
-            self._seconds = self._longest(_KEPT * late)
+        early = _bin(_EARLY_S) - 1
+        if self._seconds < _EARLY_S and self._product(self._weight(now))[early] >= _FEW:
+            self._seconds = self._longest(_KEPT * self._survival[early])
+
+    def _product(self, prior: float) -> list[float]:
+        """The share of the clients that stay beyond each bin, with this weight of clients that never leave."""
+        at_risk = prior + sum(self._answered) + sum(self._left)
+        shares, share = [], 1.0
+        for answered, left in zip(self._answered, self._left, strict=True):
+            share *= 1 - left / at_risk
+            shares.append(share)
+            at_risk = max(prior, at_risk - answered - left)
+        return shares
 
     def _longest(self, kept: float) -> float:
         """The longest wait that this share of the clients stays for."""

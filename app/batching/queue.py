@@ -19,7 +19,7 @@ from app.batching.attempts import Run, checked, rows_of
 from app.batching.backlog import Backlog, Outlook
 from app.batching.costs import CostCurve
 from app.batching.job import Job, fail, settle
-from app.errors import DeadlineExceeded, Internal, NotReady
+from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +51,11 @@ class Queue(Protocol):
     def outlook(self) -> Outlook:
         """The state of the queue, as admission needs it."""
 
-    def admit(self, n: int, deadline: float) -> None:
-        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock)."""
+    def admit(self, n: int, deadline: float, stated: bool = False) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock).
+
+        If the client has not ``stated`` its deadline, they must be answered before most clients lose patience.
+        """
 
     def put(self, job: Job) -> None:
         """Append a job. From any thread. Raises NotReady once the queue is closed."""
@@ -164,12 +167,13 @@ class BatchQueue:
         with self._wakeup:
             now, backlog = self.clock(), self.backlog
             wait, rest = backlog.predicted_wait(now), backlog.predicted_wait(math.inf)
-            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s)
+            patience = backlog.patience_s(now)
+            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s, patience)
 
-    def admit(self, n: int, deadline: float) -> None:
-        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock)."""
+    def admit(self, n: int, deadline: float, stated: bool = False) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered in time: see ``Backlog.check``."""
         with self._wakeup:
-            self.backlog.check(self.clock(), n, deadline)
+            self.backlog.check(self.clock(), n, deadline, stated)
 
     def put(self, job: Job) -> None:
         """Append a job. From any thread. Raises NotReady once the queue is closed."""
@@ -180,7 +184,9 @@ class BatchQueue:
             self._wakeup.notify()
 
     def forget(self, job: Job) -> None:
-        """Do nothing: a job that nobody waits for is dropped when its turn comes."""
+        """Learn how long a client has waited that waits no more. Its job is dropped when its turn comes."""
+        with self._wakeup:
+            self.backlog.left(job, self.clock())
 
     def _serve(self, stream: int, run: Run, warm_batch: WarmBatch | None, warm: "Future[None]") -> None:
         try:
@@ -200,13 +206,19 @@ class BatchQueue:
                 self._wakeup.wait()
             if not len(self.backlog):
                 return False
-            batch, expired = self.backlog.take(self.clock(), stream)
+            now = self.clock()
+            batch, late = self.backlog.take(now, stream)
+            retry_s = self.backlog.predicted_wait(now)
             alone = self.run_alone if len(batch) == 1 and self.backlog.one_running else None
             if batch:
                 self._running[stream] = batch
-        for job in expired:
-            job.error = DeadlineExceeded("the deadline passed while the image waited")
-        settle(expired)
+        for job in late:
+            job.error = (
+                DeadlineExceeded("the deadline passed while the image waited")
+                if job.deadline <= now
+                else Overloaded("the answer would come too late", retry_after_s=retry_s)
+            )
+        settle(late)
         if batch:
             ready = self._prepare_batch(batch)
             with self._wakeup:
@@ -217,6 +229,9 @@ class BatchQueue:
             with self._wakeup:
                 self.backlog.finished(stream)
                 del self._running[stream]
+                for job in ready:
+                    if not job.gone:
+                        self.backlog.answered(job, self.clock())
             self.changed()
             settle(ready)
         return True

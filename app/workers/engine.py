@@ -6,6 +6,7 @@ The supervisor starts it, and it exits with the supervisor.
 
 import asyncio
 import dataclasses
+import math
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ import structlog
 from app import loading
 from app.batching import Job, fail
 from app.classifier import Served
+from app.engine.base import Want
 from app.errors import Internal, ModelError, NotReady, TopkError
 from app.images.sandbox import Sandbox
 from app.settings import Settings
@@ -122,6 +124,8 @@ class HttpConnection(asyncio.Protocol):
             self._take(task, task.number in dropped)
         for number in dropped:
             self._drop(number)
+        for received_at, caller in (wire.read_left(payload) for kind, payload in frames if kind == wire.LEFT):
+            self._device.served.queue.forget(Job(b"", Want(), math.inf, received_at=received_at, caller=caller))
         self._device.publish()
         self._slots.taken += len(tasks)  # after the outlook includes them: for a moment counted twice, but never missed
 
@@ -146,7 +150,8 @@ class HttpConnection(asyncio.Protocol):
             return
         reply = _Reply(self, task.number, asyncio.get_running_loop())
         self._replies[task.number] = reply
-        job = Job(self._slots.view(task.slot, task.tensor), task.want, task.deadline, reply)
+        image = self._slots.view(task.slot, task.tensor)
+        job = Job(image, task.want, task.deadline, reply, task.stated, task.caller, received_at=task.received_at)
         try:
             self._device.served.queue.put(job)
         except NotReady as error:

@@ -92,6 +92,10 @@ class Batching(BaseModel):
         description="Milliseconds per batch, by its number of images.", examples=[{"1": 18.2, "2": 25.6, "4": 43.1}]
     )
     alone_ms: float | None = Field(description="Milliseconds for one image on all cores.", examples=[10.4])
+    patience: float | None = Field(
+        description="Seconds that clients wait that state no deadline, as observed; null if none has left.",
+        examples=[2.5],
+    )
 
 
 class Limits(BaseModel):
