@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import httpcore2
 import httpx2
@@ -237,6 +239,16 @@ def _seeded(architecture: str, folder: Path) -> Path:
     path = folder / "seeded.safetensors"
     save_file(seeded(lambda: torchvision.models.get_model(architecture)).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def ray_app() -> Iterator[ModuleType]:
+    """The module of deploy/ray. Import Ray through this fixture: Ray reads the variables when it is first imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is written into the user's home
+        yield pytest.importorskip("deploy.ray.app")
 
 
 @pytest.fixture(scope="session")

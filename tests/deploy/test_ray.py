@@ -1,5 +1,6 @@
 """deploy/ray: the file names what exists, and misspelt security settings stop the start."""
 
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -37,8 +38,9 @@ def test_one_replica_may_die(application: dict[str, Any]) -> None:
     assert 2 <= scaling["min_replicas"] < scaling["max_replicas"]
 
 
-def test_a_variable_that_resembles_a_security_setting_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = pytest.importorskip("deploy.ray.app").build
+def test_a_variable_that_resembles_a_security_setting_stops_the_start(
+    ray_app: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOPK_API_KEY", "secret")
     with pytest.raises(ModelError, match=r"TOPK_API_KEY is not a setting; did you mean TOPK_API_KEYS\?"):
-        build({"model": "efficientnet_lite0"})
+        ray_app.build({"model": "efficientnet_lite0"})

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import secrets
 import shutil
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -185,37 +184,33 @@ def expected() -> list[Prediction]:
 
 
 @pytest.fixture(scope="module")
-def cluster(expected: list[Prediction]) -> Iterator[Cluster]:
+def cluster(ray_app: ModuleType, expected: list[Prediction]) -> Iterator[Cluster]:
     """A Ray of 2 CPUs with two replicas. It ends with the module, its processes with it."""
     others = set(psutil.Process().children(recursive=True))  # servers of other tests, say
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a short path: sockets lie below it
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else one is written into the user's home
-        ray, serve = pytest.importorskip("ray"), pytest.importorskip("ray.serve")  # it reads these when it is imported
-        try:
-            ray.init(
-                num_cpus=2,
-                include_dashboard=False,
-                object_store_memory=100 * 2**20,
-                log_to_driver=False,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(folder),
-            )
-            cluster = Cluster(folder, ray.get_runtime_context().gcs_address, serve)
-            cluster.deploy({"upload_idle_ms": 60_000}, TWO)
-            wait_until(lambda: cluster.states() == {"RUNNING": 2})
-            yield cluster
-        finally:
-            started = set(psutil.Process().children(recursive=True)) - others
-            with contextlib.suppress(Exception):
-                serve.shutdown()
-            ray.shutdown()
-            _, left = psutil.wait_procs(started, 20)
-            for process in left:
-                process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
+    ray, serve = pytest.importorskip("ray"), pytest.importorskip("ray.serve")
+    try:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+        cluster = Cluster(folder, ray.get_runtime_context().gcs_address, serve)
+        cluster.deploy({"upload_idle_ms": 60_000}, TWO)
+        wait_until(lambda: cluster.states() == {"RUNNING": 2})
+        yield cluster
+    finally:
+        started = set(psutil.Process().children(recursive=True)) - others
+        with contextlib.suppress(Exception):
+            serve.shutdown()
+        ray.shutdown()
+        _, left = psutil.wait_procs(started, 20)
+        for process in left:
+            process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
     assert left == []
 
 
@@ -339,9 +334,9 @@ def test_a_redeploy_under_load_loses_nothing(cluster: Cluster) -> None:
     assert httpx2.get(f"{cluster.url}/v1/info").json()["limits"]["max_pixels"] == 40_000_000
 
 
-def test_a_setting_that_is_none_is_refused(cluster: Cluster) -> None:
+def test_a_setting_that_is_none_is_refused(ray_app: ModuleType) -> None:
     with pytest.raises(ValueError, match="no such settings: modle"):
-        pytest.importorskip("deploy.ray.app").build({"modle": MODEL})
+        ray_app.build({"modle": MODEL})
 
 
 def test_a_redeploy_that_cannot_load_is_reported_and_keeps_the_old_replicas(cluster: Cluster) -> None:
@@ -352,9 +347,9 @@ def test_a_redeploy_that_cannot_load_is_reported_and_keeps_the_old_replicas(clus
     wait_until(cluster.whole)
 
 
-def test_a_replica_is_healthy_while_its_model_serves(cluster: Cluster) -> None:
+def test_a_replica_is_healthy_while_its_model_serves(ray_app: ModuleType) -> None:
     app = create_app(Settings(model=MODEL, _env_file=None))
-    replica = pytest.importorskip("deploy.ray.app").Topk.func_or_class
+    replica = ray_app.Topk.func_or_class
     with pytest.raises(NotReady):
         asyncio.run(replica.check_health(SimpleNamespace(app=app)))
     app.state.service.readiness.serve()
