@@ -1,5 +1,6 @@
 """The policy of the batch queue: admission and the choice of the next batch. No threads, no clock."""
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -136,11 +137,13 @@ class Backlog:
         its deadline by waiting for one more batch overtakes others, but not the first one. Jobs whose clients will
         probably leave before an answer come last. Abandoned jobs are dropped.
         """
-        waiting = [job for job in self._waiting if not job.gone]
         self._taken_at = min(self._taken_at, now)
         earliest = now + self._best_s(now)
-        late = [job for job in waiting if job.deadline < earliest]
-        waiting = [job for job in waiting if job.deadline >= earliest]
+        waiting: list[Job] = []
+        late: list[Job] = []
+        for job in self._waiting:
+            if not job.gone:
+                (waiting if job.deadline >= earliest else late).append(job)
         batch = self._choose(now, waiting)
         chosen = set(map(id, batch))
         self._waiting = deque(job for job in waiting if id(job) not in chosen)
@@ -207,19 +210,26 @@ class Backlog:
         free = max(1, self.streams - len(self._running))
         size = self._size(now, -(-len(waiting) // free))
         batch_s = self._batch_s(size)
-        last = [job for job in waiting if not self._stays(job, now, batch_s)]
+        last = self._leaving(now, waiting, batch_s)
         skipped = set(map(id, last))
-        likely = [job for job in waiting if id(job) not in skipped]
+        likely = [job for job in waiting if id(job) not in skipped] if last else waiting
         self._unlikely = max(0, len(last) - max(0, size - len(likely)))
         if len(likely) <= size:
             return (likely + last)[:size]
-        next_end = now + 2 * batch_s
-        urgent_first = sorted(likely[1:], key=lambda job: job.deadline >= next_end)  # stable: others stay in order
-        return likely[:1] + urgent_first[: size - 1]
+        first, next_end = likely[0], now + 2 * batch_s
+        urgent = [job for job in likely if job.deadline < next_end and job is not first][: size - 1]
+        if not urgent:
+            return likely[:size]
+        chosen = {id(first), *map(id, urgent)}
+        others = (job for job in likely if id(job) not in chosen)
+        return [first, *urgent, *itertools.islice(others, size - 1 - len(urgent))]
 
-    def _stays(self, job: Job, now: float, seconds: float) -> bool:
-        """Whether the client of a job will probably still be there after ``seconds``."""
-        return job.stated or self.patience.stays(now - job.received_at, _SLACK * seconds, now) >= _LIKELY
+    def _leaving(self, now: float, waiting: list[Job], seconds: float) -> list[Job]:
+        """The jobs whose clients will probably have left after ``seconds``."""
+        ages = self.patience.leaving(_SLACK * seconds, _LIKELY, now)
+        if not ages:
+            return []
+        return [job for job in waiting if not job.stated and any(a <= now - job.received_at < b for a, b in ages)]
 
     def _size(self, now: float, waiting: int) -> int:
         """Return the batch size.

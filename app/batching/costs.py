@@ -6,7 +6,8 @@ OUTLIER = 2.0
 """A measurement counts as at most this multiple of the average: machines pause, and some images are unusual."""
 
 _EFFICIENT = 0.97  # a bucket is efficient if its throughput is within 3 % of the best one
-_WEIGHT = 0.2  # of the newest measurement in the moving average
+_TOLERATED = 0.92  # the ceiling rises once its throughput is below this share of the best: measurements vary
+_WEIGHT = 0.1  # of the newest measurement in the moving average, at least
 _RECOVERY = 0.005  # share of the gap to the hope that one measurement closes for the next larger bucket
 _HOPE = 1.04  # throughput that a larger bucket might have by now, as a factor on the best one
 
@@ -19,6 +20,7 @@ class CostCurve:
         self.ceiling = self.buckets[-1]
         self.fastest = 0.0  # seconds of the fastest batch ever measured; 0 before the first
         self._seconds: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
 
     def bucket(self, n: int) -> int:
         """Return the smallest bucket that holds n items, or the largest bucket if none does."""
@@ -29,8 +31,9 @@ class CostCurve:
         bucket = self.bucket(n)
         self.fastest = min(self.fastest or seconds, seconds)
         known = self._seconds.get(bucket)
-        damped = seconds if known is None else known + _WEIGHT * (min(seconds, OUTLIER * known) - known)
-        self._seconds[bucket] = damped
+        count = self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        weight = max(_WEIGHT, 1 / count)
+        self._seconds[bucket] = seconds if known is None else known + weight * (min(seconds, OUTLIER * known) - known)
         self._recover()
         self.ceiling = self._efficient_size()
 
@@ -63,8 +66,9 @@ class CostCurve:
         The cost of a bucket without a measurement is extrapolated.
         """
         rates = {b: b / max(self.seconds(b), 1e-9) for b in self.buckets}
-        least = _EFFICIENT * max(rates.values())
-        return next(b for b, rate in rates.items() if rate >= least)
+        best = max(rates.values())
+        efficient = next(b for b, rate in rates.items() if rate >= _EFFICIENT * best)
+        return self.ceiling if efficient > self.ceiling and rates[self.ceiling] >= _TOLERATED * best else efficient
 
     def _best_rate(self) -> float:
         return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)

@@ -12,7 +12,7 @@ _RATIO = 1.06  # of an edge to the one before
 _BINS = 160  # up to 200 s
 _KEPT = 0.9  # share of the clients that stay for the patience
 _FEW = 0.1  # share of the clients without which hang-ups below ``_EARLY_S`` count like all others
-_EARLY_S = 0.25  # a client that leaves earlier cancels its request: nobody loses patience so soon
+_EARLY_S = 0.2  # a client that leaves earlier cancels its request: nobody loses patience so soon
 _HALF_LIFE_S = 5.0  # of an observation
 _MOST_LEFT = 80.0  # maximum weight of all hang-ups, so that they are forgotten within half a minute
 _PRIOR = 10.0  # clients that are assumed to wait for ever
@@ -69,12 +69,20 @@ class Patience:
         self._estimate(now)
         return self._seconds
 
-    def stays(self, age: float, seconds: float, now: float) -> float:
-        """The probability that a client that has waited for ``age`` seconds stays for ``seconds`` more."""
+    def leaving(self, seconds: float, stay: float, now: float) -> list[tuple[float, float]]:
+        """The intervals of ages at which a client stays for ``seconds`` more with less than this probability."""
         self._estimate(now)
-        first, last = _bin(age), _bin(age + seconds)
-        before = self._survival[first - 1] if first else 1.0
-        return self._survival[last] / before if before else 0.0
+        turns = {0.0}  # ages at which the answer may change
+        for start, end, before, share in zip(_EDGES, _EDGES[1:], [1.0, *self._survival], self._survival, strict=False):
+            if share < before:
+                turns |= {max(0.0, start - seconds), end}
+        spans = itertools.pairwise([*sorted(turns), _LONGEST_S])
+        return [(start, end) for start, end in spans if self._stay((start + end) / 2, seconds) < stay]
+
+    def _stay(self, age: float, seconds: float) -> float:
+        """The probability that a client that has waited for ``age`` seconds stays for ``seconds`` more."""
+        first = _bin(age)
+        return self._survival[_bin(age + seconds)] / (self._survival[first - 1] if first else 1.0)
 
     def _caller(self, caller: int) -> tuple[float, float]:
         """The weights of the answers and the hang-ups of a caller, which becomes the newest one."""
@@ -127,6 +135,8 @@ class Patience:
 
 _EDGES = (0.0, *itertools.accumulate([_SHORTEST_S, *[_RATIO] * (_BINS - 2)], lambda edge, ratio: edge * ratio))
 """The lower edge of each bin."""
+
+_LONGEST_S = _EDGES[-1] * _RATIO
 
 
 def _bin(age: float) -> int:

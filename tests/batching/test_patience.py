@@ -24,11 +24,16 @@ def observe(patience: Patience, now: float, answered: float = 0.0, left: float =
             patience.left(left, caller, now)
 
 
+def leaves(patience: Patience, age: float, within: float) -> bool:
+    """Whether a client of this age stays with less than nine chances of ten."""
+    return any(start <= age < end for start, end in patience.leaving(within, 0.9, START + 0.1))
+
+
 def test_clients_wait_for_ever_until_one_leaves(patience: Patience) -> None:
     assert patience.seconds(START) == math.inf
     observe(patience, START, answered=3.0)
     assert patience.seconds(START + 1) == math.inf
-    assert patience.stays(0.0, 100.0, START + 1) == 1.0
+    assert patience.leaving(100.0, 1.0, START + 1) == []
 
 
 @pytest.mark.parametrize("seconds", [0.07, 0.3, 0.5, 1.0, 3.0, 9.0, 60.0])
@@ -36,8 +41,9 @@ def test_it_is_as_long_as_clients_wait_that_all_wait_equally_long(patience: Pati
     observe(patience, START, left=seconds)
     found = patience.seconds(START + 0.1)
     assert 0.93 * seconds <= found <= seconds
-    assert patience.stays(0.0, 0.9 * found, START + 0.1) > 0.9
-    assert patience.stays(0.9 * found, 0.2 * found, START + 0.1) < 0.5
+    assert not leaves(patience, age=0.0, within=0.9 * found)
+    assert not leaves(patience, age=0.4 * found, within=0.5 * found)
+    assert leaves(patience, age=0.9 * found, within=0.2 * found)
 
 
 def test_nine_of_ten_stay_for_it(patience: Patience) -> None:
@@ -63,8 +69,8 @@ def test_many_who_leave_at_once_do_not_make_the_others_refused(patience: Patienc
     observe(patience, START, left=0.1, count=80)
     observe(patience, START, answered=5.0, count=20)
     assert patience.seconds(START + 0.1) == math.inf
-    assert patience.stays(0.0, 0.2, START + 0.1) < 0.5  # so their images run last
-    assert patience.stays(0.12, 4.0, START + 0.1) > 0.9
+    assert leaves(patience, age=0.0, within=0.2)  # so their images run last
+    assert not leaves(patience, age=0.12, within=4.0)
 
 
 def test_clients_that_all_leave_at_once_count(patience: Patience) -> None:
