@@ -98,7 +98,7 @@ class Backlog:
         start = max(wait, self._start(now, self._before + n - 1))
         margin = _MARGIN if wait > 0 and now - self._refused_at <= _OVERLOAD_S else 0.0
         allowed = deadline - now
-        excess = start + self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
+        excess = start + _SLACK * self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
         if not stated:
             batch = _SLACK * self._batch_s(self.ceiling(now))
             excess = max(excess, wait - max((1 - margin) * self.patience_s(now) - batch, batch / 2))
@@ -225,11 +225,16 @@ class Backlog:
         return [first, *urgent, *itertools.islice(others, size - 1 - len(urgent))]
 
     def _leaving(self, now: float, waiting: list[Job], seconds: float) -> list[Job]:
-        """The jobs whose clients will probably have left after ``seconds``."""
-        ages = self.patience.leaving(_SLACK * seconds, _LIKELY, now)
+        """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
+        end = now + _SLACK * seconds
+        ages = self.patience.leaving(end - now, _LIKELY, now)
         if not ages:
-            return []
-        return [job for job in waiting if not job.stated and any(a <= now - job.received_at < b for a, b in ages)]
+            return [job for job in waiting if job.deadline < end]
+        return [
+            job
+            for job in waiting
+            if job.deadline < end or (not job.stated and any(a <= now - job.received_at < b for a, b in ages))
+        ]
 
     def _size(self, now: float, waiting: int) -> int:
         """Return the batch size.

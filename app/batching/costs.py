@@ -79,12 +79,14 @@ class CostCurve:
         return larger if larger and larger <= n and larger not in self._seconds else None
 
     def _recover(self) -> None:
-        """Lower the cost of the next bucket above the ceiling, until it is tried again.
+        """Lower the costs of the buckets next to the ceiling, until they are tried again and measured.
 
-        Buckets above the ceiling are not run and therefore not measured. Without this step, a single slow batch would
-        lower the ceiling permanently.
+        Only the ceiling is run during overload. Without this step, a few slow batches would change it permanently.
         """
-        larger = min((b for b in self._seconds if b > self.ceiling), default=None)
-        best = _HOPE * self._best_rate()
-        if larger and self._seconds[larger] * best > larger:
-            self._seconds[larger] += _RECOVERY * (larger / best - self._seconds[larger])
+        place = self.buckets.index(self.ceiling)
+        hope = _HOPE * self._best_rate()
+        for bucket in (*self.buckets[max(0, place - 1) : place], *self.buckets[place + 1 : place + 2]):
+            known = self._seconds.get(bucket, 0.0)
+            if known * hope > bucket:
+                self._seconds[bucket] += _RECOVERY * (bucket / hope - known)
+                self._counts[bucket] = 1  # the next measurement counts as much as what is known
