@@ -29,6 +29,7 @@ from tests.batching.jobs import Numbered, job
 SILENT_S = 10.0  # TOPK_REQUEST_TIMEOUT_MS: the deadline of a request that states none
 START = 1000.0  # of the clock
 DRAIN_S = 30.0  # until everybody has left
+LATE_REFUSAL_S = 1.0  # of the refusals of a caller that comes back at once
 ADDRESSES = 50  # that the clients share
 LOADS = (1.0, 2.0, 4.0, 8.0)
 CLIENTS = (1, 16, 64, 128, 256)
@@ -256,9 +257,7 @@ class Outcome:
         return seconds[min(len(seconds) - 1, int(fraction * len(seconds)))]
 
 
-def poisson(
-    rate: float, seconds: float, patience: Patience = uniform(1.0), seed: int = 0, start: float = 0.0
-) -> Iterator[Arrival]:
+def poisson(rate: float, seconds: float, patience: Patience, seed: int = 0, start: float = 0.0) -> Iterator[Arrival]:
     """Independent clients, from ``start`` seconds after START."""
     chance = random.Random(seed)
     now = start + chance.expovariate(rate)
@@ -271,20 +270,20 @@ def poisson(
 class Loop:
     """Clients that come back as soon as they have their answer, until ``seconds`` after START.
 
-    A refused client waits as long as it is told, or, if it is not ``polite``, for the milliseconds that a 503 takes.
+    A refused client waits as long as it is told. If it is not ``polite``, it comes back at once, but the service sends
+    it the next refusal late.
     """
 
     clients: int
     seconds: float
     polite: bool = True
-    hasty_s: float = 0.002
 
     def arrivals(self) -> list[Arrival]:
         return [Arrival(START + 0.05 * client / self.clients, math.inf) for client in range(self.clients)]
 
     def back(self, now: float, refused_s: float = 0.0) -> Arrival | None:
         """When a client comes back that was answered now, or refused."""
-        at = now + (max(refused_s, self.hasty_s) if self.polite and refused_s else self.hasty_s * bool(refused_s))
+        at = now + (refused_s if self.polite else LATE_REFUSAL_S * bool(refused_s))
         return Arrival(at, math.inf) if at < START + self.seconds else None
 
 

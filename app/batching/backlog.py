@@ -55,6 +55,7 @@ class Backlog:
         self._started: dict[int, float] = {}  # stream -> start time on the device
         self._taken_at = math.inf
         self._refused_at = -math.inf
+        self._retry_at = -math.inf  # the latest time at which a refused client was told to come again
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -97,14 +98,22 @@ class Backlog:
         wait = self.predicted_wait(now)
         start = max(wait, self._start(now, self._before + n - 1))
         margin = _MARGIN if wait > 0 and now - self._refused_at <= _OVERLOAD_S else 0.0
-        allowed = deadline - now
+        longest = allowed = deadline - now
         excess = start + _SLACK * self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
         if not stated:
-            batch = _SLACK * self._batch_s(self.ceiling(now))
-            excess = max(excess, wait - max((1 - margin) * self.patience_s(now) - batch, batch / 2))
+            patience, batch = self.patience_s(now), _SLACK * self._batch_s(self.ceiling(now))
+            excess = max(excess, wait - max((1 - margin) * patience - batch, batch / 2))
+            longest = min(longest, patience)
         if excess > 0:
             self._refused_at = now
-            raise Overloaded("the answer would come too late", retry_after_s=excess)
+            raise Overloaded("the answer would come too late", retry_after_s=self._retry_s(now, n, excess, longest))
+
+    def _retry_s(self, now: float, n: int, least: float, most: float) -> float:
+        """The seconds after which refused items may come again: one client after another, as fast as they are run."""
+        ceiling = self.ceiling(now)
+        turn = n * self._batch_s(ceiling) / ceiling / self.streams
+        self._retry_at = min(max(self._retry_at, now + least) + turn, now + max(least, most))
+        return self._retry_at - now
 
     def patience_s(self, now: float) -> float:
         """How long clients wait that state no deadline, in seconds; infinite if none has left."""
@@ -207,22 +216,32 @@ class Backlog:
         return max(0, len(self._waiting) - self._unlikely)
 
     def _choose(self, now: float, waiting: list[Job]) -> list[Job]:
+        """The next batch: of the largest size, or of a smaller one if more clients then get an answer in time."""
         free = max(1, self.streams - len(self._running))
         size = self._size(now, -(-len(waiting) // free))
-        batch_s = self._batch_s(size)
-        last = self._leaving(now, waiting, batch_s)
-        skipped = set(map(id, last))
-        likely = [job for job in waiting if id(job) not in skipped] if last else waiting
+        likely, last = self._split(now, waiting, size)
+        if len(likely) < min(size, len(waiting)):
+            smaller = [b for b in self.costs.buckets if b < size]
+            size, likely, last = max(
+                ((b, *self._split(now, waiting, b)) for b in (*smaller, size)),
+                key=lambda choice: min(choice[0], len(choice[1])) / max(self._batch_s(choice[0]), 1e-9),
+            )
         self._unlikely = max(0, len(last) - max(0, size - len(likely)))
         if len(likely) <= size:
             return (likely + last)[:size]
-        first, next_end = likely[0], now + 2 * batch_s
+        first, next_end = likely[0], now + 2 * self._batch_s(size)
         urgent = [job for job in likely if job.deadline < next_end and job is not first][: size - 1]
         if not urgent:
             return likely[:size]
         chosen = {id(first), *map(id, urgent)}
         others = (job for job in likely if id(job) not in chosen)
         return [first, *urgent, *itertools.islice(others, size - 1 - len(urgent))]
+
+    def _split(self, now: float, waiting: list[Job], size: int) -> tuple[list[Job], list[Job]]:
+        """Those who will probably be there at the end of a batch of this size, and the others."""
+        last = self._leaving(now, waiting, self._batch_s(size))
+        skipped = set(map(id, last))
+        return [job for job in waiting if id(job) not in skipped] if last else waiting, last
 
     def _leaving(self, now: float, waiting: list[Job], seconds: float) -> list[Job]:
         """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
