@@ -64,6 +64,11 @@ class Backlog:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
         return max(self.ahead_s(), self._start(now, self._before))
 
+    def rest_s(self, now: float) -> float:
+        """Predict the wait as if the running batches ended now."""
+        ceiling = self.ceiling(now)
+        return max(self.ahead_s(), self._before // ceiling // self.streams * self._batch_s(ceiling))
+
     @property
     def fastest_s(self) -> float:
         """Seconds of the fastest batch so far."""

@@ -5,7 +5,6 @@ curve and the watchdog cover the device alone. Jobs come from any thread. Batche
 per stream. Outcomes are delivered on the event loop that waits for them.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -166,8 +165,7 @@ class BatchQueue:
         """The state of the queue now."""
         with self._wakeup:
             now, backlog = self.clock(), self.backlog
-            wait, rest = backlog.predicted_wait(now), backlog.predicted_wait(math.inf)
-            patience = backlog.patience_s(now)
+            wait, rest, patience = backlog.predicted_wait(now), backlog.rest_s(now), backlog.patience_s(now)
             return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s, patience)
 
     def admit(self, n: int, deadline: float, stated: bool = False) -> None:

@@ -648,3 +648,13 @@ def test_a_job_that_was_never_put_can_be_settled_from_any_thread() -> None:
         return await ended([one])
 
     assert isinstance(asyncio.run(go())[0], KeyError)
+
+
+def test_the_outlook_shows_the_patience_of_those_who_hang_up() -> None:
+    clock = Fake()
+    with served(doubled, clock=clock) as queue:
+        assert queue.outlook().patience == math.inf
+        clock.now = 3.0
+        for caller in range(50):
+            queue.forget(Job(b"", Want(), math.inf, received_at=1.0, caller=caller))
+        assert 1.8 < queue.outlook().patience <= 2.0
