@@ -47,7 +47,7 @@ def numbers(run: Callable[[Sequence[Any]], Sequence[Any]]) -> Run:
 
 
 def measured(seconds: dict[int, float]) -> CostCurve:
+    """A curve with exactly these costs."""
     costs = CostCurve(seconds)
-    for bucket, cost in seconds.items():
-        costs.observe(bucket, cost)
+    costs.restore(seconds)
     return costs
