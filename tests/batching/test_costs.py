@@ -101,8 +101,8 @@ def test_one_hiccup_does_not_change_the_ceiling_for_good(seconds: dict[int, floa
         costs.observe(best, 10 * seconds[best])
     assert costs.ceiling != best
     ceilings = []
-    for _ in range(8000):
+    for _ in range(4000):
         costs.observe(costs.ceiling, seconds[costs.ceiling])
         ceilings.append(costs.ceiling)
         assert all(costs.seconds(b) > 0.85 * seconds[best] * b / best for b in seconds)  # nothing better is hoped for
-    assert ceilings[-1000:].count(best) > 900
+    assert ceilings[-1000:].count(best) > 600  # others are tried now and then
