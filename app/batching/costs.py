@@ -1,6 +1,6 @@
 """The cost of a batch: the measured seconds of each batch size, and the smallest efficient size."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 OUTLIER = 2.0
 """A measurement counts as at most this multiple of the average: machines pause, and some images are unusual."""
@@ -35,6 +35,13 @@ class CostCurve:
         weight = max(_WEIGHT, 1 / count)
         self._seconds[bucket] = seconds if known is None else known + weight * (min(seconds, OUTLIER * known) - known)
         self._recover()
+        self.ceiling = self._efficient_size()
+
+    def restore(self, seconds: Mapping[int, float]) -> None:
+        """Replace all measurements by those that another curve has made, as they are."""
+        self._seconds = dict(seconds)
+        self._counts = dict.fromkeys(seconds, 1)
+        self.fastest = min(seconds.values(), default=0.0)
         self.ceiling = self._efficient_size()
 
     def keep_below(self, size: int) -> None:

@@ -90,15 +90,14 @@ class _Reply:
             return self._claimed
 
     def drop(self) -> bool:
-        """Give up the task. Returns False if the device has claimed it."""
+        """Note that nobody waits for the task. Returns False if the device has claimed it."""
         with self._lock:
-            self.done = self.done or not self._claimed
+            self.done = True
             return not self._claimed
 
     def resolve(self, job: Job) -> None:
-        if not self.done:
-            self.done = True
-            self.connection.reply(self.number, job)
+        self.done = True
+        self.connection.reply(self.number, job)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -136,8 +135,9 @@ class HttpConnection(asyncio.Protocol):
             self._drop(number)
 
     def reply(self, number: int, job: Job) -> None:
-        """Send the outcome of a task."""
-        del self._replies[number]
+        """Send the outcome of a task, unless it has a reply already."""
+        if self._replies.pop(number, None) is None:
+            return
         if job.row is None:
             error = job.error if isinstance(job.error, TopkError) else Internal("the job has no result")
             self._write(wire.failure(number, error))

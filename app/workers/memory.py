@@ -108,9 +108,8 @@ class Board:
 def curve(buckets: Sequence[int], seconds: Sequence[float]) -> CostCurve:
     """The cost curve that another process measured, from the seconds per bucket."""
     costs = CostCurve(buckets)
-    for bucket, measured in zip(costs.buckets, seconds, strict=True):  # ascending, so no observation changes another
-        if not math.isnan(measured):
-            costs.observe(bucket, measured)
+    measured = zip(costs.buckets, seconds, strict=True)
+    costs.restore({bucket: cost for bucket, cost in measured if not math.isnan(cost)})
     return costs
 
 

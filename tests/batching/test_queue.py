@@ -197,6 +197,29 @@ def test_an_expired_item_is_answered_and_never_run() -> None:
     assert held.batches == [[0]]
 
 
+def test_an_item_that_cannot_be_in_time_any_more_is_refused_and_never_run() -> None:
+    held, clock = Held(), Fake()
+
+    async def go() -> list[Any]:
+        put(queue, 0)
+        held.wait_for_batch()
+        late = [job(item, 1.5) for item in (1, 2)]
+        for one in late:
+            queue.put(one)
+        clock.now = 1.0
+        held.gate.set()
+        return await ended(late)
+
+    with served(held, clock=clock) as queue:
+        queue.costs.observe(1, 1.0)
+        one, other = asyncio.run(go())
+    assert isinstance(one, Overloaded)
+    assert isinstance(other, Overloaded)
+    assert one is not other
+    assert one.retry_after_s is not None
+    assert held.batches == [[0]]
+
+
 class Fussy(Held):
     """Fails with ``error`` on a batch that holds a 13."""
 
@@ -318,9 +341,9 @@ def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits() -> None:
         small.gate.set()
         return await ended(waiting)
 
-    with served(small, buckets=(1, 2, 4, 8), clock=clock) as queue:
+    with served(small, buckets=(1, 8), clock=clock) as queue:
         assert asyncio.run(go()) == [2, 4, 6, 8, 10, 12, 14, 16]
-        assert queue.costs.as_dict() == pytest.approx({1: 0.001, 8: 0.007})
+        assert queue.costs.as_dict() == pytest.approx({1: 0.001, 8: 0.007}, rel=0.01)
     assert list(map(len, small.batches)) == [1, 8, 4, 2, 2, 4, 2, 2]
 
 
@@ -494,8 +517,8 @@ def test_the_first_pass_of_the_warm_up_is_not_measured() -> None:
 
     queue = BatchQueue([numbers(run)], CostCurve((1, 2)), clock=clock)
     queue.start(lambda size: [job_without_caller(0)] * size)
-    assert queue.costs.as_dict() == {1: 1.0, 2: 2.0}
     queue.close()
+    assert queue.costs.as_dict() == pytest.approx({1: 1.0, 2: 2.0}, rel=0.01)
 
 
 def test_a_warm_up_that_fails_fails_the_start() -> None:
@@ -589,10 +612,11 @@ def test_admission_and_wait_follow_the_queue() -> None:
         put(queue, 0)
         held.wait_for_batch()
         assert queue.predicted_wait() == 0.1
-        queue.admit(1, deadline=0.2)
+        queue.admit(1, deadline=0.3)
         with pytest.raises(Overloaded) as refused:
             queue.admit(1, deadline=0.15)
-        assert refused.value.retry_after_s == pytest.approx(0.05)
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s >= 0.05
         [waiting] = put(queue, 1)
         assert len(queue) == 1
         held.gate.set()
@@ -658,3 +682,35 @@ def test_the_outlook_shows_the_patience_of_those_who_hang_up() -> None:
         for caller in range(50):
             queue.forget(Job(b"", Want(), math.inf, received_at=1.0, caller=caller))
         assert 1.8 < queue.outlook().patience <= 2.0
+
+
+@pytest.mark.parametrize("leave", [False, True], ids=["stay", "leave"])
+def test_only_clients_that_are_still_there_count_as_answered(leave: bool) -> None:
+    """The hang-ups of a caller count as far as there are answers to it."""
+    clock, caller = Fake(), 7
+    jobs: list[Numbered] = []
+
+    async def hang_up() -> None:
+        for one in jobs:
+            one.future.cancel()
+
+    def run(items: Sequence[int]) -> list[int]:
+        if leave and caller in items:
+            assert jobs[0].completion
+            asyncio.run_coroutine_threadsafe(hang_up(), jobs[0].completion.loop).result(30)
+        return doubled(items)
+
+    async def go() -> None:
+        clock.now = 3.0
+        jobs.extend(job(caller, received_at=2.0, caller=caller) for _ in range(40))
+        others = [job(0, received_at=1.0, caller=number) for number in range(100, 200)]
+        for one in [*jobs, *others]:
+            queue.put(one)
+        await ended(others)
+        for _ in jobs:
+            queue.forget(Job(b"", Want(), math.inf, received_at=2.0, caller=caller))
+        clock.now = 4.0
+        assert (queue.outlook().patience < math.inf) == (not leave)
+
+    with served(run, clock=clock) as queue:
+        asyncio.run(go())
