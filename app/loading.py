@@ -88,7 +88,7 @@ def build(
 
     queue = BatchQueue(
         [runner.run] * device.streams,
-        CostCurve(device.buckets),
+        CostCurve(device.buckets, device.pads),
         run_alone=runner.run_alone if device.spreads else None,
         prepare=decoding.prepare,
         changed=changed,
