@@ -175,7 +175,7 @@ class Backlog:
         self.prepare_s += _PREPARE_WEIGHT * (counted - self.prepare_s)
 
     def started(self, stream: int, now: float) -> None:
-        """Record that the device starts the batch of a stream."""
+        """Record that the device starts the batch of a stream now, or the time from which ``running_s`` counts."""
         self._started[stream] = now
 
     @property
@@ -194,7 +194,7 @@ class Backlog:
 
     def running_s(self, now: float) -> float:
         """Seconds since the device started the longest running batch; 0 if none is running."""
-        return max((now - started for started in self._started.values()), default=0.0)
+        return max([0.0, *(now - started for started in self._started.values())])
 
     def _best_s(self, now: float) -> float:
         """Seconds of the fastest expected batch.

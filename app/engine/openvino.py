@@ -29,6 +29,7 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
     compilation = "compiled"
+    pads = False
 
     def __init__(self, model: Model, precision: str) -> None:
         self._model = model
