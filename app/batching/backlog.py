@@ -252,12 +252,11 @@ class Backlog:
         """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
         end = now + _SLACK * seconds
         ages = self.patience.leaving(end - now, _LIKELY, now)
-        if not ages:
-            return [job for job in waiting if job.deadline < end]
         return [
             job
             for job in waiting
-            if job.deadline < end or (not job.stated and any(a <= now - job.received_at < b for a, b in ages))
+            if job.deadline < end
+            or (ages and not job.stated and any(start <= now - job.received_at < stop for start, stop in ages))
         ]
 
     def _size(self, now: float, waiting: int) -> int:
