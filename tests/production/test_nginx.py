@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import CAT, REPOSITORY, RESNET50, Server, overloaded_ms
+from tests.conftest import CAT, REPOSITORY, RESNET50, Server, free_port, overloaded_ms
 from tests.workers.conftest import Service, wait_until
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -30,12 +30,6 @@ pytestmark = [
     pytest.mark.usefixtures("priority"),
     pytest.mark.skipif(not NGINX, reason="nginx is not installed"),
 ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Replica:
