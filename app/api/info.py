@@ -33,7 +33,7 @@ def describe(classifier: Classifier) -> Info:
         batching=Batching(
             streams=engine.streams,
             ceiling=queue.costs.ceiling,
-            cost_ms={str(size): _ms(seconds) for size, seconds in queue.costs.as_dict().items()},
+            cost_ms={str(size): _ms(queue.costs.seconds(size)) for size in queue.costs.buckets},
             alone_ms=next((_ms(seconds) for seconds in queue.costs_alone.as_dict().values()), None),
             patience=round(patience, 2) if math.isfinite(patience) else None,
         ),

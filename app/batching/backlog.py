@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ _MARGIN = 0.05  # of the time allowed, for prediction errors during overload, wh
 _OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
 _LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at least this probability
+_TOGETHER_S = 0.1  # clients that leave within this time leave together
+_DIFFERENT = 1.2  # factor between waits that differ
 _SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
 
 
@@ -55,6 +57,8 @@ class Backlog:
         self._started: dict[int, float] = {}  # stream -> start time on the device
         self._taken_at = math.inf
         self._refused_at = -math.inf
+        self._left: dict[int, list[float]] = {}  # seconds that clients had waited who have left just now, by caller
+        self._left_at = -math.inf  # the time when the first of them left
         self._retry_at = -math.inf  # the latest time at which a refused client was told to come again
 
     def __len__(self) -> int:
@@ -122,6 +126,7 @@ class Backlog:
 
     def patience_s(self, now: float) -> float:
         """How long clients wait that state no deadline, in seconds; infinite if none has left."""
+        self._count_left(now)
         return self.patience.seconds(now)
 
     def answered(self, job: Job, now: float) -> None:
@@ -132,7 +137,24 @@ class Backlog:
     def left(self, job: Job, now: float) -> None:
         """Learn from a client that does not wait any more. One that has waited until its deadline was patient."""
         if now < job.deadline and job.reveals_patience:
-            self.patience.left(now - job.received_at, job.caller, now)
+            self._count_left(now)
+            self._left_at = self._left_at if self._left else now
+            self._left.setdefault(job.caller, []).append(now - job.received_at)
+
+    def _count_left(self, now: float) -> None:
+        """Pass on the clients that have left, once those that leave together with them are known.
+
+        If a caller's connections close together, after different waits, and more of them than remain, then a proxy, a
+        process or a network has failed: they count as one client.
+        """
+        if not self._left or now - self._left_at < _TOGETHER_S:
+            return
+        remaining = Counter(job.caller for job in self._waiting if not job.gone)
+        for caller, ages in self._left.items():
+            together = len(ages) > remaining[caller] and max(ages) > _DIFFERENT * min(ages)
+            for age in [max(ages)] if together else ages:
+                self.patience.left(age, caller, now)
+        self._left.clear()
 
     def ceiling(self, now: float) -> int:
         """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
@@ -175,7 +197,7 @@ class Backlog:
         self.prepare_s += _PREPARE_WEIGHT * (counted - self.prepare_s)
 
     def started(self, stream: int, now: float) -> None:
-        """Record that the device starts the batch of a stream."""
+        """Record that the device starts the batch of a stream now, or the time from which ``running_s`` counts."""
         self._started[stream] = now
 
     @property
@@ -194,7 +216,7 @@ class Backlog:
 
     def running_s(self, now: float) -> float:
         """Seconds since the device started the longest running batch; 0 if none is running."""
-        return max((now - started for started in self._started.values()), default=0.0)
+        return max([0.0, *(now - started for started in self._started.values())])
 
     def _best_s(self, now: float) -> float:
         """Seconds of the fastest expected batch.
@@ -252,12 +274,11 @@ class Backlog:
         """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
         end = now + _SLACK * seconds
         ages = self.patience.leaving(end - now, _LIKELY, now)
-        if not ages:
-            return [job for job in waiting if job.deadline < end]
         return [
             job
             for job in waiting
-            if job.deadline < end or (not job.stated and any(a <= now - job.received_at < b for a, b in ages))
+            if job.deadline < end
+            or (ages and not job.stated and any(start <= now - job.received_at < stop for start, stop in ages))
         ]
 
     def _size(self, now: float, waiting: int) -> int:

@@ -13,10 +13,15 @@ _HOPE = 1.04  # throughput that a larger bucket might have by now, as a factor o
 
 
 class CostCurve:
-    """Measured seconds of a batch, by bucket. A batch of n items costs as much as the smallest bucket that holds n."""
+    """Measured seconds of a batch, by bucket. A batch of n items costs as much as the smallest bucket that holds n.
 
-    def __init__(self, buckets: Iterable[int]) -> None:
+    ``pads``: the engine pads each batch to its bucket. Otherwise smaller batches cost less, and only full buckets are
+    measured.
+    """
+
+    def __init__(self, buckets: Iterable[int], pads: bool = False) -> None:
         self.buckets = tuple(sorted(buckets))
+        self.pads = pads
         self.ceiling = self.buckets[-1]
         self.fastest = 0.0  # seconds of the fastest batch ever measured; 0 before the first
         self._seconds: dict[int, float] = {}
@@ -25,6 +30,10 @@ class CostCurve:
     def bucket(self, n: int) -> int:
         """Return the smallest bucket that holds n items, or the largest bucket if none does."""
         return next((b for b in self.buckets if b >= n), self.buckets[-1])
+
+    def covers(self, n: int) -> bool:
+        """Whether a batch of n items takes exactly as long as its bucket."""
+        return n in self.buckets or (self.pads and n < self.buckets[-1])
 
     def observe(self, n: int, seconds: float) -> None:
         """Add the measured seconds of a batch of n items to the moving average of its bucket."""

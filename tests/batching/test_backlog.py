@@ -44,9 +44,9 @@ def retry_s(backlog: Backlog, now: float, deadline: float = math.inf) -> float:
 
 
 def lose_patience(backlog: Backlog, make: Make, seconds: float) -> None:
-    """Many clients hang up after so many seconds, the last of them now."""
+    """Many clients have hung up after so many seconds."""
     for caller in range(50):
-        backlog.left(make(received_at=NOW - seconds, caller=caller), NOW)
+        backlog.left(make(received_at=NOW - 1 - seconds, caller=caller), NOW - 1)
 
 
 def admitted(backlog: Backlog, make: Make, now: float = NOW, most: int = 1000) -> int:
@@ -276,7 +276,7 @@ def test_a_second_burst_after_a_drained_one_is_admitted_like_the_first(make: Mak
 
 def learned(backlog: Backlog) -> bool:
     """Whether clients are known to leave."""
-    return backlog.patience_s(NOW) < math.inf
+    return backlog.patience_s(NOW + 1) < math.inf
 
 
 def test_who_states_a_deadline_says_nothing_about_the_others(make: Make) -> None:
@@ -301,6 +301,23 @@ def test_the_hang_ups_of_a_caller_count_as_far_as_it_is_answered(make: Make, sta
     for _ in range(50):
         backlog.answered(make(received_at=NOW - 0.1, caller=7, stated=stated), NOW)
         backlog.left(make(received_at=NOW - 1, caller=7), NOW)
+    assert learned(backlog) == counts
+
+
+@pytest.mark.parametrize(
+    ("waits", "remaining", "counts"),
+    [([0.3, 0.6, 0.9, 1.2], 0, False), ([1.0, 1.0, 1.0, 1.0], 0, True), ([0.3, 0.6, 0.9, 1.2], 4, True)],
+    ids=["all after different waits", "all after the same wait", "some of many"],
+)
+def test_connections_that_close_together_count_as_one_client(
+    make: Make, waits: list[float], remaining: int, counts: bool
+) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    for _ in range(20):
+        backlog.answered(make(received_at=NOW - 0.1, caller=7), NOW)
+    fill(backlog, [make(received_at=NOW, caller=7) for _ in range(remaining)], NOW)
+    for wait in waits:
+        backlog.left(make(received_at=NOW - wait, caller=7), NOW)
     assert learned(backlog) == counts
 
 

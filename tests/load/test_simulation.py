@@ -87,8 +87,8 @@ def test_many_who_leave_at_once_do_not_make_the_others_refused(machine: Machine,
 def test_hardly_anybody_leaves_without_an_answer_once_the_patience_is_known(machine: Machine, patience: str) -> None:
     seconds = seconds_of(machine)
     for outcome in overload(machine, patience, 2):
-        late = [client for client in outcome.left if client.at - START > seconds / 2]
-        assert len(late) < 0.05 * outcome.arrivals / 2
+        late = [client for client in outcome.left if client.at - START > 2 / 3 * seconds]
+        assert len(late) < 0.05 * outcome.arrivals / 3
 
 
 @machines
