@@ -168,12 +168,16 @@ def test_retry_after_is_the_time_until_clients_would_wait(
     assert 1000 * (least - 1) < refused.json()["retry_after_ms"] <= 1000 * most
 
 
-def test_the_wait_begins_with_the_last_byte_of_the_body(
-    server: InProcess, wait_until: Wait, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that were put into a queue since the test has begun."""
     jobs: list[Job] = []
     put = Backlog.put
     monkeypatch.setattr(Backlog, "put", lambda backlog, job, now: jobs.append(job) or put(backlog, job, now))
+    return jobs
+
+
+def test_the_wait_begins_with_the_last_byte_of_the_body(server: InProcess, wait_until: Wait, jobs: list[Job]) -> None:
     uploads = server.app.state.service.uploads
     with Wire(server.port) as wire:
         wire.head("/v1/predict", "Content-Type: image/jpeg", f"Content-Length: {len(PHOTO)}")
@@ -184,6 +188,14 @@ def test_the_wait_begins_with_the_last_byte_of_the_body(
         assert wire.status() == 200
     [job] = jobs
     assert before <= job.received_at <= job.waiting_since
+
+
+def test_a_caller_is_known_by_its_key(jobs: list[Job]) -> None:
+    with served(api_keys="first-key,second-key") as keyed:
+        for key in ("first-key", "second-key", "first-key"):
+            assert predict(keyed, **{"X-API-Key": key}).status_code == 200
+    first, second, again = (job.caller for job in jobs)
+    assert first == again != second
 
 
 def test_a_waiting_request_is_refused_as_soon_as_its_deadline_cannot_be_met(
