@@ -24,8 +24,8 @@ OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
 class Metrics:
     """Every metric once.
 
-    Each image has one outcome: accepted (classified), shed (refused by admission), expired (its deadline passed),
-    abandoned (its client disconnected), rejected (not a decodable image) or failed (a defect).
+    Each image has one outcome: accepted (classified), shed (refused because the response would be late), expired (its
+    deadline passed), abandoned (its client disconnected), rejected (not a decodable image) or failed (a defect).
     """
 
     def __init__(self) -> None:
