@@ -25,6 +25,8 @@ DISCARD_S = 1.0
 _AT_ONCE = 20  # refusals of a caller that are not delayed, if there was none for a second
 _PER_S = 20  # refusals per second that are not delayed
 _MOST_S = 1.0  # of a delay; `Retry-After` is never less
+_SPREAD = 0.25  # share by which delays differ, so that clients that were refused together do not come back together
+_GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly
 _MOST_CALLERS = 4096  # whose refusals are counted
 _MOST_DELAYED = 1024  # refusals at a time; others are not delayed
 
@@ -33,6 +35,7 @@ class Pace:
     """A leaky bucket of refusals per caller. Callers of the method pass the current time in seconds."""
 
     def __init__(self) -> None:
+        self._spread = 0.0  # between 0 and 1
         self._empty_at: dict[str, float] = {}  # when the bucket of a caller is empty; the caller refused last is last
 
     def delay(self, caller: str, now: float) -> float:
@@ -42,7 +45,8 @@ class Pace:
         self._empty_at[caller] = now + min(empty_s, full_s + _MOST_S)
         if len(self._empty_at) > _MOST_CALLERS:
             del self._empty_at[next(iter(self._empty_at))]
-        return min(max(0.0, empty_s - full_s), _MOST_S)
+        self._spread = (self._spread + _GOLDEN_RATIO) % 1
+        return min(max(0.0, empty_s - full_s), _MOST_S) * (1 - _SPREAD * self._spread)
 
 
 class Body:
