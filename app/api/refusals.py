@@ -24,7 +24,7 @@ DISCARD_S = 1.0
 
 _AT_ONCE = 20  # refusals of a caller that are not delayed, if there was none for a second
 _PER_S = 20  # refusals per second that are not delayed
-_MOST_S = 1.0  # of a delay; `Retry-After` is never less
+_MOST_S = 1.0  # of a delay; clients are told to wait at least as long
 _SPREAD = 0.25  # share by which delays differ, so that clients that were refused together do not come back together
 _GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly
 _MOST_CALLERS = 4096  # whose refusals are counted
