@@ -103,8 +103,8 @@ def create_app(
     metrics.ready.set_function(lambda: classifier.ready and not state.draining)
 
     app.include_router(health.router)
-    app.include_router(routes.router)  # before the protocols': each router before a route costs every request time
     protocols.include(app, settings)
+    app.include_router(routes.router)
     app.include_router(pages.router)
     pages.mount_assets(app)
     openapi.describe(app, settings)
