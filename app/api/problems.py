@@ -44,6 +44,7 @@ def respond(error: TopkError, scope: Scope, headers: dict[str, str] | None = Non
 
 async def on_topk_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TopkError)
+    error.__traceback__ = None  # its frames hold the images, and the response may be delayed
     return respond(error, request.scope)
 
 
