@@ -207,7 +207,7 @@ def test_probes_tell_that_it_is_not_ready(state: str) -> None:
                 assert (answer.status_code, answer.json()) == (200, {"live": True})
             else:
                 refused(answer, 503, torchserve_error if path == "/ping" else error_message)  # type: ignore[arg-type]
-                expected = {"5"} if state == "loading" else {"1", "5"}  # the next process, or its start
+                expected = {"3"} if state == "loading" else {"1", "3"}  # the next process, or its start
                 assert answer.headers["retry-after"] in expected
         for _, path, document, shape in ROUTES:
             refused(client.post(path, json=document(BASE64)), 503, shape)  # type: ignore[arg-type]
