@@ -83,21 +83,31 @@ def busy(server: InProcess) -> Iterator[None]:
         assert {holder.result().status_code for holder in holders} == {200}
 
 
-def hang_up(server: InProcess, wait_until: Wait, path: str, kind: str, body: bytes, *headers: str) -> float:
-    """Clients send this, wait for ``WAITED_S`` and hang up. Returns the seconds that this took."""
+@contextmanager
+def hang_up(
+    server: InProcess, wait_until: Wait, path: str, kind: str, body: bytes, *headers: str
+) -> Iterator[Callable[[], float]]:
+    """Clients send this, wait for ``WAITED_S``, and half of them hang up; the others wait until the block ends.
+
+    Yields a function: the seconds since they have sent it.
+    """
     queue, abandoned = queue_of(server), server.outcome("abandoned")
     for _ in range(2 * CLIENTS):  # the hang-ups of an address count as far as there are answers to it
         assert predict(server).status_code == 200
-    with busy(server):
-        sent = time.monotonic()
-        with ExitStack() as stack:
-            for wire in [stack.enter_context(Wire(server.port)) for _ in range(CLIENTS)]:
+    with ExitStack() as stack:
+        with busy(server):
+            sent = time.monotonic()
+            wires = [stack.enter_context(Wire(server.port)) for _ in range(2 * CLIENTS)]
+            for wire in wires:
                 wire.head(path, f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers)
                 wire.send(body)
-            wait_until(lambda: len(queue) == CLIENTS)
+            wait_until(lambda: len(queue) == 2 * CLIENTS)
             pass_time(wait_until, WAITED_S)
-        wait_until(lambda: server.outcome("abandoned") == abandoned + CLIENTS)
-        return time.monotonic() - sent
+            for wire in wires[::2]:
+                wire.socket.close()
+            wait_until(lambda: server.outcome("abandoned") == abandoned + CLIENTS)
+            yield lambda: time.monotonic() - sent
+        assert {wire.status() for wire in wires[1::2]} == {200}
 
 
 def pass_time(wait_until: Wait, seconds: float) -> None:
@@ -130,18 +140,19 @@ def test_clients_that_hang_up_reveal_how_long_clients_wait(
     server: InProcess, wait_until: Wait, path: str, content: tuple[str, bytes]
 ) -> None:
     assert (shown(server), measured(server)) == (None, math.inf)
-    most = hang_up(server, wait_until, path, *content)
-    wait_until(lambda: shown(server) is not None)
-    patience = shown(server)
-    assert patience is not None
-    assert 0.9 * WAITED_S < patience <= most
-    assert measured(server) == pytest.approx(patience, abs=0.01)
+    with hang_up(server, wait_until, path, *content) as waited_s:
+        wait_until(lambda: shown(server) is not None)
+        patience = shown(server)
+        assert patience is not None
+        assert 0.9 * WAITED_S < patience <= waited_s()
+        assert measured(server) == pytest.approx(patience, abs=0.01)
 
 
 def test_clients_that_state_their_deadline_reveal_nothing(server: InProcess, wait_until: Wait) -> None:
-    hang_up(server, wait_until, "/v1/predict", "image/jpeg", PHOTO, f"X-Request-Timeout-Ms: {LONG_MS}")
-    pass_time(wait_until, 0.1)  # the estimate may be a moment old
-    assert (shown(server), measured(server)) == (None, math.inf)
+    stated = f"X-Request-Timeout-Ms: {LONG_MS}"
+    with hang_up(server, wait_until, "/v1/predict", "image/jpeg", PHOTO, stated):
+        pass_time(wait_until, 0.5)  # who has left counts a moment later
+        assert (shown(server), measured(server)) == (None, math.inf)
 
 
 def test_who_states_no_deadline_is_refused_beyond_the_patience_of_others(
