@@ -24,7 +24,7 @@ DISCARD_S = 1.0
 
 _AT_ONCE = 20  # refusals of a caller that are not delayed, if there was none for a second
 _PER_S = 20  # refusals per second that are not delayed
-_MOST_S = 1.0  # of a delay; clients are told to wait at least as long
+_MOST_S = 1.0  # of a delay
 _SPREAD = 0.25  # share by which delays differ, so that clients that were refused together do not come back together
 _GOLDEN_RATIO = (5**0.5 - 1) / 2  # its multiples modulo 1 are spread evenly
 _MOST_CALLERS = 4096  # whose refusals are counted
@@ -100,9 +100,12 @@ class Delays:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait(self, caller: str, body: Body) -> None:
-        """Wait before a refusal of a caller is sent, at most until its client disconnects or the process drains."""
-        seconds = self._pace.delay(caller, time.monotonic())
+    async def wait(self, caller: str, body: Body, retry_after_s: float) -> None:
+        """Wait before a refusal of a caller is sent, at most until its client disconnects or the process drains.
+
+        A client that was told to come back earlier is not patient for so long: it gets the refusal after half of that.
+        """
+        seconds = min(self._pace.delay(caller, time.monotonic()), retry_after_s / 2)
         if not seconds or self._readiness.draining or len(self._waiting) >= _MOST_DELAYED:
             return
         with contextlib.suppress(TimeoutError):
@@ -148,7 +151,7 @@ class Refusals:
                 closing = body.unread
                 exchange = Exchange.of(scope)
                 if exchange.code == Overloaded.code:
-                    await self._delays.wait(exchange.caller, body)
+                    await self._delays.wait(exchange.caller, body, exchange.retry_after_s or 0.0)
                 if closing:
                     MutableHeaders(scope=message)["Connection"] = "close"
             elif closing and not message.get("more_body", False):

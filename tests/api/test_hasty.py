@@ -66,11 +66,15 @@ def test_the_callers_refused_longest_ago_are_forgotten(monkeypatch: pytest.Monke
 
 
 class Refusing:
-    """A server that admits nothing. ``seconds``: of each delay. ``callers``: those of the refusals so far."""
+    """A server that admits nothing. ``seconds``: of each delay. ``callers``: those of the refusals so far.
+
+    ``retry_after_s``: the time after which clients are told to come back.
+    """
 
     def __init__(self, server: InProcess, monkeypatch: pytest.MonkeyPatch) -> None:
         self.server = server
         self.seconds = 0.0
+        self.retry_after_s = 1000.0
         self.callers: list[str] = []
         middleware = next(each for each in server.app.user_middleware if each.cls is Refusals)
         self.delays: Delays = middleware.kwargs["delays"]
@@ -84,7 +88,7 @@ class Refusing:
 
     def _admit(self, count: int, deadline: float, stated: bool = False) -> None:
         if count > 1 or not self.admit_single:
-            raise Overloaded("the answer would come too late", retry_after_s=0.4)
+            raise Overloaded("the answer would come too late", retry_after_s=self.retry_after_s)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +206,12 @@ def test_a_refusal_beyond_the_bound_is_not_delayed(
         assert three.status() == 503
         assert len(refusing.delays) == 2
     wait_until(lambda: len(refusing.delays) == 0)
+
+
+def test_a_delay_ends_before_the_client_was_told_to_come_back(refusing: Refusing) -> None:
+    refusing.seconds, refusing.retry_after_s = 1000.0, 0.02
+    answer = httpx2.post(f"{refusing.server.url}/v1/predict", content=PHOTO, headers={"X-API-Key": "first-key"})
+    assert answer.json()["code"] == "overloaded"
 
 
 def test_a_delayed_refusal_holds_no_images(refusing: Refusing, wait_until: Wait) -> None:
