@@ -178,7 +178,7 @@ def test_a_delay_ends_when_its_client_leaves(refusing: Refusing, wait_until: Wai
 @pytest.mark.parametrize("arrived", ARRIVALS)
 def test_a_delayed_refusal_arrives(refusing: Refusing, arrived: str) -> None:
     headers, body = ARRIVALS[arrived]
-    refusing.seconds = 0.05
+    refusing.seconds, refusing.retry_after_s = 0.05, 0.4
     with Wire(refusing.server.port) as wire:
         wire.head("/v1/predict", KEY, *headers)
         wire.send(body)
