@@ -136,7 +136,7 @@ class Policy(Protocol):
         """When ``take`` is to be called again though nothing happens."""
 
     def finished(self, stream: int, n: int, seconds: float) -> None: ...
-    def answered(self, job: Numbered, now: float) -> None: ...
+    def computed(self, job: Numbered, now: float) -> None: ...
     def left(self, job: Numbered, now: float) -> None: ...
 
 
@@ -180,8 +180,8 @@ class TopK:
             self.costs.observe(n, seconds)
         self.backlog.finished(stream)
 
-    def answered(self, job: Numbered, now: float) -> None:
-        self.backlog.answered(job, now)
+    def computed(self, job: Numbered, now: float) -> None:
+        self.backlog.computed(job, now)
 
     def left(self, job: Numbered, now: float) -> None:
         self.backlog.left(job, now)
@@ -217,7 +217,7 @@ class FixedWindow:
     def finished(self, stream: int, n: int, seconds: float) -> None:
         pass
 
-    def answered(self, job: Numbered, now: float) -> None:
+    def computed(self, job: Numbered, now: float) -> None:
         pass
 
     def left(self, job: Numbered, now: float) -> None:
@@ -379,10 +379,10 @@ class _Simulation:
         del self.ends[stream]
         self.policy.finished(stream, len(batch), now - started)
         for one in batch:
+            self.policy.computed(one, now)
             if not one.future.done():
                 one.future.set_result(one)
                 self.outcome.answers.append((one.number, now))
-                self.policy.answered(one, now)
                 self.come_back(now)
         self.dispatch(now)
 

@@ -100,12 +100,13 @@ class Delays:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait(self, caller: str, body: Body, retry_after_s: float) -> None:
+    async def wait(self, caller: str, body: Body, waited_s: float, retry_after_s: float) -> None:
         """Wait before a refusal of a caller is sent, at most until its client disconnects or the process drains.
 
-        A client that was told to come back earlier is not patient for so long: it gets the refusal after half of that.
+        The client has waited for ``waited_s`` already. If it was told to come back soon, it is not patient for a
+        second: it gets the refusal after half of that time.
         """
-        seconds = min(self._pace.delay(caller, time.monotonic()), retry_after_s / 2)
+        seconds = max(0.0, min(self._pace.delay(caller, time.monotonic()), retry_after_s / 2) - waited_s)
         if not seconds or self._readiness.draining or len(self._waiting) >= _MOST_DELAYED:
             return
         with contextlib.suppress(TimeoutError):
@@ -151,7 +152,8 @@ class Refusals:
                 closing = body.unread
                 exchange = Exchange.of(scope)
                 if exchange.code == Overloaded.code:
-                    await self._delays.wait(exchange.caller, body, exchange.retry_after_s or 0.0)
+                    waited_s = time.perf_counter() - exchange.started
+                    await self._delays.wait(exchange.caller, body, waited_s, exchange.retry_after_s or 0.0)
                 if closing:
                     MutableHeaders(scope=message)["Connection"] = "close"
             elif closing and not message.get("more_body", False):

@@ -13,8 +13,9 @@ from app.errors import Overloaded
 
 _MIN_CAP_S = 0.05  # least upper bound on a preparation time in the average
 _PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than batches
-_MARGIN = 0.05  # of the time allowed, for prediction errors during overload, when the queue has its maximum length
-_OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
+_PUNCTUAL = 0.9  # share of the answers that come within the predicted time times ``_lateness``
+_LATENESS_STEP = 0.02  # change of the lateness by an answer
+_LEAST_LATENESS, _MOST_LATENESS = 1.05, 1.3
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
 _LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at least this probability
 _TOGETHER_S = 0.1  # clients that leave within this time leave together
@@ -56,7 +57,7 @@ class Backlog:
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
         self._taken_at = math.inf
-        self._refused_at = -math.inf
+        self._lateness = _LEAST_LATENESS  # factor on the predicted time until an answer that nine of ten keep
         self._left: dict[int, list[float]] = {}  # seconds that clients had waited who have left just now, by caller
         self._left_at = -math.inf  # the time when the first of them left
         self._retry_at = -math.inf  # the latest time at which a refused client was told to come again
@@ -92,9 +93,8 @@ class Backlog:
         """Admit n more items that must be finished by ``deadline``, or raise Overloaded.
 
         Items are refused if they would miss their deadline. If the client has not ``stated`` it, they are also refused
-        if they would be finished after clients have lost patience. For a second after each refusal the limits are lower
-        by a margin. During overload every item waits as long as allowed, so that any item slower than predicted would
-        be late.
+        if they would be finished after clients have lost patience. Predictions are lengthened so that nine of ten
+        answers keep them, because during overload every item waits as long as allowed.
 
         An idle device admits every item that it can finish in time at its best speed. If it refused items because of a
         slow average, the average would never be updated.
@@ -106,15 +106,13 @@ class Backlog:
             return
         wait = self.predicted_wait(now)
         start = max(wait, self._start(now, self._before + n - 1))
-        margin = _MARGIN if wait > 0 and now - self._refused_at <= _OVERLOAD_S else 0.0
         longest = allowed = deadline - now
-        excess = start + _SLACK * self._batch_s(min(n, self.ceiling(now))) - (1 - margin) * allowed
+        excess = self._lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
         if not stated:
-            patience, batch = self.patience_s(now), _SLACK * self._batch_s(self.ceiling(now))
-            excess = max(excess, wait - max((1 - margin) * patience - batch, batch / 2))
+            patience, batch = self.patience_s(now), self._batch_s(self.ceiling(now))
+            excess = max(excess, self._lateness * (wait + batch) - max(patience, 1.5 * self._lateness * batch))
             longest = min(longest, patience)
         if excess > 0:
-            self._refused_at = now
             raise Overloaded("the answer would come too late", retry_after_s=self._retry_s(now, n, excess, longest))
 
     def _retry_s(self, now: float, n: int, least: float, most: float) -> float:
@@ -129,10 +127,15 @@ class Backlog:
         self._count_left(now)
         return self.patience.seconds(now)
 
-    def answered(self, job: Job, now: float) -> None:
-        """Learn from a client that has waited for its answer until now."""
-        if job.reveals_patience:
+    def computed(self, job: Job, now: float) -> None:
+        """Learn from a job whose batch ends now: how far predictions hold, and whether its client has waited."""
+        self._learn_lateness(now - job.waiting_since <= self._lateness * job.predicted_s)
+        if job.reveals_patience and not job.gone:
             self.patience.answered(now - job.received_at, job.caller, now)
+
+    def _learn_lateness(self, punctual: bool) -> None:
+        lateness = self._lateness + _LATENESS_STEP * (_PUNCTUAL - punctual)
+        self._lateness = min(max(lateness, _LEAST_LATENESS), _MOST_LATENESS)
 
     def left(self, job: Job, now: float) -> None:
         """Learn from a client that does not wait any more. One that has waited until its deadline was patient."""
@@ -164,6 +167,7 @@ class Backlog:
 
     def put(self, job: Job, now: float) -> None:
         job.waiting_since = now
+        job.predicted_s = self.predicted_wait(now) + self._batch_s(self.ceiling(now))
         self._waiting.append(job)
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
@@ -180,6 +184,8 @@ class Backlog:
         for job in self._waiting:
             if not job.gone:
                 (waiting if job.deadline >= earliest else late).append(job)
+        for _ in late:
+            self._learn_lateness(punctual=False)
         batch = self._choose(now, waiting)
         chosen = set(map(id, batch))
         self._waiting = deque(job for job in waiting if id(job) not in chosen)

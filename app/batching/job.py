@@ -62,6 +62,7 @@ class Job:
     pending: "Pending | None" = None
     received_at: float = 0.0
     waiting_since: float = 0.0
+    predicted_s: float = 0.0
     taken_at: float = 0.0
     decoded_at: float = 0.0
     computed_at: float = 0.0

@@ -230,8 +230,7 @@ class BatchQueue:
                 self.backlog.finished(place)
                 del self._running[place]
                 for job in ready:
-                    if not job.gone:
-                        self.backlog.answered(job, self.clock())
+                    self.backlog.computed(job, self.clock())
             self.changed()
             settle(ready)
         return True

