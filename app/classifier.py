@@ -7,6 +7,7 @@ parts that it needs.
 import asyncio
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -193,7 +194,7 @@ class Classifier:
             self.served.close()
             self.sandbox.close()
 
-    def admit(self, count: int, deadline: float) -> None:
+    def admit(self, count: int, deadline: float, stated: bool = False) -> None:
         """Raise Overloaded if so many images would miss the ``deadline``, in seconds of ``time.monotonic``.
 
         Raises NotReady before there is a model. Images that are refused here are not decoded.
@@ -204,7 +205,7 @@ class Classifier:
             return
         served = self.served
         try:
-            served.queue.admit((served.ahead.waiting if served.ahead else 0) + count, deadline)
+            served.queue.admit((served.ahead.waiting if served.ahead else 0) + count, deadline, stated)
         except Overloaded:
             self.metrics.images.labels("shed").inc(count)
             raise
@@ -223,15 +224,20 @@ class Classifier:
         """Seconds that a new image would wait for the device; 0 before there is a model."""
         return self.served.queue.predicted_wait() if self.ready else 0.0
 
-    async def classify(self, image: Image, want: Want, deadline: float) -> Result:
+    async def classify(
+        self, image: Image, want: Want, deadline: float, stated: bool = False, caller: str = ""
+    ) -> Result:
         """Classify one admitted image by ``deadline`` (seconds of ``time.monotonic``).
+
+        ``stated``: the client stated the deadline itself. ``caller``: its key or address.
 
         If the call is cancelled, the image is abandoned: it does not reach the device unless it is there already.
         Raises the errors of ``images``, Overloaded, DeadlineExceeded, NotReady and Internal.
         """
         try:
             with self._flight(deadline):
-                result = await self._result(image, want, deadline)
+                job = Job(image, want, deadline, waiter := Waiter(), stated, zlib.crc32(caller.encode()))
+                result = await self._result(job, waiter)
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -267,15 +273,15 @@ class Classifier:
                 self._in_flight -= 1
                 self._settled.notify_all()
 
-    async def _result(self, image: Image, want: Want, deadline: float) -> Result:
-        served, waiter = self.served, Waiter()
-        job = Job(image, want, deadline, waiter)
+    async def _result(self, job: Job, waiter: Waiter) -> Result:
+        served = self.served
+        job.received_at = time.monotonic()
+        if served.ahead and isinstance(job.image, bytes):
+            served.ahead.submit(job, served.queue.put)
+        else:
+            served.queue.put(job)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                if served.ahead and isinstance(image, bytes):
-                    served.ahead.submit(job, served.queue.put)
-                else:
-                    served.queue.put(job)
+            async with asyncio.timeout(job.deadline - job.received_at):
                 await waiter.future
         except TimeoutError:
             raise DeadlineExceeded("no answer by the deadline") from None

@@ -121,7 +121,7 @@ class Unavailable(TopkError):
 
 
 class Overloaded(Unavailable):
-    """Refused at admission: the response would be late. ``retry_after_s`` is predicted from measured costs."""
+    """Refused because the response would be late. ``retry_after_s`` is predicted from measured costs."""
 
     status, code, title = 503, "overloaded", "Overloaded"
 

@@ -25,7 +25,7 @@ from app.telemetry.metrics import Metrics
 
 log = structlog.get_logger("topk")
 
-_USUALLY = {"openvino": "2 to 5 s", "torch": "3 to 20 s"}  # from the start of an engine until it is warm
+_USUALLY = {"openvino": "1 to 3 s", "torch": "3 to 20 s"}  # from the start of an engine until it is warm
 _CHECKS = 4  # of the device within the limit: a hang is found a quarter of the limit late at most
 
 Create = Callable[[Model, str, str, str], Engine]
@@ -67,7 +67,7 @@ def build(
     ahead: bool | None = None,
     changed: Callable[[], None] = lambda: None,
 ) -> Served:
-    """Bring a model onto a device in this process and warm it up at every batch size. Blocks. Raises ModelError.
+    """Bring a model onto a device in this process and warm it up. Blocks. Raises ModelError.
 
     ``ahead``: whether decode threads work ahead of the queue; None chooses by the device. ``changed`` is called when
     the state of the queue has changed.
@@ -88,7 +88,7 @@ def build(
 
     queue = BatchQueue(
         [runner.run] * device.streams,
-        CostCurve(device.buckets),
+        CostCurve(device.buckets, device.pads),
         run_alone=runner.run_alone if device.spreads else None,
         prepare=decoding.prepare,
         changed=changed,
@@ -154,6 +154,7 @@ async def hang(running_s: Callable[[], float], limit_s: float) -> NotReady:
 def _observe_queue(queue: BatchQueue, device: Engine, metrics: Metrics) -> None:
     metrics.queue_images.set_function(lambda: len(queue))
     metrics.predicted_wait.set_function(queue.predicted_wait)
+    metrics.patience.set_function(lambda: queue.outlook().patience)
     for bucket in device.buckets:
         metrics.batch_cost.labels(bucket).set_function(partial(queue.costs.seconds, bucket))
     for kind in device.memory():

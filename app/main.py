@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 from app import __version__, engine, loading
 from app.api import health, openapi, pages, problems, protocols, routes
 from app.api.auth import Keys
-from app.api.middleware import AnswerHead, Bounds, CloseRefused, Cors, Defects, Observe, Prefix, probe_routes
+from app.api.middleware import AnswerHead, Bounds, Cors, Defects, Observe, Prefix, probe_routes
 from app.api.ratelimit import RateLimit
+from app.api.refusals import Delays, Refusals
 from app.api.service import Service
 from app.api.uploads import Uploads
 from app.classifier import Classifier
@@ -57,16 +58,18 @@ def create_app(
     state = readiness or Readiness()
     classifier = Classifier(settings, metrics, state)
     uploads = Uploads(settings, classifier.predicted_wait)
+    delays = Delays(state)
     traces = _traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         (load or start_loading)(classifier, state)
-        watch = asyncio.create_task(_watch(classifier, state))
+        background = [asyncio.create_task(task) for task in (_watch(classifier, state), delays.end_with_process())]
         if not settings.listen_early:
             await state.wait_for_start()
         yield
-        watch.cancel()
+        for task in background:
+            task.cancel()
         await asyncio.to_thread(classifier.close)
         if traces:
             await asyncio.to_thread(traces.close)
@@ -113,7 +116,7 @@ def create_app(
     app.add_middleware(Defects)
     app.add_middleware(Bounds)
     app.add_middleware(Cors, settings=settings, expose_headers=_EXPOSED)
-    app.add_middleware(CloseRefused)
+    app.add_middleware(Refusals, delays=delays)
     if settings.root_path:
         app.add_middleware(Prefix, prefix=settings.root_path)
     app.add_middleware(Observe, settings=settings, metrics=metrics, readiness=state, traces=traces)

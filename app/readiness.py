@@ -26,12 +26,12 @@ class Readiness:
     reason: str = LOADING
     on_ready: Callable[[], None] = lambda: None
     on_failure: Callable[[], None] = lambda: None
-    _changed: Callable[[], object] = lambda: None
+    _waiters: tuple[Callable[[], object], ...] = ()
 
     def serve(self) -> None:
         """Set that a model accepts images. From any thread."""
         self.serving = self.was_ready = True
-        self._changed()
+        self._notify()
 
     def suspend(self, reason: str = LOADING) -> None:
         """Set that no model accepts images at present. From any thread."""
@@ -40,12 +40,12 @@ class Readiness:
     def drain(self) -> None:
         """Set that the process exits after the accepted requests. From any thread, or from a signal handler."""
         self.draining = True
-        self._changed()
+        self._notify()
 
     def fail(self, error: TopkError) -> None:
         """Set that the process cannot serve, and call ``on_failure``. On the event loop."""
         self.failure = error
-        self._changed()
+        self._notify()
         self.on_failure()
 
     def announce(self) -> None:
@@ -55,7 +55,26 @@ class Readiness:
 
     async def wait_for_start(self) -> None:
         """Wait until the process is ready for the first time, has failed, or drains."""
+        await self._wait(lambda: self.was_ready or self.failure is not None or self.draining)
+
+    async def wait_for_end(self) -> None:
+        """Wait until the process has failed or drains."""
+        await self._wait(lambda: self.failure is not None or self.draining)
+
+    async def _wait(self, holds: Callable[[], bool]) -> None:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        self._changed = lambda: loop.call_soon_threadsafe(changed.set)
-        if not (self.was_ready or self.failure or self.draining):
-            await changed.wait()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        self._waiters += (wake,)
+        try:
+            while not holds():
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._waiters = tuple(waiter for waiter in self._waiters if waiter is not wake)
+
+    def _notify(self) -> None:
+        for wake in self._waiters:
+            wake()

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -102,6 +103,13 @@ def overloaded_ms(answer: httpx2.Response) -> int | None:
         return None
     problem: dict[str, int | str] = answer.json()
     return int(problem["retry_after_ms"]) if problem["code"] == "overloaded" else None
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 class Server:

@@ -1,37 +1,43 @@
 """The batching policy on a simulated clock: the code that serves, its costs drawn from recorded curves.
 
 Discrete events, no threads, no real time. ``app.batching.Backlog`` decides, beside the fixed window that most servers
-have; what comes is a seeded Poisson process, and every client leaves after a second, whether it said so or not.
+have. Clients come as a seeded Poisson process or in closed loops, and each hangs up when its patience ends.
 
     python -m tests.simulation --plot docs/simulation.svg
 
-prints goodput (answers within that second, as a fraction of the capacity) and p99 by load, and draws them.
+prints goodput (answers to clients that still wait, as a fraction of the capacity) by machine, patience and load, and
+draws it.
 """
 
 import argparse
 import asyncio
 import dataclasses
 import heapq
+import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.batching import Backlog, CostCurve
 from app.errors import Overloaded
 from tests.batching.jobs import Numbered, job
 
-PATIENCE_S = 1.0
 SILENT_S = 10.0  # TOPK_REQUEST_TIMEOUT_MS: the deadline of a request that states none
-LOADS = (0.5, 1.0, 2.0, 4.0, 8.0)
+START = 1000.0  # of the clock
+DRAIN_S = 30.0  # until everybody has left
+LATE_REFUSAL_S = 1.0  # of the refusals of a caller that comes back at once
+ADDRESSES = 50  # that the clients share
+LOADS = (1.0, 2.0, 4.0, 8.0)
+CLIENTS = (1, 16, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """``seconds``: what a batch takes on one stream, by size. ``refusal_s``: what a refusal takes of one core.
+    """``seconds``: the time of a batch on one stream, by size. ``refusal_s``: the time of a refusal on one core.
 
     ``noise`` is the sigma of the lognormal factor (mean 1) on each batch.
     """
@@ -56,10 +62,17 @@ class Machine:
         return dataclasses.replace(self, name=f"{self.name}, 1/{factor:g}", seconds=seconds)
 
 
-CPU = Machine(
-    # ResNet-50 in bfloat16, decoding included, one single-threaded stream a core; recorded on 2 cores with
-    # AVX-512 bfloat16. 16 is what the fixed window would run: twice the cost of 8.
-    "CPU, 2 streams",
+AVX2 = Machine(
+    # ResNet-50 in float32, decoding included, one single-threaded stream a core; recorded on 2 cores with AVX2 only.
+    "CPU with AVX2",
+    streams=2,
+    seconds={1: 0.115, 2: 0.228, 4: 0.452, 8: 0.900, 16: 1.800},
+    buckets=(1, 2, 4, 8),
+    refusal_s=0.0003,
+)
+AVX512 = Machine(
+    # The same in bfloat16, recorded on 2 cores with AVX-512 bfloat16. 16 is what the fixed window would run.
+    "CPU with AVX-512",
     streams=2,
     seconds={1: 0.022, 2: 0.043, 4: 0.085, 8: 0.170, 16: 0.340},
     buckets=(1, 2, 4, 8),
@@ -67,42 +80,86 @@ CPU = Machine(
 )
 GPU = Machine(
     # An assumed curve in the shape of an A100's or H100's. Not a measurement.
-    "GPU (assumed), 1 stream",
+    "GPU (assumed)",
     streams=1,
     seconds={1: 0.0022, 2: 0.0023, 4: 0.0025, 8: 0.0029, 16: 0.0038, 32: 0.0056, 64: 0.0095},
     buckets=(1, 2, 4, 8, 16, 32, 64),
 )
+MACHINES = (AVX2, AVX512, GPU)
+
+Patience = Callable[[random.Random], float]
+"""Draws the seconds that a client waits."""
+
+
+def uniform(seconds: float) -> Patience:
+    """All clients wait equally long."""
+    return lambda chance: seconds
+
+
+def mixed(chance: random.Random) -> float:
+    return chance.choice((0.3, 1.0, 3.0, 9.0))
+
+
+def exponential(chance: random.Random) -> float:
+    return chance.expovariate(1.0)
+
+
+EARLY_S, LATE_S = 0.1, 5.0
+
+
+def early_leavers(chance: random.Random) -> float:
+    """Four of five clients leave at once."""
+    return EARLY_S if chance.random() < 0.8 else LATE_S
+
+
+PATIENCE: dict[str, Patience] = {
+    "0.3 s": uniform(0.3),
+    "0.5 s": uniform(0.5),
+    "1 s": uniform(1.0),
+    "3 s": uniform(3.0),
+    "0.3, 1, 3 or 9 s": mixed,
+    "exponential, mean 1 s": exponential,
+    "80 % leave at 0.1 s, the rest at 5 s": early_leavers,
+    "unlimited": uniform(math.inf),
+}
 
 
 class Policy(Protocol):
-    def admits(self, now: float, deadline: float) -> bool: ...
+    def admits(self, now: float, deadline: float, stated: bool) -> float:
+        """0 to admit; else the seconds after which a refused client is to come back."""
+
     def put(self, job: Numbered, now: float) -> None: ...
     def take(self, now: float, stream: int) -> list[Numbered]:
-        """The next batch of a free stream; none where there is nothing to run yet."""
+        """The next batch of a free stream; empty if there is nothing to run yet."""
 
     def due(self, now: float) -> float | None:
-        """When ``take`` is to be asked again though nothing happens."""
+        """When ``take`` is to be called again though nothing happens."""
 
     def finished(self, stream: int, n: int, seconds: float) -> None: ...
+    def computed(self, job: Numbered, now: float) -> None: ...
+    def left(self, job: Numbered, now: float) -> None: ...
 
 
 class TopK:
-    """What serves: ``Backlog`` and ``CostCurve``, warmed up with what each bucket costs times ``warmth``."""
+    """What serves: ``Backlog`` and ``CostCurve``, warmed up with the cost of each bucket times ``warmth``.
+
+    Without a ``warmth``, only the smallest bucket is measured.
+    """
 
     name = "topk"
 
-    def __init__(self, machine: Machine, warmth: float = 1.0) -> None:
+    def __init__(self, machine: Machine, warmth: float | None = 1.0) -> None:
         self.costs = CostCurve(machine.buckets)
-        for bucket in machine.buckets:
-            self.costs.observe(bucket, warmth * machine.seconds[bucket])
+        for bucket in machine.buckets[:1] if warmth is None else machine.buckets:
+            self.costs.observe(bucket, (warmth or 1.0) * machine.seconds[bucket])
         self.backlog = Backlog(self.costs, machine.streams)
 
-    def admits(self, now: float, deadline: float) -> bool:
+    def admits(self, now: float, deadline: float, stated: bool) -> float:
         try:
-            self.backlog.check(now, 1, deadline)
-        except Overloaded:
-            return False
-        return True
+            self.backlog.check(now, 1, deadline, stated)
+        except Overloaded as refusal:
+            return max(refusal.retry_after_s, 1e-3)
+        return 0.0
 
     def put(self, job: Numbered, now: float) -> None:
         self.backlog.put(job, now)
@@ -110,15 +167,24 @@ class TopK:
     def take(self, now: float, stream: int) -> list[Numbered]:
         if not len(self.backlog):
             return []
-        batch, _ = self.backlog.take(now, stream)
+        batch, late = self.backlog.take(now, stream)
+        for one in late:
+            one.future.cancel()
         return batch
 
     def due(self, now: float) -> float | None:
         return None
 
     def finished(self, stream: int, n: int, seconds: float) -> None:
-        self.costs.observe(n, seconds)
+        if n in self.costs.buckets:
+            self.costs.observe(n, seconds)
         self.backlog.finished(stream)
+
+    def computed(self, job: Numbered, now: float) -> None:
+        self.backlog.computed(job, now)
+
+    def left(self, job: Numbered, now: float) -> None:
+        self.backlog.left(job, now)
 
 
 class FixedWindow:
@@ -130,8 +196,8 @@ class FixedWindow:
         self.most, self.window_s = most, window_s
         self._waiting: deque[Numbered] = deque()
 
-    def admits(self, now: float, deadline: float) -> bool:
-        return True
+    def admits(self, now: float, deadline: float, stated: bool) -> float:
+        return 0.0
 
     def put(self, job: Numbered, now: float) -> None:
         job.waiting_since = now
@@ -151,95 +217,142 @@ class FixedWindow:
     def finished(self, stream: int, n: int, seconds: float) -> None:
         pass
 
+    def computed(self, job: Numbered, now: float) -> None:
+        pass
+
+    def left(self, job: Numbered, now: float) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A client that comes ``at`` a time of the clock and waits for ``patience`` seconds."""
+
+    at: float
+    patience: float
+
 
 @dataclass
 class Outcome:
-    """What became of everybody. ``answers``: (arrived, answered); ``refused``: arrived."""
+    """What became of all clients. ``answers``: with the time of the answer, for those who still waited."""
 
     arrivals: int = 0
-    answers: list[tuple[float, float]] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
+    answers: list[tuple[Arrival, float]] = field(default_factory=list)
+    refused: list[Arrival] = field(default_factory=list)
+    left: list[Arrival] = field(default_factory=list)
 
-    def goodput(self, start: float, end: float) -> float:
-        """Answers a second within the patience, of those given from ``start`` to ``end``."""
-        good = sum(start <= answered < end and in_time(arrived, answered) for arrived, answered in self.answers)
-        return good / (end - start)
+    def goodput(self, start: float, end: float, patience: float = 0.0) -> float:
+        """Answers a second from ``start`` to ``end``, both after START, to clients of at least this patience."""
+        times = [at - START for client, at in self.answers if client.patience >= patience]
+        return sum(start <= at < end for at in times) / (end - start)
 
     @property
-    def late(self) -> float:
-        """The fraction of all arrivals that were accepted and then answered too late or never."""
-        good = sum(in_time(arrived, answered) for arrived, answered in self.answers)
-        return 1 - (good + len(self.refused)) / self.arrivals
+    def unanswered(self) -> float:
+        """The fraction of all arrivals that were accepted and left without an answer."""
+        return len(self.left) / max(1, self.arrivals)
 
     def latency(self, fraction: float, start: float = 0.0, end: float = math.inf) -> float:
-        """A quantile of the seconds to the answer, of what arrived from ``start`` to ``end`` and was run."""
-        seconds = sorted(answered - arrived for arrived, answered in self.answers if start <= arrived < end)
+        """A quantile of the seconds to the answer, of those who came from ``start`` to ``end`` after START."""
+        seconds = sorted(at - client.at for client, at in self.answers if start <= client.at - START < end)
         return seconds[min(len(seconds) - 1, int(fraction * len(seconds)))]
 
 
-def in_time(arrived: float, answered: float) -> bool:
-    return answered - arrived <= PATIENCE_S
-
-
-def poisson(rate: float, seconds: float, seed: int = 0, start: float = 0.0) -> Iterator[float]:
-    """Arrivals of independent clients."""
+def poisson(rate: float, seconds: float, patience: Patience, seed: int = 0, start: float = 0.0) -> Iterator[Arrival]:
+    """Independent clients, from ``start`` seconds after START."""
     chance = random.Random(seed)
     now = start + chance.expovariate(rate)
     while now < start + seconds:
-        yield now
+        yield Arrival(START + now, patience(chance))
         now += chance.expovariate(rate)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Clients that come back as soon as they have their answer, until ``seconds`` after START.
+
+    A refused client waits as long as it is told. If it is not ``polite``, it comes back at once, but the service sends
+    it the next refusal late.
+    """
+
+    clients: int
+    seconds: float
+    polite: bool = True
+
+    def arrivals(self) -> list[Arrival]:
+        return [Arrival(START + 0.05 * client / self.clients, math.inf) for client in range(self.clients)]
+
+    def back(self, now: float, refused_s: float = 0.0) -> Arrival | None:
+        """When a client comes back that was answered now, or refused."""
+        at = now + (refused_s if self.polite else LATE_REFUSAL_S * bool(refused_s))
+        return Arrival(at, math.inf) if at < START + self.seconds else None
 
 
 def simulate(
     machine: Machine,
     policy: Policy,
-    arrivals: Iterable[float],
-    stated: bool = True,
+    clients: Iterator[Arrival] | list[Arrival] | Loop,
+    stated_s: float | None = None,
     seed: int = 0,
     weather: Callable[[float], float] = lambda now: 1.0,
 ) -> Outcome:
-    """Serve all of ``arrivals``, in order of time. ``stated``: the clients tell their patience.
+    """Serve all clients. ``stated_s``: the deadline in seconds that they state.
 
-    ``weather`` is a factor on the cost of a batch that starts now. A refusal lengthens one of the running batches.
+    ``weather`` is a factor on the cost of a batch by the seconds since START. A refusal lengthens a running batch.
     """
-    return _Simulation(machine, policy, stated, seed, weather).run(arrivals)
+    return _Simulation(machine, policy, stated_s, seed, weather).run(clients)
 
 
 class _Simulation:
     def __init__(
-        self, machine: Machine, policy: Policy, stated: bool, seed: int, weather: Callable[[float], float]
+        self,
+        machine: Machine,
+        policy: Policy,
+        stated_s: float | None,
+        seed: int,
+        weather: Callable[[float], float],
     ) -> None:
         self.machine, self.policy, self.weather = machine, policy, weather
-        self.deadline_s = PATIENCE_S if stated else SILENT_S
+        self.stated = stated_s is not None
+        self.deadline_s = SILENT_S if stated_s is None else stated_s
         self.chance = random.Random(seed)
-        self.loop = asyncio.new_event_loop()  # never runs; futures want one
+        self.event_loop = asyncio.new_event_loop()  # never runs; futures want one
         self.outcome = Outcome()
-        self.leaving: deque[Numbered] = deque()  # by the time they leave
         self.running: dict[int, tuple[float, list[Numbered]]] = {}  # stream -> start, batch
         self.ends: dict[int, float] = {}
-        self.events: list[tuple[float, int]] = []  # time, stream; -1 is the window's timer
+        self.events: list[tuple[float, int, Callable[[float, Any], None], Any]] = []
+        self.order = itertools.count()
         self.turn = 0
+        self.closed: Loop | None = None
 
-    def run(self, arrivals: Iterable[float]) -> Outcome:
-        for now in arrivals:
-            while self.events and self.events[0][0] <= now:
-                self.happen()
-            self.arrive(now)
+    def run(self, clients: Iterator[Arrival] | list[Arrival] | Loop) -> Outcome:
+        self.closed = clients if isinstance(clients, Loop) else None
+        for client in clients.arrivals() if isinstance(clients, Loop) else clients:
+            self.at(client.at, self.arrive, client)
         while self.events:
-            self.happen()
-        self.loop.close()
+            now, _, happen, what = heapq.heappop(self.events)
+            happen(now, what)
+        self.event_loop.close()
         return self.outcome
 
-    def arrive(self, now: float) -> None:
+    def at(self, now: float, happen: Callable[[float, Any], None], what: Any = None) -> None:
+        heapq.heappush(self.events, (now, next(self.order), happen, what))
+
+    def come_back(self, now: float, refused_s: float = 0.0) -> None:
+        if self.closed and (client := self.closed.back(now, refused_s)):
+            self.at(client.at, self.arrive, client)
+
+    def arrive(self, now: float, client: Arrival) -> None:
         self.outcome.arrivals += 1
         deadline = now + self.deadline_s
-        if not self.policy.admits(now, deadline):
-            self.outcome.refused.append(now)
+        if retry_s := self.policy.admits(now, deadline, self.stated):
+            self.outcome.refused.append(client)
             self.refuse()
+            self.come_back(now, retry_s)
             return
-        one = job(now, deadline, self.loop)
+        one = job(client, deadline, self.event_loop)
+        one.stated, one.received_at, one.caller = self.stated, now, self.chance.randrange(ADDRESSES)
         self.policy.put(one, now)
-        self.leaving.append(one)
+        self.at(now + min(client.patience, self.deadline_s), self.leave, one)
         self.dispatch(now)
 
     def refuse(self) -> None:
@@ -249,52 +362,58 @@ class _Simulation:
             if self.turn in self.ends:
                 self.ends[self.turn] += self.machine.refusal_s
 
-    def happen(self) -> None:
-        now, stream = heapq.heappop(self.events)
-        if stream < 0:
-            self.dispatch(now)
-        elif self.ends[stream] > now:
-            heapq.heappush(self.events, (self.ends[stream], stream))
-        else:
-            self.finish(now, stream)
-            self.dispatch(now)
+    def leave(self, now: float, one: Numbered) -> None:
+        """A client that has waited too long hangs up. If its image runs already, nobody gets the result."""
+        if one.future.done():
+            return
+        one.future.cancel()
+        self.outcome.left.append(one.number)
+        self.policy.left(one, now)
+        self.come_back(now)
 
-    def finish(self, now: float, stream: int) -> None:
+    def end(self, now: float, stream: int) -> None:
+        if self.ends[stream] > now:
+            self.at(self.ends[stream], self.end, stream)
+            return
         started, batch = self.running.pop(stream)
         del self.ends[stream]
         self.policy.finished(stream, len(batch), now - started)
-        for each in batch:
-            self.outcome.answers.append((each.number, now))
-            each.future.cancel()
+        for one in batch:
+            self.policy.computed(one, now)
+            if not one.future.done():
+                one.future.set_result(one)
+                self.outcome.answers.append((one.number, now))
+                self.come_back(now)
+        self.dispatch(now)
 
-    def dispatch(self, now: float) -> None:
-        self.leave(now)
+    def dispatch(self, now: float, _: None = None) -> None:
         for stream in range(self.machine.streams):
             if stream not in self.running and (batch := self.policy.take(now, stream)):
                 noise = self.machine.noise
-                factor = math.exp(self.chance.gauss(-(noise**2) / 2, noise)) * self.weather(now)
+                factor = math.exp(self.chance.gauss(-(noise**2) / 2, noise)) * self.weather(now - START)
                 self.running[stream] = now, batch
                 self.ends[stream] = now + factor * self.machine.cost(len(batch))
-                heapq.heappush(self.events, (self.ends[stream], stream))
+                self.at(self.ends[stream], self.end, stream)
         due = self.policy.due(now)
         if due is not None and due > now and len(self.running) < self.machine.streams:
-            heapq.heappush(self.events, (due, -1))
-
-    def leave(self, now: float) -> None:
-        """Whoever has waited too long hangs up. What runs already is answered to nobody."""
-        while self.leaving and self.leaving[0].number + PATIENCE_S <= now:
-            self.leaving.popleft().future.cancel()
+            self.at(due, self.dispatch)
 
 
-def measure(machine: Machine, make: Callable[[Machine], Policy], load: float) -> tuple[float, float]:
-    """Goodput as a fraction of the capacity, and p99 in seconds; silent clients at ``load`` times the capacity."""
-    seconds = min(20.0, 40_000 / machine.capacity)
-    outcome = simulate(machine, make(machine), poisson(load * machine.capacity, seconds), stated=False)
-    return outcome.goodput(0, seconds) / machine.capacity, outcome.latency(0.99)
+def seconds_of(machine: Machine) -> float:
+    """How long a simulation takes on the simulated clock: 20 s, or as long as 20 000 images."""
+    return min(20.0, 20_000 / machine.capacity)
 
 
-Results = dict[tuple[str, str], list[tuple[float, float]]]
+def measure(machine: Machine, make: Callable[[Machine], Policy], patience: Patience, load: float) -> tuple[float, ...]:
+    """Goodput / capacity, the fraction that left unanswered, and p99 in seconds, at ``load`` times the capacity."""
+    seconds = seconds_of(machine)
+    outcome = simulate(machine, make(machine), poisson(load * machine.capacity, seconds, patience))
+    return outcome.goodput(0, seconds) / machine.capacity, outcome.unanswered, outcome.latency(0.99)
+
+
+Results = dict[tuple[str, str, str], list[tuple[float, ...]]]
 POLICIES: dict[str, Callable[[Machine], Policy]] = {TopK.name: TopK, FixedWindow.name: lambda machine: FixedWindow()}
+DRAWN = ("0.5 s", "1 s", "3 s")
 
 
 def plot(results: Results, path: Path) -> None:
@@ -304,43 +423,58 @@ def plot(results: Results, path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "topk"
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.6), sharex=True, sharey="row", layout="constrained")
-    looks = {TopK.name: ("#1f6feb", "o"), FixedWindow.name: ("#c2410c", "s")}
-    for column, machine in enumerate((CPU, GPU)):
-        goodput, p99 = axes[:, column]
-        for policy, (colour, marker) in looks.items():
-            good, slow = zip(*results[machine.name, policy], strict=True)
-            goodput.plot(LOADS, good, color=colour, marker=marker, label=policy, linewidth=2)
-            p99.plot(LOADS, slow, color=colour, marker=marker, label=policy, linewidth=2)
-        goodput.plot(LOADS, [min(1.0, load) for load in LOADS], color="#888", linestyle=":", label="ideal")
-        goodput.set_title(machine.name)
-        p99.axhline(PATIENCE_S, color="#888", linestyle=":", label="the client leaves")
-        p99.set_xscale("log", base=2)
-        p99.set_yscale("log")
-        p99.set_xticks(LOADS, [f"{load:g}x" for load in LOADS])
-        p99.set_xlabel("load / capacity")
-    axes[0, 0].set_ylabel("answered within 1 s\n/ capacity")
-    axes[0, 0].set_ylim(0, 1.08)
-    axes[1, 0].set_ylabel("p99 of what is run, s")
+    figure, axes = pyplot.subplots(2, 3, figsize=(9.6, 5.4), sharex=True, sharey="row", layout="constrained")
+    shades = {"0.5 s": "#9ec5fe", "1 s": "#4c8dff", "3 s": "#1648a8"}
+    for column, machine in enumerate(MACHINES):
+        goodput, left = axes[:, column]
+        for patience in DRAWN:
+            for policy, style in ((TopK.name, "-"), (FixedWindow.name, ":")):
+                good, unanswered, _ = zip(*results[machine.name, patience, policy], strict=True)
+                look: dict[str, Any] = {"color": shades[patience] if style == "-" else "#c2410c", "linestyle": style}
+                alpha = 1.0 if style == "-" else {"0.5 s": 0.35, "1 s": 0.6, "3 s": 1.0}[patience]
+                for axis, values in ((goodput, good), (left, unanswered)):
+                    label = f"{policy}, {patience}"
+                    axis.plot(LOADS, values, marker="o", markersize=4, linewidth=2, alpha=alpha, label=label, **look)
+        goodput.set_title(machine.name, fontsize=10)
+        left.set_xscale("log", base=2)
+        left.set_xticks(LOADS, [f"{load:g}x" for load in LOADS])
+        left.set_xlabel("load / capacity")
+    axes[0, 0].set_ylabel("goodput / capacity")
+    axes[0, 0].set_ylim(0, 1.15)
+    axes[1, 0].set_ylabel("left without an answer")
+    axes[1, 0].set_ylim(0, 1)
+    axes[1, 0].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1, decimals=0))
     for one in axes.flat:
         one.grid(alpha=0.25)
         one.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, loc="center right")
-    axes[1, 1].legend(frameon=False, loc="lower right")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=3, fontsize=9)
     figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Goodput and p99 by load, on a simulated clock.")
+    parser = argparse.ArgumentParser(description="Goodput by load and patience, on a simulated clock.")
     parser.add_argument("--plot", type=Path, help="SVG file to draw")
     path = parser.parse_args().plot
     results: Results = {}
-    print(f"{'':26}{'':14}" + "".join(f"{load:>16g}x" for load in LOADS))
-    for machine in (CPU, GPU):
-        for name, make in POLICIES.items():
-            row = results[machine.name, name] = [measure(machine, make, load) for load in LOADS]
-            cells = "".join(f"{good:>9.2f}{slow:>7.2f}s" for good, slow in row)
-            print(f"{machine.name:26}{name:14}{cells}", flush=True)
+    print("goodput / capacity (left without an answer), by load / capacity")
+    print(f"{'':18}{'patience':38}{'':14}" + "".join(f"{load:>13g}x" for load in LOADS))
+    for machine in MACHINES:
+        for who, patience in PATIENCE.items():
+            for name, make in POLICIES.items():
+                row = [measure(machine, make, patience, load) for load in LOADS]
+                results[machine.name, who, name] = row
+                cells = "".join(f"{good:>7.2f} ({left:>3.0%})" for good, left, _ in row)
+                print(f"{machine.name:18}{who:38}{name:14} {cells}", flush=True)
+    print("\nclosed loops of patient clients: goodput / capacity, refusals (with and without waiting after a refusal)")
+    for machine in MACHINES:
+        for clients in CLIENTS:
+            cells = []
+            for polite in (True, False):
+                seconds = seconds_of(machine)
+                outcome = simulate(machine, TopK(machine), Loop(clients, seconds, polite))
+                cells.append(f"{outcome.goodput(0, seconds) / machine.capacity:.2f}, {len(outcome.refused)}")
+            print(f"{machine.name:18}{clients:>4} clients   {cells[0]:>14}   {cells[1]:>14}", flush=True)
     if path:
         plot(results, path)
 

@@ -34,10 +34,14 @@ _TIMEOUT_DIGITS = 12  # Python refuses to parse numbers of thousands of digits
 
 @dataclass(frozen=True, slots=True)
 class Received(Generic[T]):
-    """A body as it was parsed, the request's deadline (``time.monotonic``) and its charge on the rate limit."""
+    """A body as it was parsed, the request's deadline (``time.monotonic``) and its charge on the rate limit.
+
+    ``stated``: the client stated the deadline.
+    """
 
     body: T
     deadline: float
+    stated: bool
     charge: Charge | None
 
 
@@ -49,11 +53,12 @@ async def receive(request: Request, form: Form, parse: Callable[[Body], T]) -> A
     Raises TopkError.
     """
     service = Service.of(request)
-    patience_s = _patience_s(request, service.settings.request_timeout_ms)
-    service.classifier.admit(1, time.monotonic() + patience_s)
+    stated_s, most_s = _stated_s(request), service.settings.request_timeout_ms / 1000
+    timeout_s, stated = (most_s, False) if stated_s is None else (min(stated_s, most_s), True)
+    service.classifier.admit(1, time.monotonic() + timeout_s, stated)
     charge = service.rate_limit.charge(Exchange.of(request.scope).caller, 1)  # the number of images is not known yet
     async with service.uploads.read(request, form, parse) as body:
-        yield Received(body, time.monotonic() + patience_s, charge)
+        yield Received(body, time.monotonic() + timeout_s, stated, charge)
 
 
 async def classify(
@@ -65,10 +70,11 @@ async def classify(
     exchange.images = len(images)
     exchange.response_bytes = check_size(classifier, want, len(images), service.uploads.most_images)
     valid = [image.content for image in images if not isinstance(image.content, TopkError)]
-    classifier.admit(len(valid), received.deadline)
-    service.rate_limit.charge(exchange.caller, len(images), instead=received.charge)
+    deadline, stated, caller = received.deadline, received.stated, exchange.caller
+    classifier.admit(len(valid), deadline, stated)
+    service.rate_limit.charge(caller, len(images), instead=received.charge)
     work = asyncio.gather(
-        *(classifier.classify(image, want, received.deadline) for image in valid), return_exceptions=True
+        *(classifier.classify(image, want, deadline, stated, caller) for image in valid), return_exceptions=True
     )
     outcomes = iter(await _unless_gone(request, work))
     results = [image.content if isinstance(image.content, TopkError) else _expected(next(outcomes)) for image in images]
@@ -108,14 +114,14 @@ def _expected(outcome: Outcome) -> Result | TopkError:
     raise outcome
 
 
-def _patience_s(request: Request, most_ms: int) -> float:
-    """Seconds that the client waits: its header, up to the server's limit."""
+def _stated_s(request: Request) -> float | None:
+    """Seconds until the deadline that the client states in a header, if it does."""
     given = request.headers.get("x-request-timeout-ms")
     if given is None:
-        return most_ms / 1000
+        return None
     digits = given.strip().lstrip("0")
     if not re.fullmatch("[0-9]+", digits):
         raise InvalidParameter(
             f"X-Request-Timeout-Ms must be a positive whole number of milliseconds, got {shown(given)}"
         )
-    return min(int(digits[:_TIMEOUT_DIGITS]), most_ms) / 1000
+    return int(digits[:_TIMEOUT_DIGITS]) / 1000

@@ -21,9 +21,9 @@ class ClientGone(Exception):
 class Exchange:
     """One request and its response. Durations are in seconds; ``started`` is ``time.perf_counter`` at the headers.
 
-    ``response_bytes`` is the approximate size of the response. ``uploaded_at`` is the time of the body's last byte, in
-    seconds of ``time.monotonic``; ``timings`` are those of its images. ``body_protocol`` is the protocol of the body,
-    on a path that several protocols share.
+    ``response_bytes`` is the approximate size of the response; ``code`` and ``retry_after_s`` are those of its error.
+    ``uploaded_at`` is the time of the body's last byte, in seconds of ``time.monotonic``; ``timings`` are those of its
+    images. ``body_protocol`` is the protocol of the body, on a path that several protocols share.
     """
 
     request_id: str
@@ -31,6 +31,7 @@ class Exchange:
     caller: str = ""
     started: float = field(default_factory=time.perf_counter)
     code: str | None = None
+    retry_after_s: float | None = None
     body_protocol: str | None = None
     images: int = 0
     bytes: int = 0

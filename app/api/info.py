@@ -1,5 +1,7 @@
 """The served model and how it is served, for ``/v1/info``."""
 
+import math
+
 from app import images
 from app.api.schemas.responses import Batching, Decoding, Info, Limits
 from app.classifier import Classifier
@@ -9,6 +11,7 @@ def describe(classifier: Classifier) -> Info:
     """Describe the model that ``classifier`` serves. Raises NotReady before there is one."""
     served, settings = classifier.served, classifier.settings
     model, engine, queue = served.model, served.engine, served.queue
+    patience = queue.outlook().patience
     return Info(
         model=model.name,
         architecture=model.architecture,
@@ -30,8 +33,9 @@ def describe(classifier: Classifier) -> Info:
         batching=Batching(
             streams=engine.streams,
             ceiling=queue.costs.ceiling,
-            cost_ms={str(size): _ms(seconds) for size, seconds in queue.costs.as_dict().items()},
+            cost_ms={str(size): _ms(queue.costs.seconds(size)) for size in queue.costs.buckets},
             alone_ms=next((_ms(seconds) for seconds in queue.costs_alone.as_dict().values()), None),
+            patience=round(patience, 2) if math.isfinite(patience) else None,
         ),
         limits=Limits(
             max_upload_bytes=settings.max_upload_bytes,

@@ -1,7 +1,6 @@
-"""Middleware: request ids, the access log, metrics, CORS, defects, and refusals that reach the client."""
+"""Middleware: request ids, the access log, metrics, CORS, defects, and limits on queries."""
 
 import asyncio
-import contextlib
 import re
 import time
 import uuid
@@ -48,9 +47,6 @@ CLIENT_GONE = 499  # nginx's status for a client that closed its connection; not
 
 QUERY_BYTES = 8192
 QUERY_PARAMETERS = 100
-
-DISCARD_BYTES = 4 * 2**20
-DISCARD_S = 1.0
 
 
 def probe_routes(settings: Settings) -> frozenset[str]:
@@ -265,60 +261,6 @@ class Cors(CORSMiddleware):
 
     def _log(self, headers: Headers, reason: str) -> None:
         log.warning("CORS preflight refused", origin=shortened(headers["origin"]), reason=reason)
-
-
-class CloseRefused:
-    """Delivers a response that is sent before the request's body was read.
-
-    If the connection were closed on unread data, a client that writes before it reads would see a reset instead of the
-    response. Therefore the response is sent completely, with ``Connection: close``; a little more of the body is read
-    and discarded; then the connection is closed.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
-            await self.app(scope, receive, send)
-            return
-        unread, started = True, False
-
-        async def watched_receive() -> Message:
-            nonlocal unread, started
-            started = True
-            message = await receive()
-            if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                unread = False
-            return message
-
-        async def watched_send(message: Message) -> None:
-            if unread and message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            if not unread or message["type"] != "http.response.body" or message.get("more_body", False):
-                await send(message)
-                return
-            await send({**message, "more_body": True})
-            if started or "expect" not in Headers(scope=scope):  # a client that waits for 100 Continue sends no body
-                await _discard(watched_receive)
-            await send({"type": "http.response.body", "body": b""})
-
-        await self.app(scope, watched_receive, watched_send)
-
-
-async def _discard(receive: Receive) -> None:
-    left = DISCARD_BYTES
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_S):
-            while left > 0:
-                message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-                left -= len(message.get("body", b""))
-
-
-def _has_body(headers: Headers) -> bool:
-    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
 
 def _known(**values: object) -> dict[str, object]:

@@ -31,7 +31,7 @@ def problem(error: TopkError, request_id: str) -> dict[str, object]:
 def respond(error: TopkError, scope: Scope, headers: dict[str, str] | None = None) -> Response:
     """The response to the request of this scope."""
     exchange = Exchange.of(scope)
-    exchange.code = error.code
+    exchange.code, exchange.retry_after_s = error.code, error.retry_after_s
     protocol = exchange.body_protocol or exchange.protocol(scope)
     error_body = Service.of(HTTPConnection(scope)).protocols.error_bodies.get(protocol)
     return Response(
@@ -44,6 +44,7 @@ def respond(error: TopkError, scope: Scope, headers: dict[str, str] | None = Non
 
 async def on_topk_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TopkError)
+    error.__traceback__ = None  # its frames hold the images, and the response may be delayed
     return respond(error, request.scope)
 
 

@@ -27,7 +27,7 @@ class StartEstimate:
     progress. Therefore a start that has taken t seconds is expected to take t more: clients back off exponentially.
     """
 
-    TYPICAL_S = 5.0
+    TYPICAL_S = 3.0
     MOST_S = 60.0
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -2,8 +2,10 @@
 
     job.py       the job that travels from the API to the device and back
     costs.py     what a batch costs, measured; which batch size pays
+    patience.py  how long clients wait, learnt
     backlog.py   the policy: who is admitted, what runs next; no threads, the time is passed in
     queue.py     the threads around it, one per stream
+    stream.py    what runs batches, and the cost that it learns
     attempts.py  a batch on a device that may fail
     runner.py    jobs to an engine and rows back
 

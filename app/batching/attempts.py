@@ -1,6 +1,7 @@
 """Runs a batch on a device that may fail: out of memory in halves, a failed batch again job by job."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -16,23 +17,37 @@ Run = Callable[[Sequence[Job]], Sequence[Row | Exception]]
 _DEFECT = "the image could not be classified"
 
 
-def rows_of(run: Run, batch: list[Job]) -> tuple[list[Row | Exception], bool]:
-    """A row or an error for each job, and whether the time it took is the cost of such a batch.
+class Attempt(NamedTuple):
+    """The rows or errors of a batch, in order.
+
+    ``measured``: the time it took is the cost of such a batch. ``too_large``: the smallest number of jobs that the
+    device had no memory for, if any.
+    """
+
+    rows: list[Row | Exception]
+    measured: bool = True
+    too_large: int | None = None
+
+
+def attempt(run: Run, batch: list[Job]) -> Attempt:
+    """Run a batch until each job has a row or an error.
 
     A batch that the device has no memory for is run in halves. It takes so long that its size seldom pays any more.
     """
     try:
-        return checked(run, batch), True
+        return Attempt(checked(run, batch))
     except MemoryError:
         log.warning("out of memory; the batch is halved", size=len(batch))
     except BaseException:  # a stream that ends would leave its callers waiting
         log.exception("batch failed", size=len(batch))
-        return _one_by_one(run, batch), False
+        return Attempt(_one_by_one(run, batch), measured=False)
     # Not within the handler, where the error's traceback holds on to the memory.
     if len(batch) == 1:
-        return [Overloaded("the device is out of memory", retry_after_s=1)], False
+        return Attempt([Overloaded("the device is out of memory", retry_after_s=1)], measured=False, too_large=1)
     middle = len(batch) // 2
-    return rows_of(run, batch[:middle])[0] + rows_of(run, batch[middle:])[0], True
+    halves = attempt(run, batch[:middle]), attempt(run, batch[middle:])
+    too_large = min((half.too_large for half in halves if half.too_large), default=len(batch))
+    return Attempt([row for half in halves for row in half.rows], too_large=too_large)
 
 
 def checked(run: Run, batch: Sequence[Job]) -> list[Row | Exception]:

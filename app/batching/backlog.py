@@ -1,27 +1,34 @@
 """The policy of the batch queue: admission and the choice of the next batch. No threads, no clock."""
 
+import itertools
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.batching.costs import OUTLIER, PATIENCE_S, CostCurve
+from app.batching.costs import OUTLIER, CostCurve
 from app.batching.job import Job
+from app.batching.patience import Patience
 from app.errors import Overloaded
 
 _MIN_CAP_S = 0.05  # least upper bound on a preparation time in the average
 _PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than batches
-_MARGIN_S = 0.2  # for prediction errors during overload, when the queue has its maximum length
-_OVERLOAD_S = 1.0  # overload is assumed for this time after a refusal
+_PUNCTUAL = 0.9  # share of the answers that come within the predicted time times ``_lateness``
+_LATENESS_STEP = 0.02  # change of the lateness by an answer
+_LEAST_LATENESS, _MOST_LATENESS = 1.05, 1.3
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
-_BURST_S = 0.1  # longest duration of a burst
+_LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at least this probability
+_TOGETHER_S = 0.1  # clients that leave within this time leave together
+_DIFFERENT = 1.2  # factor between waits that differ
+_SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
 
 
 class Outlook(NamedTuple):
     """The state of a queue at time ``now`` of its clock.
 
     ``wait`` is the predicted wait in seconds, and ``rest`` is the part of it that running batches do not cause.
-    ``fastest`` is the shortest batch time in seconds. ``waiting`` is the number of waiting items.
+    ``fastest`` is the shortest batch time in seconds. ``waiting`` is the number of waiting items. ``patience`` is how
+    long clients wait, in seconds; infinite if none has left.
     """
 
     now: float
@@ -30,6 +37,7 @@ class Outlook(NamedTuple):
     waiting: int
     idle: bool
     fastest: float
+    patience: float
 
 
 class Backlog:
@@ -42,20 +50,29 @@ class Backlog:
         self.costs = costs
         self.streams = streams
         self.ahead_s = ahead_s
+        self.patience = Patience()
         self.prepare_s = 0.0  # average seconds that a stream takes to prepare an item
         self._waiting: deque[Job] = deque()
+        self._unlikely = 0  # waiting jobs whose clients will probably leave before an answer
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
-        self._idle_at = -math.inf
         self._taken_at = math.inf
-        self._refused_at = -math.inf
+        self._lateness = _LEAST_LATENESS  # factor on the predicted time until an answer that nine of ten keep
+        self._left: dict[int, list[float]] = {}  # seconds that clients had waited who have left just now, by caller
+        self._left_at = -math.inf  # the time when the first of them left
+        self._retry_at = -math.inf  # the latest time at which a refused client was told to come again
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def predicted_wait(self, now: float) -> float:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
-        return max(self.ahead_s(), self._start(now, len(self._waiting)))
+        return max(self.ahead_s(), self._start(now, self._before))
+
+    def rest_s(self, now: float) -> float:
+        """Predict the wait as if the running batches ended now."""
+        ceiling = self.ceiling(now)
+        return max(self.ahead_s(), self._before // ceiling // self.streams * self._batch_s(ceiling))
 
     @property
     def fastest_s(self) -> float:
@@ -72,57 +89,103 @@ class Backlog:
         """Whether no item is running, waiting or being prepared ahead of the queue."""
         return not self._running and not self._waiting and not self.ahead_s()
 
-    @property
-    def target_s(self) -> float:
-        """The longest tolerated wait in seconds.
-
-        It leaves time for a full batch within ``PATIENCE_S``, and is at least half the duration of a full batch.
-        """
-        batch = self._batch_s(self.costs.ceiling)
-        return max(PATIENCE_S - batch, batch / 2)
-
-    def check(self, now: float, n: int, deadline: float) -> None:
+    def check(self, now: float, n: int, deadline: float, stated: bool = False) -> None:
         """Admit n more items that must be finished by ``deadline``, or raise Overloaded.
 
-        Items are refused if they would miss their deadline or wait longer than ``target_s``: few clients wait until
-        their deadline. A burst that reaches an idle device may wait until its deadline. For a second after each refusal
-        the limits are lower by a margin. During overload every item waits as long as allowed, so that any item slower
-        than predicted would be late.
+        Items are refused if they would miss their deadline. If the client has not ``stated`` it, they are also refused
+        if they would be finished after clients have lost patience. Predictions are lengthened so that nine of ten
+        answers keep them, because during overload every item waits as long as allowed.
 
         An idle device admits every item that it can finish in time at its best speed. If it refused items because of a
         slow average, the average would never be updated.
         """
-        if not self._running and not self._waiting:
-            self._idle_at = now
         if self.idle:
             self._taken_at = min(self._taken_at, now)
             if (short := now + self._best_s(now) - deadline) > 0:
                 raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
         wait = self.predicted_wait(now)
-        start = max(wait, self._start(now, len(self._waiting) + n - 1))
-        excess = now + start + self._batch_s(min(n, self.costs.ceiling)) - deadline
-        if now - self._idle_at > _BURST_S:
-            excess = max(excess, wait - self.target_s)
-        if wait > 0 and now - self._refused_at <= _OVERLOAD_S:
-            excess += _MARGIN_S
+        start = max(wait, self._start(now, self._before + n - 1))
+        longest = allowed = deadline - now
+        excess = self._lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
+        if not stated:
+            patience, batch = self.patience_s(now), self._batch_s(self.ceiling(now))
+            excess = max(excess, self._lateness * (wait + batch) - max(patience, 1.5 * self._lateness * batch))
+            longest = min(longest, patience)
         if excess > 0:
-            self._refused_at = now
-            raise Overloaded("the answer would come too late", retry_after_s=excess)
+            raise Overloaded("the answer would come too late", retry_after_s=self._retry_s(now, n, excess, longest))
+
+    def _retry_s(self, now: float, n: int, least: float, most: float) -> float:
+        """The seconds after which refused items may come again: one client after another, as fast as they are run."""
+        ceiling = self.ceiling(now)
+        turn = n * self._batch_s(ceiling) / ceiling / self.streams
+        self._retry_at = min(max(self._retry_at, now + least) + turn, now + max(least, most))
+        return self._retry_at - now
+
+    def patience_s(self, now: float) -> float:
+        """How long clients wait that state no deadline, in seconds; infinite if none has left."""
+        self._count_left(now)
+        return self.patience.seconds(now)
+
+    def computed(self, job: Job, now: float) -> None:
+        """Learn from a job whose batch ends now: how far predictions hold, and whether its client has waited."""
+        self._learn_lateness(now - job.waiting_since <= self._lateness * job.predicted_s)
+        if job.reveals_patience and not job.gone:
+            self.patience.answered(now - job.received_at, job.caller, now)
+
+    def _learn_lateness(self, punctual: bool) -> None:
+        lateness = self._lateness + _LATENESS_STEP * (_PUNCTUAL - punctual)
+        self._lateness = min(max(lateness, _LEAST_LATENESS), _MOST_LATENESS)
+
+    def left(self, job: Job, now: float) -> None:
+        """Learn from a client that does not wait any more. One that has waited until its deadline was patient."""
+        if now < job.deadline and job.reveals_patience:
+            self._count_left(now)
+            self._left_at = self._left_at if self._left else now
+            self._left.setdefault(job.caller, []).append(now - job.received_at)
+
+    def _count_left(self, now: float) -> None:
+        """Pass on the clients that have left, once those that leave together with them are known.
+
+        If a caller's connections close together, after different waits, and more of them than remain, then a proxy, a
+        process or a network has failed: they count as one client.
+        """
+        if not self._left or now - self._left_at < _TOGETHER_S:
+            return
+        remaining = Counter(job.caller for job in self._waiting if not job.gone)
+        for caller, ages in self._left.items():
+            together = len(ages) > remaining[caller] and max(ages) > _DIFFERENT * min(ages)
+            for age in [max(ages)] if together else ages:
+                self.patience.left(age, caller, now)
+        self._left.clear()
+
+    def ceiling(self, now: float) -> int:
+        """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
+        limit_s = self.patience_s(now) / 2
+        fitting = [b for b in self.costs.buckets if b <= self.costs.ceiling and self._batch_s(b) <= limit_s]
+        return max(fitting, default=self.costs.buckets[0])
 
     def put(self, job: Job, now: float) -> None:
         job.waiting_since = now
+        job.predicted_s = self.predicted_wait(now) + self._batch_s(self.ceiling(now))
         self._waiting.append(job)
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
-        """Return the next batch for a free stream, and the jobs that expired while waiting.
+        """Return the next batch for a free stream, and the jobs whose deadline cannot be met any more.
 
         The waiting jobs are divided among the free streams. Jobs are taken in order of arrival. A job that would miss
-        its deadline by waiting for one more batch overtakes others, but not the first one. Abandoned jobs are dropped.
+        its deadline by waiting for one more batch overtakes others, but not the first one. Jobs whose clients will
+        probably leave before an answer come last. Abandoned jobs are dropped.
         """
-        waiting = [job for job in self._waiting if not job.gone]
-        expired = [job for job in waiting if job.deadline <= now]
-        waiting = [job for job in waiting if job.deadline > now]
+        self._taken_at = min(self._taken_at, now)
+        earliest = now + self._best_s(now)
+        waiting: list[Job] = []
+        late: list[Job] = []
+        for job in self._waiting:
+            if not job.gone:
+                (waiting if job.deadline >= earliest else late).append(job)
+        for _ in late:
+            self._learn_lateness(punctual=False)
         batch = self._choose(now, waiting)
         chosen = set(map(id, batch))
         self._waiting = deque(job for job in waiting if id(job) not in chosen)
@@ -132,7 +195,7 @@ class Backlog:
         if batch:
             self._taken_at = now
             self._running[stream] = now + self._batch_s(len(batch))
-        return batch, expired
+        return batch, late
 
     def prepared(self, seconds: float) -> None:
         """Add the preparation time of one item to the moving average."""
@@ -140,7 +203,7 @@ class Backlog:
         self.prepare_s += _PREPARE_WEIGHT * (counted - self.prepare_s)
 
     def started(self, stream: int, now: float) -> None:
-        """Record that the device starts the batch of a stream."""
+        """Record that the device starts the batch of a stream now, or the time from which ``running_s`` counts."""
         self._started[stream] = now
 
     @property
@@ -159,7 +222,7 @@ class Backlog:
 
     def running_s(self, now: float) -> float:
         """Seconds since the device started the longest running batch; 0 if none is running."""
-        return max((now - started for started in self._started.values()), default=0.0)
+        return max([0.0, *(now - started for started in self._started.values())])
 
     def _best_s(self, now: float) -> float:
         """Seconds of the fastest expected batch.
@@ -176,25 +239,64 @@ class Backlog:
         """Predict the seconds until a stream takes the item at this place in the queue, assuming full batches."""
         ends = sorted(max(0.0, end - now) for end in self._running.values())
         free = [0.0] * (self.streams - len(ends))
-        turns, stream = divmod(place // self.costs.ceiling, self.streams)
-        return (free + ends)[stream] + turns * self._batch_s(self.costs.ceiling)
+        ceiling = self.ceiling(now)
+        turns, stream = divmod(place // ceiling, self.streams)
+        return (free + ends)[stream] + turns * self._batch_s(ceiling)
+
+    @property
+    def _before(self) -> int:
+        """The number of waiting jobs that run before one that comes now."""
+        return max(0, len(self._waiting) - self._unlikely)
 
     def _choose(self, now: float, waiting: list[Job]) -> list[Job]:
+        """The next batch: of the largest size, or of a smaller one if more clients then get an answer in time."""
         free = max(1, self.streams - len(self._running))
-        size = self._size(-(-len(waiting) // free))
-        if size == len(waiting):
-            return waiting
-        next_end = now + 2 * self._batch_s(size)
-        urgent_first = sorted(waiting[1:], key=lambda job: job.deadline >= next_end)  # stable: others stay in order
-        return waiting[:1] + urgent_first[: size - 1]
+        size = self._size(now, -(-len(waiting) // free))
+        likely, last = self._split(now, waiting, size)
+        if len(likely) < min(size, len(waiting)):
+            smaller = [b for b in self.costs.buckets if b < size]
+            size, likely, last = max(
+                ((b, *self._split(now, waiting, b)) for b in (*smaller, size)),
+                key=lambda choice: min(choice[0], len(choice[1])) / max(self._batch_s(choice[0]), 1e-9),
+            )
+        self._unlikely = max(0, len(last) - max(0, size - len(likely)))
+        if len(likely) <= size:
+            return (likely + last)[:size]
+        first, next_end = likely[0], now + 2 * self._batch_s(size)
+        urgent = [job for job in likely if job.deadline < next_end and job is not first][: size - 1]
+        if not urgent:
+            return likely[:size]
+        chosen = {id(first), *map(id, urgent)}
+        others = (job for job in likely if id(job) not in chosen)
+        return [first, *urgent, *itertools.islice(others, size - 1 - len(urgent))]
 
-    def _size(self, waiting: int) -> int:
+    def _split(self, now: float, waiting: list[Job], size: int) -> tuple[list[Job], list[Job]]:
+        """Those who will probably be there at the end of a batch of this size, and the others."""
+        last = self._leaving(now, waiting, self._batch_s(size))
+        skipped = set(map(id, last))
+        return [job for job in waiting if id(job) not in skipped] if last else waiting, last
+
+    def _leaving(self, now: float, waiting: list[Job], seconds: float) -> list[Job]:
+        """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
+        end = now + _SLACK * seconds
+        ages = self.patience.leaving(end - now, _LIKELY, now)
+        return [
+            job
+            for job in waiting
+            if job.deadline < end
+            or (ages and not job.stated and any(start <= now - job.received_at < stop for start, stop in ages))
+        ]
+
+    def _size(self, now: float, waiting: int) -> int:
         """Return the batch size.
 
         It is the number of waiting items, up to the ceiling. If padding would lower the throughput, it is the largest
-        bucket that the items fill.
+        bucket that the items fill. A larger bucket that was never measured is tried once enough items wait.
         """
-        n = min(waiting, self.costs.ceiling)
+        untried = self.costs.untried(waiting)
+        if untried and 2 * self._batch_s(untried) <= self.patience_s(now):
+            return untried
+        n = min(waiting, self.ceiling(now))
         below = max((b for b in self.costs.buckets if b <= n), default=n)
         if below < n and below / max(self.costs.seconds(below), 1e-9) > n / max(self.costs.seconds(n), 1e-9):
             return below

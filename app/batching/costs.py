@@ -1,39 +1,56 @@
-"""The cost of a batch: the measured seconds of each batch size, and the largest efficient size."""
+"""The cost of a batch: the measured seconds of each batch size, and the smallest efficient size."""
 
-from collections.abc import Iterable
-
-PATIENCE_S = 0.95
-"""Seconds that a client waits. Most clients that state no deadline give up after a second."""
+from collections.abc import Iterable, Mapping
 
 OUTLIER = 2.0
 """A measurement counts as at most this multiple of the average: machines pause, and some images are unusual."""
 
 _EFFICIENT = 0.97  # a bucket is efficient if its throughput is within 3 % of the best one
-_WEIGHT = 0.2  # of the newest measurement in the moving average
-_RECOVERY = 0.005  # share of the gap to the best throughput that one measurement closes for larger buckets
+_TOLERATED = 0.92  # the ceiling rises once its throughput is below this share of the best: measurements vary
+_WEIGHT = 0.1  # of the newest measurement in the moving average, at least
+_RECOVERY = 0.005  # share of the gap to the hope that one measurement closes for the next larger bucket
+_HOPE = 1.04  # throughput that a larger bucket might have by now, as a factor on the best one
 
 
 class CostCurve:
-    """Measured seconds of a batch, by bucket. A batch of n items costs as much as the smallest bucket that holds n."""
+    """Measured seconds of a batch, by bucket. A batch of n items costs as much as the smallest bucket that holds n.
 
-    def __init__(self, buckets: Iterable[int]) -> None:
+    ``pads``: the engine pads each batch to its bucket. Otherwise smaller batches cost less, and only full buckets are
+    measured.
+    """
+
+    def __init__(self, buckets: Iterable[int], pads: bool = False) -> None:
         self.buckets = tuple(sorted(buckets))
+        self.pads = pads
         self.ceiling = self.buckets[-1]
         self.fastest = 0.0  # seconds of the fastest batch ever measured; 0 before the first
         self._seconds: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
 
     def bucket(self, n: int) -> int:
         """Return the smallest bucket that holds n items, or the largest bucket if none does."""
         return next((b for b in self.buckets if b >= n), self.buckets[-1])
+
+    def covers(self, n: int) -> bool:
+        """Whether a batch of n items takes exactly as long as its bucket."""
+        return n in self.buckets or (self.pads and n < self.buckets[-1])
 
     def observe(self, n: int, seconds: float) -> None:
         """Add the measured seconds of a batch of n items to the moving average of its bucket."""
         bucket = self.bucket(n)
         self.fastest = min(self.fastest or seconds, seconds)
         known = self._seconds.get(bucket)
-        damped = seconds if known is None else known + _WEIGHT * (min(seconds, OUTLIER * known) - known)
-        self._seconds[bucket] = damped
-        self._recover(bucket)
+        count = self._counts[bucket] = self._counts.get(bucket, 0) + 1
+        weight = max(_WEIGHT, 1 / count)
+        self._seconds[bucket] = seconds if known is None else known + weight * (min(seconds, OUTLIER * known) - known)
+        self._recover()
+        self.ceiling = self._efficient_size()
+
+    def restore(self, seconds: Mapping[int, float]) -> None:
+        """Replace all measurements by those that another curve has made, as they are."""
+        self._seconds = dict(seconds)
+        self._counts = dict.fromkeys(seconds, 1)
+        self.fastest = min(seconds.values(), default=0.0)
         self.ceiling = self._efficient_size()
 
     def keep_below(self, size: int) -> None:
@@ -60,26 +77,32 @@ class CostCurve:
         return dict(sorted(self._seconds.items()))
 
     def _efficient_size(self) -> int:
-        """Return the largest bucket whose throughput is within 3 % of the best. It need not be measured yet.
+        """Return the smallest bucket whose throughput is within 3 % of the best: items do not wait for others in vain.
 
-        Two batches must fit within ``PATIENCE_S``, because one waits for the other. Buckets that take no longer than
-        the smallest one are always allowed.
+        The cost of a bucket without a measurement is extrapolated.
         """
-        limit_s = max(PATIENCE_S / 2, self.seconds(self.buckets[0]))
-        allowed = [b for b in self.buckets if self.seconds(b) <= limit_s]
-        least = _EFFICIENT * max(b / max(self.seconds(b), 1e-9) for b in allowed)
-        return max(b for b in allowed if b >= least * self.seconds(b))
+        rates = {b: b / max(self.seconds(b), 1e-9) for b in self.buckets}
+        best = max(rates.values())
+        efficient = next(b for b, rate in rates.items() if rate >= _EFFICIENT * best)
+        return self.ceiling if efficient > self.ceiling and rates[self.ceiling] >= _TOLERATED * best else efficient
 
     def _best_rate(self) -> float:
         return max((b / seconds for b, seconds in self._seconds.items() if seconds > 0), default=0.0)
 
-    def _recover(self, bucket: int) -> None:
-        """Lower the costs of larger buckets towards the best throughput.
+    def untried(self, n: int) -> int | None:
+        """Return the next bucket above the ceiling if it was never measured and n items fill it."""
+        larger = next((b for b in self.buckets if b > self.ceiling), None)
+        return larger if larger and larger <= n and larger not in self._seconds else None
 
-        Buckets above the ceiling are not run and therefore not measured. Without this step, a single slow batch would
-        lower the ceiling permanently.
+    def _recover(self) -> None:
+        """Lower the costs of the buckets next to the ceiling, until they are tried again and measured.
+
+        Only the ceiling is run during overload. Without this step, a few slow batches would change it permanently.
         """
-        best = self._best_rate()
-        for larger, seconds in self._seconds.items():
-            if larger > bucket and seconds * best > larger:
-                self._seconds[larger] += _RECOVERY * (larger / best - seconds)
+        place = self.buckets.index(self.ceiling)
+        hope = _HOPE * self._best_rate()
+        for bucket in (*self.buckets[max(0, place - 1) : place], *self.buckets[place + 1 : place + 2]):
+            known = self._seconds.get(bucket, 0.0)
+            if known * hope > bucket:
+                self._seconds[bucket] += _RECOVERY * (bucket / hope - known)
+                self._counts[bucket] = 1  # the next measurement counts as much as what is known

@@ -46,17 +46,23 @@ class Job:
     """One image, the outputs it needs, its timestamps and its outcome.
 
     ``image`` is replaced by the crop once it is decoded. The outcome is ``row`` or ``error``. ``deadline`` and the
-    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``waits`` has the
-    start and the end of each wait: for a decode thread, for the sandbox, and for a stream. ``completion`` is None
-    only for warm-up batches. ``pending`` is the work on another thread that puts the job into the queue afterwards.
+    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``received_at``
+    is the time of the last byte of the upload. ``stated``: the client stated the deadline itself. ``caller`` is a
+    number for its key or address. ``waits`` has the start and the end of each wait: for a decode thread, for the
+    sandbox, and for a stream. ``completion`` is None only for warm-up batches. ``pending`` is the work on another
+    thread that puts the job into the queue afterwards.
     """
 
     image: Image
     want: Want
     deadline: float
     completion: Completion | None = None
+    stated: bool = False
+    caller: int = 0
     pending: "Pending | None" = None
+    received_at: float = 0.0
     waiting_since: float = 0.0
+    predicted_s: float = 0.0
     taken_at: float = 0.0
     decoded_at: float = 0.0
     computed_at: float = 0.0
@@ -75,6 +81,11 @@ class Job:
     def claim(self) -> bool:
         """Start to use the image; False if nobody waits for the job."""
         return self.completion is None or self.completion.claim()
+
+    @property
+    def reveals_patience(self) -> bool:
+        """Whether it tells how long clients wait that state no deadline."""
+        return self.received_at > 0 and not self.stated
 
     def end_wait(self, now: float) -> None:
         """Add the time since ``waiting_since`` to the waits."""

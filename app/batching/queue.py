@@ -5,21 +5,22 @@ curve and the watchdog cover the device alone. Jobs come from any thread. Batche
 per stream. Outcomes are delivered on the event loop that waits for them.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import structlog
 
-from app.batching.attempts import Run, checked, rows_of
+from app.batching.attempts import Run, attempt, checked
 from app.batching.backlog import Backlog, Outlook
 from app.batching.costs import CostCurve
 from app.batching.job import Job, fail, settle
-from app.errors import DeadlineExceeded, Internal, NotReady
+from app.batching.stream import Stream
+from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,8 @@ Prepare = Callable[[Job, Put], bool]
 through the second argument, or is settled. Raises the error that settles the job."""
 
 WarmBatch = Callable[[int], Sequence[Job]]
+
+_WARM_UP_S = 0.5  # for the warm-up of the streams, beyond the smallest batch size
 
 
 class Queue(Protocol):
@@ -51,8 +54,11 @@ class Queue(Protocol):
     def outlook(self) -> Outlook:
         """The state of the queue, as admission needs it."""
 
-    def admit(self, n: int, deadline: float) -> None:
-        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock)."""
+    def admit(self, n: int, deadline: float, stated: bool = False) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock).
+
+        If the client has not ``stated`` its deadline, they must be answered before most clients lose patience.
+        """
 
     def put(self, job: Job) -> None:
         """Append a job. From any thread. Raises NotReady once the queue is closed."""
@@ -95,6 +101,8 @@ class BatchQueue:
     costs_alone: CostCurve = field(init=False, default_factory=lambda: CostCurve((1,)))
     backlog: Backlog = field(init=False)
     _wakeup: threading.Condition = field(init=False, default_factory=threading.Condition)
+    _streams: list[Stream] = field(init=False)
+    _alone: Stream | None = field(init=False)
     _threads: list[threading.Thread] = field(init=False, default_factory=list)
     _closed: bool = field(init=False, default=False)
     _running: dict[int, list[Job]] = field(init=False, default_factory=dict)
@@ -102,29 +110,26 @@ class BatchQueue:
 
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.costs, len(self.runs), self.ahead_s)
+        self._streams = [Stream(run, self.costs) for run in self.runs]
+        self._alone = Stream(self.run_alone, self.costs_alone) if self.run_alone else None
 
     def start(self, warm_batch: WarmBatch | None = None) -> None:
-        """Start the streams; with ``warm_batch(size)``, measure every bucket on each of them first.
+        """Start the streams, warmed up if there is a ``warm_batch(size)``.
 
         Blocks until all are warm. Raises what a warm-up raises.
         """
-        warmed: list[Future[None]] = []
-        for stream, run in enumerate(self.runs):
-            warm: Future[None] = Future()
-            thread = threading.Thread(
-                target=self._serve, args=(stream, run, warm_batch, warm), name=f"topk-stream-{stream}", daemon=True
-            )
-            warmed.append(warm)
+        for place in range(len(self._streams)):
+            thread = threading.Thread(target=self._serve, args=(place,), name=f"topk-stream-{place}", daemon=True)
             self._threads.append(thread)
             thread.start()
         try:
-            for warm in warmed:
-                warm.result()
-            if self.run_alone and warm_batch:
-                self._warm_up(self.run_alone, warm_batch, self.costs_alone)
+            if warm_batch:
+                self._warm_up(warm_batch)
         except BaseException:
+            self._release()
             self.close()
             raise
+        self._release()
 
     def close(self) -> None:
         """Refuse further jobs, finish those that wait, join the threads. Blocks."""
@@ -163,13 +168,13 @@ class BatchQueue:
         """The state of the queue now."""
         with self._wakeup:
             now, backlog = self.clock(), self.backlog
-            wait, rest = backlog.predicted_wait(now), backlog.predicted_wait(math.inf)
-            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s)
+            wait, rest, patience = backlog.predicted_wait(now), backlog.rest_s(now), backlog.patience_s(now)
+            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s, patience)
 
-    def admit(self, n: int, deadline: float) -> None:
-        """Raise Overloaded unless n more jobs are likely to be answered by ``deadline`` (seconds of the clock)."""
+    def admit(self, n: int, deadline: float, stated: bool = False) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered in time: see ``Backlog.check``."""
         with self._wakeup:
-            self.backlog.check(self.clock(), n, deadline)
+            self.backlog.check(self.clock(), n, deadline, stated)
 
     def put(self, job: Job) -> None:
         """Append a job. From any thread. Raises NotReady once the queue is closed."""
@@ -180,43 +185,52 @@ class BatchQueue:
             self._wakeup.notify()
 
     def forget(self, job: Job) -> None:
-        """Do nothing: a job that nobody waits for is dropped when its turn comes."""
+        """Learn how long a client has waited that waits no more. Its job is dropped when its turn comes."""
+        with self._wakeup:
+            self.backlog.left(job, self.clock())
 
-    def _serve(self, stream: int, run: Run, warm_batch: WarmBatch | None, warm: "Future[None]") -> None:
-        try:
-            if warm_batch:
-                self._warm_up(run, warm_batch, self.costs)
-        except BaseException as error:
-            warm.set_exception(error)
-            return
-        warm.set_result(None)
-        while self._serve_batch(stream, run):
+    def _release(self) -> None:
+        for stream in self._streams:
+            stream.release()
+
+    def _serve(self, place: int) -> None:
+        self._streams[place].run_tasks()
+        while self._serve_batch(place):
             pass
 
-    def _serve_batch(self, stream: int, run: Run) -> bool:
+    def _serve_batch(self, place: int) -> bool:
         """Wait for the next batch and run it; False once the queue is closed and empty."""
         with self._wakeup:
             while not len(self.backlog) and not self._closed:
                 self._wakeup.wait()
             if not len(self.backlog):
                 return False
-            batch, expired = self.backlog.take(self.clock(), stream)
-            alone = self.run_alone if len(batch) == 1 and self.backlog.one_running else None
+            now = self.clock()
+            batch, late = self.backlog.take(now, place)
+            retry_s = self.backlog.predicted_wait(now)
+            alone = self._alone if len(batch) == 1 and self.backlog.one_running else None
             if batch:
-                self._running[stream] = batch
-        for job in expired:
-            job.error = DeadlineExceeded("the deadline passed while the image waited")
-        settle(expired)
+                self._running[place] = batch
+        for job in late:
+            job.error = (
+                DeadlineExceeded("the deadline passed while the image waited")
+                if job.deadline <= now
+                else Overloaded("the answer would come too late", retry_after_s=retry_s)
+            )
+        settle(late)
         if batch:
             ready = self._prepare_batch(batch)
+            stream = alone or self._streams[place]
             with self._wakeup:
-                self._running[stream] = ready
-                self.backlog.started(stream, self.clock())
+                self._running[place] = ready
+                self.backlog.started(place, self.clock() + stream.first_pass_s(len(ready)))
             self.changed()
-            self._run_batch(alone or run, ready, self.costs_alone if alone else self.costs)
+            self._run_batch(stream, ready)
             with self._wakeup:
-                self.backlog.finished(stream)
-                del self._running[stream]
+                self.backlog.finished(place)
+                del self._running[place]
+                for job in ready:
+                    self.backlog.computed(job, self.clock())
             self.changed()
             settle(ready)
         return True
@@ -242,41 +256,65 @@ class BatchQueue:
                         self.backlog.prepared(self.clock() - started)
         return ready
 
-    def _warm_up(self, run: Run, warm_batch: WarmBatch, costs: CostCurve) -> None:
-        for size in costs.buckets:
-            batch = warm_batch(size)
-            try:
-                checked(run, batch)  # the first pass compiles and allocates
-                started = self.clock()
-                rows = checked(run, batch)
-                seconds = self.clock() - started
-            except MemoryError:
-                if size == costs.buckets[0]:
-                    raise
-                log.warning("out of memory; batches are kept smaller", size=size)
-                with self._wakeup:
-                    costs.keep_below(size)
-                return
-            if failed := next((row for row in rows if isinstance(row, Exception)), None):
-                raise failed
-            with self._wakeup:
-                if size in costs.buckets:  # another stream may have had no memory for it
-                    costs.observe(size, seconds)
+    def _warm_up(self, warm_batch: WarmBatch) -> None:
+        """Run the smallest batch size on each stream, and larger ones as long as time allows. Other sizes wait for use.
 
-    def _run_batch(self, run: Run, batch: list[Job], costs: CostCurve) -> None:
+        The first passes run one after another. Then the streams are measured together, because they share the device
+        under load. If the engine pads, a first pass is slow and all sizes run.
+        """
+        smallest, *_ = self.costs.buckets
+        began = self.clock()
+        for size in self.costs.buckets:
+            expected = (len(self._streams) + 1) * self.costs.seconds(size)
+            if size > smallest and not self.costs.pads and self.clock() - began + expected > _WARM_UP_S:
+                break
+            try:
+                for stream in self._streams:
+                    self._warm_pass([stream], size, warm_batch)
+                self._warm_pass(self._streams, size, warm_batch)
+            except MemoryError:
+                if size == smallest:
+                    raise
+                self._keep_below(size)
+                break
+        if self._alone:
+            for _ in range(2):
+                self._run_warm(self._alone, 1, warm_batch(1))
+
+    def _warm_pass(self, streams: Sequence[Stream], size: int, warm_batch: WarmBatch) -> None:
+        """Run a warm-up batch on each of the streams at the same time."""
+        passes = [stream.submit(partial(self._run_warm, stream, size, warm_batch(size))) for stream in streams]
+        wait(passes)
+        for one in passes:
+            one.result()
+
+    def _run_warm(self, stream: Stream, size: int, batch: Sequence[Job]) -> None:
+        started = self.clock()
+        rows = checked(stream.run, batch)
+        seconds = self.clock() - started
+        if failed := next((row for row in rows if isinstance(row, Exception)), None):
+            raise failed
+        with self._wakeup:
+            stream.learn(size, seconds)
+
+    def _keep_below(self, size: int) -> None:
+        log.warning("out of memory; batches are kept smaller", size=size)
+        with self._wakeup:  # reentrant
+            self.costs.keep_below(size)
+
+    def _run_batch(self, stream: Stream, batch: list[Job]) -> None:
         """Run a prepared batch: each job then has its row or its error."""
         if not batch:
             return
         started = self.clock()
-        rows, measured = rows_of(run, batch)
+        rows, measured, too_large = attempt(stream.run, batch)
         seconds = self.clock() - started
         self.observe(seconds, len(batch))
-        # Learn only from a batch that fills its bucket. An engine that does not pad makes five of eight cheaper than
-        # eight.
-        size = sum(not isinstance(row, Exception) for row in rows)
-        if measured and size in costs.buckets:
-            with self._wakeup:
-                costs.observe(size, seconds)
+        with self._wakeup:
+            if too_large and too_large > self.costs.buckets[0] and stream.is_first(too_large):
+                self._keep_below(self.costs.bucket(too_large))
+            if measured and not any(isinstance(row, Exception) for row in rows):
+                stream.learn(len(batch), seconds)
         for job, row in zip(batch, rows, strict=True):
             job.batch_size = len(batch)
             if isinstance(row, Exception):

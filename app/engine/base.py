@@ -79,6 +79,10 @@ class Facts(Protocol):
 class Engine(Facts, Protocol):
     """A device with a model. Call ``load`` once, then ``forward`` from the threads of its streams."""
 
+    @property
+    def pads(self) -> bool:
+        """Whether it pads a batch to the next bucket, because the first pass of each shape is slow."""
+
     def memory(self) -> dict[str, int]:
         """Bytes of the device's own memory: ``held`` by this process and ``total``; empty if it has none."""
 

@@ -16,7 +16,7 @@ from app import machine, models
 from app.engine.base import Floats, Pixels, Row, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
-from app.models.openvino import ov
+from app.models.openvino import auto_precision, ov
 
 _BUCKETS = (1, 2, 4, 8)
 _CAPABILITY = {"bfloat16": "BF16", "float16": "FP16"}
@@ -29,6 +29,7 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
     compilation = "compiled"
+    pads = False
 
     def __init__(self, model: Model, precision: str) -> None:
         self._model = model
@@ -120,7 +121,7 @@ class OpenVinoEngine:
             raise ModelError(f"{self._model.name} is exported in {exported}; it cannot be served in {requested}")
         precision = exported if requested == "auto" else requested
         if precision == "auto":
-            return "bfloat16" if "BF16" in self._capabilities else "float32"
+            return auto_precision()
         if precision != "float32" and _CAPABILITY[precision] not in self._capabilities:
             raise ModelError(f"this CPU does not support {precision} natively; use `--engine torch`, which emulates it")
         return precision

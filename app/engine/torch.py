@@ -56,6 +56,10 @@ class TorchEngine:
         dim: int = self._module.dim
         return dim
 
+    @property
+    def pads(self) -> bool:
+        return self._device.type != "cpu"  # where padding would only cost time
+
     def memory(self) -> dict[str, int]:
         if self._device.type != "cuda":
             return {}
@@ -177,9 +181,9 @@ class TorchEngine:
         return batch
 
     def _padded(self, batch: torch.Tensor) -> torch.Tensor:
-        """On a GPU, pad the batch to a bucket to limit the number of shapes. On a CPU padding would only cost time."""
+        """On a GPU, pad the batch to a bucket to limit the number of shapes."""
         bucket = next((b for b in self.buckets if b >= len(batch)), len(batch))
-        if self._device.type == "cpu" or bucket == len(batch):
+        if not self.pads or bucket == len(batch):
             return batch
         return torch.nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, bucket - len(batch)))
 

@@ -4,7 +4,7 @@ A request head must be complete within a time limit and a size limit, and a clie
 same time. When all connections are in use, the slowest client is disconnected to make room for a new one. Requests
 that two HTTP parsers may read differently are refused, so that no request can hide in the body of another behind a
 proxy (RFC 9112, section 11.2). After a refusal, further input is read and discarded for a moment, as in
-``api.middleware``, so that the response reaches the client. A client that closes only its sending side still gets its
+``api.refusals``, so that the response reaches the client. A client that closes only its sending side still gets its
 response. Requests of disconnected clients are not started.
 """
 
@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.api.chunks import TINY, Flow, Turns
-from app.api.middleware import DISCARD_BYTES, DISCARD_S
+from app.api.refusals import ACTIVITY, DISCARD_BYTES, DISCARD_S
 from app.server.heads import HEAD_BYTES, RequestReader
 
 log = structlog.get_logger("topk")
@@ -230,6 +230,7 @@ class Connection(H11Protocol):
             cycle.disconnected = True
             self.transport.abort()
             return
+        scope[ACTIVITY] = cycle.message_event
         await self._serve(scope, receive, send)
 
     def _is_reset(self) -> bool:

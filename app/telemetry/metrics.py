@@ -1,5 +1,7 @@
 """Prometheus metrics. Each app has its own registry. The names of metrics are stable."""
 
+import math
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,8 +24,8 @@ OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
 class Metrics:
     """Every metric once.
 
-    Each image has one outcome: accepted (classified), shed (refused by admission), expired (its deadline passed),
-    abandoned (its client disconnected), rejected (not a decodable image) or failed (a defect).
+    Each image has one outcome: accepted (classified), shed (refused because the response would be late), expired (its
+    deadline passed), abandoned (its client disconnected), rejected (not a decodable image) or failed (a defect).
     """
 
     def __init__(self) -> None:
@@ -49,6 +51,12 @@ class Metrics:
         self.predicted_wait = Gauge(
             "topk_predicted_wait_seconds", "Wait predicted for an image that comes now", registry=registry
         )
+        self.patience = Gauge(
+            "topk_patience_seconds",
+            "How long clients wait that state no deadline; +Inf if none has left",
+            registry=registry,
+        )
+        self.patience.set(math.inf)
         self.batch_cost = Gauge(
             "topk_batch_cost_seconds", "Measured cost of a batch, by bucket", ["bucket"], registry=registry
         )

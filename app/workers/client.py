@@ -5,6 +5,7 @@ connection to one engine process. When that process ends, all waiting jobs fail 
 """
 
 import contextlib
+import math
 import socket
 import struct
 import threading
@@ -77,11 +78,11 @@ class EngineQueue:
             self._refresh()
             return self._backlog.predicted_wait(time.monotonic())
 
-    def admit(self, n: int, deadline: float) -> None:
-        """Raise Overloaded unless n more images are likely to be answered by ``deadline``. Sends no request."""
+    def admit(self, n: int, deadline: float, stated: bool = False) -> None:
+        """Raise Overloaded unless n more images are likely to be answered in time. Sends no request."""
         with self._lock:
             self._refresh()
-            self._backlog.check(time.monotonic(), n, deadline)
+            self._backlog.check(time.monotonic(), n, deadline, stated)
 
     def outlook(self) -> Outlook:
         """The state of the engine's queue that the engine published last."""
@@ -101,9 +102,11 @@ class EngineQueue:
         self._send_pending()
 
     def forget(self, job: Job) -> None:
-        """Cancel a job on the engine. From any thread."""
+        """Cancel a job on the engine, which learns how long its client has waited. From any thread."""
         with self._lock:
             number = self._numbers.get(job)
+        if job.reveals_patience and time.monotonic() < job.deadline:
+            self._send(wire.left(job.received_at, job.caller))
         if number is not None:
             self._send(wire.cancel(number))
 
@@ -156,7 +159,8 @@ class EngineQueue:
             pixels = _pixels(job)
             tensor = pixels.dtype == np.float32
             self._slots.view(slot, tensor)[:] = pixels
-            self._send(wire.task(wire.ImageTask(number, slot, tensor, job.want, job.deadline)))
+            terms = job.want, job.deadline, job.received_at, job.stated, job.caller
+            self._send(wire.task(wire.ImageTask(number, slot, tensor, *terms)))
 
     def _send(self, frame: bytes) -> None:
         try:
@@ -210,7 +214,7 @@ class _RemoteBacklog(Backlog):
     ) -> None:
         super().__init__(costs, streams, ahead_s)
         self.uncounted = uncounted
-        self.outlook = Outlook(0.0, 0.0, 0.0, 0, idle=False, fastest=0.0)
+        self.outlook = Outlook(0.0, 0.0, 0.0, 0, idle=False, fastest=0.0, patience=math.inf)
 
     def __len__(self) -> int:
         return self.outlook.waiting + self.uncounted()
@@ -223,13 +227,17 @@ class _RemoteBacklog(Backlog):
     def active_at(self) -> float:
         return self.outlook.now  # the engine publishes its outlook after every change
 
+    def patience_s(self, now: float) -> float:
+        """How long clients wait, as the engine has learnt from those of all processes."""
+        return self.outlook.patience
+
     @property
     def idle(self) -> bool:
         return self.outlook.idle and not self.uncounted() and not self.ahead_s()
 
     def predicted_wait(self, now: float) -> float:
         """The published wait, minus the time since, plus the images of this process that it does not include."""
-        ceiling = self.costs.ceiling
+        ceiling = self.ceiling(now)
         uncounted = self.uncounted() * self.costs.seconds(ceiling) / ceiling / self.streams
         left = self.outlook.wait - (now - self.outlook.now)
         return max(self.ahead_s(), max(self.outlook.rest, left) + uncounted)

@@ -6,6 +6,7 @@ The supervisor starts it, and it exits with the supervisor.
 
 import asyncio
 import dataclasses
+import math
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ import structlog
 from app import loading
 from app.batching import Job, fail
 from app.classifier import Served
+from app.engine.base import Want
 from app.errors import Internal, ModelError, NotReady, TopkError
 from app.images.sandbox import Sandbox
 from app.settings import Settings
@@ -88,15 +90,14 @@ class _Reply:
             return self._claimed
 
     def drop(self) -> bool:
-        """Give up the task. Returns False if the device has claimed it."""
+        """Note that nobody waits for the task. Returns False if the device has claimed it."""
         with self._lock:
-            self.done = self.done or not self._claimed
+            self.done = True
             return not self._claimed
 
     def resolve(self, job: Job) -> None:
-        if not self.done:
-            self.done = True
-            self.connection.reply(self.number, job)
+        self.done = True
+        self.connection.reply(self.number, job)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -122,6 +123,8 @@ class HttpConnection(asyncio.Protocol):
             self._take(task, task.number in dropped)
         for number in dropped:
             self._drop(number)
+        for received_at, caller in (wire.read_left(payload) for kind, payload in frames if kind == wire.LEFT):
+            self._device.served.queue.forget(Job(b"", Want(), math.inf, received_at=received_at, caller=caller))
         self._device.publish()
         self._slots.taken += len(tasks)  # after the outlook includes them: for a moment counted twice, but never missed
 
@@ -132,8 +135,9 @@ class HttpConnection(asyncio.Protocol):
             self._drop(number)
 
     def reply(self, number: int, job: Job) -> None:
-        """Send the outcome of a task."""
-        del self._replies[number]
+        """Send the outcome of a task, unless it has a reply already."""
+        if self._replies.pop(number, None) is None:
+            return
         if job.row is None:
             error = job.error if isinstance(job.error, TopkError) else Internal("the job has no result")
             self._write(wire.failure(number, error))
@@ -146,7 +150,8 @@ class HttpConnection(asyncio.Protocol):
             return
         reply = _Reply(self, task.number, asyncio.get_running_loop())
         self._replies[task.number] = reply
-        job = Job(self._slots.view(task.slot, task.tensor), task.want, task.deadline, reply)
+        image = self._slots.view(task.slot, task.tensor)
+        job = Job(image, task.want, task.deadline, reply, task.stated, task.caller, received_at=task.received_at)
         try:
             self._device.served.queue.put(job)
         except NotReady as error:

@@ -101,16 +101,15 @@ class Board:
             if cells[0] % 2 == 0 and self._cells[0] == cells[0]:
                 break
         # If every try met a write, the numbers are a mix of two writes a moment apart, which is good enough.
-        now, wait, rest, waiting, idle, fastest = cells[1 : self._FIXED]
-        return Outlook(now, wait, rest, int(waiting), bool(idle), fastest), tuple(cells[self._FIXED :])
+        now, wait, rest, waiting, idle, fastest, patience = cells[1 : self._FIXED]
+        return Outlook(now, wait, rest, int(waiting), bool(idle), fastest, patience), tuple(cells[self._FIXED :])
 
 
 def curve(buckets: Sequence[int], seconds: Sequence[float]) -> CostCurve:
     """The cost curve that another process measured, from the seconds per bucket."""
     costs = CostCurve(buckets)
-    for bucket, measured in zip(costs.buckets, seconds, strict=True):  # ascending, so no observation changes another
-        if not math.isnan(measured):
-            costs.observe(bucket, measured)
+    measured = zip(costs.buckets, seconds, strict=True)
+    costs.restore({bucket: cost for bucket, cost in measured if not math.isnan(cost)})
     return costs
 
 

@@ -8,9 +8,18 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 Snapshot = list[Any]
-"""``[family, type, help, [[sample, {label: value}, number], ...]]`` for every family, as plain JSON."""
+"""``[family, type, help, [[sample, {label: value}, number], ...]]`` for every family, as plain JSON.
 
-_MINIMUM = {"topk_ready", "topk_memory_limit_bytes", "process_start_time_seconds", "process_max_fds"}
+Numbers are text, because JSON has no infinity.
+"""
+
+_MINIMUM = {
+    "topk_ready",
+    "topk_patience_seconds",  # the engine process learns it; in the others it is infinite
+    "topk_memory_limit_bytes",
+    "process_start_time_seconds",
+    "process_max_fds",
+}
 _MAXIMUM = {"topk_model", "python_info"}
 _KEPT = {"counter", "histogram"}
 
@@ -19,10 +28,7 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 def snapshot(registry: CollectorRegistry) -> Snapshot:
     """The current samples of a registry."""
-    return [
-        [family.name, family.type, family.documentation, [[s.name, s.labels, s.value] for s in family.samples]]
-        for family in registry.collect()
-    ]
+    return _as_snapshot(registry.collect())
 
 
 class Totals(Collector):
@@ -53,8 +59,8 @@ def _sum(snapshots: list[Snapshot]) -> list[Metric]:
     families: dict[str, tuple[Metric, dict[_Key, float]]] = {}
     for name, kind, documentation, samples in (family for snapshot in snapshots for family in snapshot):
         _, sums = families.setdefault(name, (Metric(name, documentation, kind), {}))
-        for sample, labels, value in samples:
-            key = (sample, tuple(labels.items()))
+        for sample, labels, text in samples:
+            key, value = (sample, tuple(labels.items())), float(text)
             sums[key] = _combined(name, sums[key], value) if key in sums else value
     for metric, sums in families.values():
         for (sample, pairs), value in sums.items():
@@ -68,5 +74,5 @@ def _combined(family: str, one: float, other: float) -> float:
     return max(one, other) if family in _MAXIMUM else one + other
 
 
-def _as_snapshot(metrics: list[Metric]) -> Snapshot:
-    return [[m.name, m.type, m.documentation, [[s.name, s.labels, s.value] for s in m.samples]] for m in metrics]
+def _as_snapshot(metrics: Iterable[Metric]) -> Snapshot:
+    return [[m.name, m.type, m.documentation, [[s.name, s.labels, str(s.value)] for s in m.samples]] for m in metrics]

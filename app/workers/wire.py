@@ -18,11 +18,12 @@ from app import errors
 from app.engine import Row, Want
 from app.errors import Internal, Overloaded, TopkError
 
-MESSAGE, TASK, CANCEL, ANSWER, FAILURE = range(5)
+MESSAGE, TASK, CANCEL, LEFT, ANSWER, FAILURE = range(6)
 
 _FRAME = struct.Struct("=IB")
-_TASK = struct.Struct("=QIBId")
+_TASK = struct.Struct("=QIBIddI")
 _CANCEL = struct.Struct("=Q")
+_LEFT = struct.Struct("=dI")
 _ANSWER = struct.Struct("=QddIIIII")
 _READ = 1 << 16
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -31,13 +32,19 @@ _FLOATS = 4  # bytes of a float32
 
 
 class ImageTask(NamedTuple):
-    """An image in ``slot``, and the outputs wanted by ``deadline`` (seconds of ``time.monotonic``)."""
+    """An image in ``slot``, and the outputs wanted by ``deadline`` (seconds of ``time.monotonic``).
+
+    ``received_at``, ``stated`` and ``caller`` are those of the job.
+    """
 
     number: int
     slot: int
     tensor: bool  # float32 [3, crop, crop] rather than uint8 [crop, crop, 3]
     want: Want
     deadline: float
+    received_at: float
+    stated: bool
+    caller: int
 
 
 class Answer(NamedTuple):
@@ -108,15 +115,15 @@ def frame(kind: int, payload: bytes) -> bytes:
 
 def task(task: ImageTask) -> bytes:
     want = task.want
-    flags = want.features | want.logits << 1 | want.probabilities << 2 | task.tensor << 3
-    return frame(TASK, _TASK.pack(task.number, task.slot, flags, want.k, task.deadline))
+    flags = want.features | want.logits << 1 | want.probabilities << 2 | task.tensor << 3 | task.stated << 4
+    numbers = task.number, task.slot, flags, want.k, task.deadline, task.received_at, task.caller
+    return frame(TASK, _TASK.pack(*numbers))
 
 
 def read_task(payload: bytes) -> ImageTask:
-    number, slot, flags, k, deadline = _TASK.unpack(payload)
-    return ImageTask(
-        number, slot, bool(flags & 8), Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4)), deadline
-    )
+    number, slot, flags, k, deadline, received_at, caller = _TASK.unpack(payload)
+    want = Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4))
+    return ImageTask(number, slot, bool(flags & 8), want, deadline, received_at, bool(flags & 16), caller)
 
 
 def cancel(number: int) -> bytes:
@@ -126,6 +133,16 @@ def cancel(number: int) -> bytes:
 def read_cancel(payload: bytes) -> int:
     number: int = _CANCEL.unpack(payload)[0]
     return number
+
+
+def left(received_at: float, caller: int) -> bytes:
+    """A client has left whose image was received at this time."""
+    return frame(LEFT, _LEFT.pack(received_at, caller))
+
+
+def read_left(payload: bytes) -> tuple[float, int]:
+    received_at, caller = _LEFT.unpack(payload)
+    return received_at, caller
 
 
 def answer(answer: Answer) -> bytes:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
 from app.api.protocols import torchserve
+from app.api.service import StartEstimate
 from app.classifier import Result, Timing
 from app.engine import Row
 from app.errors import ModelError
@@ -196,7 +197,8 @@ def test_probes_need_no_key_and_questions_do(locked: InProcess) -> None:
 
 
 @pytest.mark.parametrize("state", ["loading", "failed", "draining"])
-def test_probes_tell_that_it_is_not_ready(state: str) -> None:
+def test_probes_tell_that_it_is_not_ready(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StartEstimate, "seconds", lambda _: 5.0)
     readiness = Readiness(draining=state == "draining")
     settings = Settings(_env_file=None, aip_health_route="/aip/health", aip_predict_route="/aip")
     with TestClient(create_app(settings, readiness, lambda *_: None)) as client:

@@ -68,6 +68,7 @@ def test_info(app_server: InProcess) -> None:
     assert (info.preprocessing.crop, info.limits.max_batch_images) == (224, 32)
     assert list(info.batching.cost_ms) == [str(size) for size in engine.buckets]
     assert info.batching.ceiling in engine.buckets
+    assert info.batching.patience is None or info.batching.patience > 0
 
 
 @pytest.mark.parametrize("wnid", ["n00001740", "n02084071", "n02111889"])

@@ -23,14 +23,14 @@ class Clock:
         return self.now
 
 
-def test_a_start_is_expected_to_take_five_seconds_and_then_as_long_again_as_it_has_taken() -> None:
+def test_a_start_is_expected_to_take_three_seconds_and_then_as_long_again_as_it_has_taken() -> None:
     clock = Clock()
     start = StartEstimate(clock)
     expected = []
     for elapsed in (0, 2, 4, 10, 40, 100):
         clock.now = 1000.0 + elapsed
         expected.append(start.seconds())
-    assert expected == [5, 3, 4, 10, 40, 60]
+    assert expected == [3, 2, 4, 10, 40, 60]
 
 
 def test_another_start_is_estimated_anew() -> None:
@@ -39,7 +39,7 @@ def test_another_start_is_estimated_anew() -> None:
     clock.now += 100
     assert start.seconds() == 60
     clock.now += 3600
-    assert start.seconds() == 5
+    assert start.seconds() == 3
 
 
 def test_a_client_that_honours_retry_after_outlasts_a_start_of_a_minute() -> None:
@@ -57,8 +57,8 @@ def test_while_loading_the_expected_time_is_in_the_response(path: str) -> None:
     with TestClient(create_app(Settings(_env_file=None), Readiness(), lambda *_: None)) as client:
         answer = client.request("POST" if path == "/v1/predict" else "GET", path, content=b"x")
         assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
-        assert answer.headers["retry-after"] == "5"
-        assert 4000 < answer.json()["retry_after_ms"] <= 5000
+        assert answer.headers["retry-after"] == "3"
+        assert 2000 < answer.json()["retry_after_ms"] <= 3000
 
 
 @pytest.fixture

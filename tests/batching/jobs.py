@@ -22,9 +22,11 @@ class Numbered(Job):
     future: "asyncio.Future[Job]"
 
 
-def job(number: Any = 0, deadline: float = math.inf, loop: asyncio.AbstractEventLoop | None = None) -> Numbered:
+def job(
+    number: Any = 0, deadline: float = math.inf, loop: asyncio.AbstractEventLoop | None = None, **fields: Any
+) -> Numbered:
     waiter = Waiter(loop or asyncio.get_running_loop())
-    made = Numbered(b"", Want(), deadline, waiter)
+    made = Numbered(b"", Want(), deadline, waiter, **fields)
     made.number, made.future = number, waiter.future
     return made
 
@@ -47,7 +49,7 @@ def numbers(run: Callable[[Sequence[Any]], Sequence[Any]]) -> Run:
 
 
 def measured(seconds: dict[int, float]) -> CostCurve:
+    """A curve with exactly these costs."""
     costs = CostCurve(seconds)
-    for bucket, cost in seconds.items():
-        costs.observe(bucket, cost)
+    costs.restore(seconds)
     return costs

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.batching import Backlog
+from app.batching import Backlog, CostCurve
 from app.errors import Overloaded
 from tests.batching.jobs import Numbered, job, measured
 
@@ -15,13 +15,14 @@ from tests.batching.jobs import Numbered, job, measured
 @pytest.fixture
 def make() -> Iterator[Callable[..., Numbered]]:
     loop = asyncio.new_event_loop()
-    yield lambda number=0, deadline=math.inf: job(number, deadline, loop)
+    yield lambda number=0, deadline=math.inf, **fields: job(number, deadline, loop, **fields)
     loop.close()
 
 
 Make = Callable[..., Numbered]
 SECOND_A_BATCH = {1: 1.0, 2: 1.0, 4: 1.0}
 TENTH_A_BATCH = {1: 0.1, 2: 0.1, 4: 0.1}
+NOW = 1000.0  # of a clock that has run for a while
 
 
 def fill(backlog: Backlog, jobs: Sequence[Numbered], now: float = 0.0) -> None:
@@ -32,6 +33,41 @@ def fill(backlog: Backlog, jobs: Sequence[Numbered], now: float = 0.0) -> None:
 def taken(backlog: Backlog, now: float = 0.0, stream: int = 0) -> list[Any]:
     batch, _ = backlog.take(now, stream)
     return [one.number for one in batch]
+
+
+def retry_s(backlog: Backlog, now: float, deadline: float = math.inf) -> float:
+    """The seconds after which a refused item may come again."""
+    with pytest.raises(Overloaded) as refused:
+        backlog.check(now, 1, deadline)
+    assert refused.value.retry_after_s is not None
+    return refused.value.retry_after_s
+
+
+def lose_patience(backlog: Backlog, make: Make, seconds: float) -> None:
+    """Many clients have hung up after so many seconds."""
+    for caller in range(50):
+        backlog.left(make(received_at=NOW - 1 - seconds, caller=caller), NOW - 1)
+
+
+def admitted(backlog: Backlog, make: Make, now: float = NOW, most: int = 1000) -> int:
+    """The number of items that are put before one is refused."""
+    for count in range(most):
+        try:
+            backlog.check(now, 1, math.inf)
+        except Overloaded:
+            return count
+        idle = backlog.idle
+        fill(backlog, [make(received_at=now)], now)
+        if idle:
+            taken(backlog, now)
+    return most
+
+
+def drain(backlog: Backlog, now: float) -> None:
+    while len(backlog):
+        backlog.finished(0)
+        taken(backlog, now)
+    backlog.finished(0)
 
 
 def test_nothing_waits_while_a_stream_is_free(make: Make) -> None:
@@ -73,25 +109,26 @@ def test_a_finished_stream_is_free_again(make: Make) -> None:
 def test_what_is_prepared_ahead_of_the_queue_counts_as_wait() -> None:
     backlog = Backlog(measured(SECOND_A_BATCH), streams=1, ahead_s=lambda: 3.0)
     assert backlog.predicted_wait(0.0) == 3.0
-    with pytest.raises(Overloaded) as refused:
-        backlog.check(0.0, 1, deadline=3.5)
-    assert refused.value.retry_after_s == pytest.approx(0.5)
+    backlog.check(0.0, 1, deadline=4.5)
+    assert retry_s(backlog, 0.0, deadline=3.5) >= 0.5
 
 
-def test_admission_refuses_by_how_much_the_answer_would_be_late(make: Make) -> None:
-    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
-    fill(backlog, [make()])
-    taken(backlog)
-    backlog.check(0.025, 1, deadline=0.2)
-    with pytest.raises(Overloaded) as refused:
-        backlog.check(0.025, 1, deadline=0.15)
-    assert refused.value.retry_after_s == pytest.approx(0.05)
+def test_admission_refuses_until_the_answer_would_be_in_time(make: Make) -> None:
+    retries = []
+    for deadline in (0.15, 0.1):
+        backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+        fill(backlog, [make()])
+        taken(backlog)
+        backlog.check(0.025, 1, deadline=0.225)
+        retries.append(retry_s(backlog, 0.025, deadline))
+    assert 0.05 <= retries[0] < retries[1]  # the answers would be 50 and 100 ms late
+    assert 0.1 <= retries[1] < 0.2
 
 
 @pytest.mark.parametrize(("n", "streams", "needed"), [(1, 1, 1.0), (4, 1, 1.0), (5, 1, 2.0), (8, 2, 1.0), (16, 2, 2.0)])
 def test_admission_counts_the_batches_that_were_asked_for(n: int, streams: int, needed: float) -> None:
     backlog = Backlog(measured(SECOND_A_BATCH), streams, ahead_s=lambda: 1e-9)  # not idle
-    backlog.check(0.0, n, deadline=needed + 1e-9)
+    backlog.check(0.0, n, deadline=needed + 0.5)  # not enough for one more batch
     with pytest.raises(Overloaded):
         backlog.check(0.0, n, deadline=needed - 0.01)
 
@@ -134,68 +171,97 @@ def test_preparation_counts_as_wait_and_outliers_are_damped(make: Make) -> None:
     assert backlog.prepare_s < 0.013
 
 
-def burst(backlog: Backlog, now: float, jobs: Sequence[Numbered]) -> None:
-    """All of them admitted and put at once, to an idle device."""
-    for one in jobs:
-        backlog.check(now, 1, math.inf)
-        backlog.put(one, now)
-        if backlog.predicted_wait(now) == 0:
-            taken(backlog, now)
-
-
-def drain(backlog: Backlog, now: float) -> None:
-    while len(backlog):
-        backlog.finished(0)
-        taken(backlog, now)
-    backlog.finished(0)
-
-
-def test_a_burst_is_admitted_and_an_excess_is_refused(make: Make) -> None:
+def test_while_nobody_hangs_up_items_wait_as_long_as_their_deadlines_allow(make: Make) -> None:
     backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
-    burst(backlog, 0.0, [make() for _ in range(60)])
-    backlog.check(0.1, 1, math.inf)
-    with pytest.raises(Overloaded) as refused:
-        backlog.check(0.11, 1, math.inf)
-    assert refused.value.retry_after_s == pytest.approx(backlog.predicted_wait(0.11) - 0.85)
-
-
-def test_what_does_not_come_to_an_idle_device_is_no_burst(make: Make) -> None:
-    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
-    burst(backlog, 0.0, [make()])
-    fill(backlog, [make() for _ in range(32)], 1.0)
-    backlog.check(1.0, 1, math.inf)
-    fill(backlog, [make() for _ in range(4)], 1.0)
+    assert admitted(backlog, make) == 1000
+    backlog.check(NOW, 1, deadline=NOW + 60)
     with pytest.raises(Overloaded):
-        backlog.check(1.0, 1, math.inf)
+        backlog.check(NOW, 1, deadline=NOW + 24)
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "busy"])
+def test_items_wait_no_longer_than_clients_do(make: Make, idle: bool) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    lose_patience(backlog, make, 1.0)
+    if not idle:
+        fill(backlog, [make(received_at=NOW)], NOW)
+        taken(backlog, NOW)
+    assert 20 < admitted(backlog, make) <= 40  # four in a tenth of a second
+    assert 0.6 < backlog.predicted_wait(NOW) <= 1.0
+
+
+def test_a_stated_deadline_overrides_the_patience_of_others(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    lose_patience(backlog, make, 0.5)
+    fill(backlog, [make(received_at=NOW) for _ in range(80)], NOW)
+    with pytest.raises(Overloaded):
+        backlog.check(NOW, 1, deadline=NOW + 5)
+    backlog.check(NOW, 1, deadline=NOW + 5, stated=True)
+    with pytest.raises(Overloaded):
+        backlog.check(NOW, 1, deadline=NOW + 1, stated=True)
+
+
+def test_a_refused_client_may_come_again_when_the_wait_is_as_short_as_clients_stay(make: Make) -> None:
+    def retry(patience: float) -> float:
+        backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+        lose_patience(backlog, make, patience)
+        fill(backlog, [make(received_at=NOW) for _ in range(80)], NOW)
+        assert backlog.predicted_wait(NOW) == pytest.approx(2.0)
+        return retry_s(backlog, NOW)
+
+    short, long = retry(0.5), retry(1.5)
+    assert short >= 1.5
+    assert long >= 0.5
+    assert short - long > 0.8
+
+
+def test_refused_clients_come_again_one_after_another_within_their_patience(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    lose_patience(backlog, make, 2.0)
+    admitted(backlog, make)
+    retries = [retry_s(backlog, NOW) for _ in range(200)]
+    assert retries == sorted(retries)
+    assert retries[4] > retries[0]
+    assert retries[-1] <= 2.0
+
+
+def test_the_queue_is_shorter_while_answers_come_later_than_predicted(make: Make) -> None:
+    backlog = Backlog(measured({1: 0.01}), streams=1)
+    lose_patience(backlog, make, 1.0)
+
+    def compute(seconds: float) -> int:
+        """Jobs that take so long; then the number of items that are admitted."""
+        for _ in range(100):
+            one = make(received_at=NOW, stated=True)
+            fill(backlog, [one], NOW)
+            taken(backlog, NOW)
+            backlog.finished(0)
+            backlog.computed(one, NOW + seconds)
+        count = admitted(backlog, make)
+        drain(backlog, NOW)
+        return count
+
+    punctual, late, again = compute(0.01), compute(1.0), compute(0.01)
+    assert punctual / 2 < late < 0.9 * punctual
+    assert again > 1.1 * late
+
+
+def test_a_batch_that_takes_longer_than_clients_wait_is_still_run(make: Make) -> None:
+    backlog = Backlog(measured(SECOND_A_BATCH), streams=1)
+    lose_patience(backlog, make, 0.5)
+    fill(backlog, [make(received_at=NOW)], NOW)
+    taken(backlog, NOW)
+    with pytest.raises(Overloaded):
+        backlog.check(NOW + 0.1, 1, math.inf)
+    backlog.check(NOW + 0.9, 1, math.inf)
 
 
 def test_a_burst_ends_at_its_deadline(make: Make) -> None:
     backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
-    burst(backlog, 0.0, [make() for _ in range(60)])
+    fill(backlog, [make() for _ in range(60)])
+    backlog.check(0.0, 1, deadline=2.0)
     with pytest.raises(Overloaded):
         backlog.check(0.0, 1, deadline=1.5)
-
-
-def refused(backlog: Backlog, now: float, waiting: Sequence[Numbered]) -> bool:
-    """Whether one more than these would be refused."""
-    fill(backlog, waiting, now)
-    try:
-        backlog.check(now, 1, math.inf)
-    except Overloaded:
-        return True
-    finally:
-        drain(backlog, now)
-    return False
-
-
-def test_a_queue_that_was_too_long_is_kept_shorter_for_a_second(make: Make) -> None:
-    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
-    eight_batches, six_batches = [make() for _ in range(32)], [make() for _ in range(24)]
-    assert not refused(backlog, 0.0, eight_batches)
-    assert refused(backlog, 1.0, [make() for _ in range(40)])
-    assert refused(backlog, 1.5, eight_batches)
-    assert not refused(backlog, 2.4, six_batches)
-    assert not refused(backlog, 2.6, eight_batches)
 
 
 def test_who_need_not_wait_needs_no_margin(make: Make) -> None:
@@ -207,16 +273,61 @@ def test_who_need_not_wait_needs_no_margin(make: Make) -> None:
     backlog.check(0.0, 1, deadline=0.15)
 
 
-def test_a_second_burst_after_a_drained_one_is_a_burst(make: Make) -> None:
+def test_a_second_burst_after_a_drained_one_is_admitted_like_the_first(make: Make) -> None:
     backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
-    for now in (10.0, 20.0):
-        burst(backlog, now, [make() for _ in range(60)])
+    lose_patience(backlog, make, 1.0)
+    counts = []
+    for now in (NOW, NOW + 5):
+        counts.append(admitted(backlog, make, now))
         drain(backlog, now)
+    assert counts[0] == counts[1] > 20
 
 
-def test_the_wait_that_is_tolerated_leaves_time_for_a_batch_within_a_second() -> None:
-    assert Backlog(measured(TENTH_A_BATCH), streams=1).target_s == pytest.approx(0.85)
-    assert Backlog(measured(SECOND_A_BATCH), streams=1).target_s == 0.5
+def learned(backlog: Backlog) -> bool:
+    """Whether clients are known to leave."""
+    return backlog.patience_s(NOW + 1) < math.inf
+
+
+def test_who_states_a_deadline_says_nothing_about_the_others(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    for caller in range(50):
+        backlog.left(make(received_at=NOW - 1, caller=caller, stated=True), NOW)
+    assert not learned(backlog)
+
+
+def test_who_has_waited_until_the_deadline_was_patient(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    for caller in range(50):
+        backlog.left(make(deadline=NOW, received_at=NOW - 1, caller=caller), NOW)
+    assert not learned(backlog)
+
+
+@pytest.mark.parametrize(("stated", "counts"), [(False, True), (True, False)], ids=["silent", "stated"])
+def test_the_hang_ups_of_a_caller_count_as_far_as_it_is_answered(make: Make, stated: bool, counts: bool) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    for caller in range(100, 200):
+        backlog.computed(make(received_at=NOW - 2, caller=caller), NOW)
+    for _ in range(50):
+        backlog.computed(make(received_at=NOW - 0.1, caller=7, stated=stated), NOW)
+        backlog.left(make(received_at=NOW - 1, caller=7), NOW)
+    assert learned(backlog) == counts
+
+
+@pytest.mark.parametrize(
+    ("waits", "remaining", "counts"),
+    [([0.3, 0.6, 0.9, 1.2], 0, False), ([1.0, 1.0, 1.0, 1.0], 0, True), ([0.3, 0.6, 0.9, 1.2], 4, True)],
+    ids=["all after different waits", "all after the same wait", "some of many"],
+)
+def test_connections_that_close_together_count_as_one_client(
+    make: Make, waits: list[float], remaining: int, counts: bool
+) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    for _ in range(20):
+        backlog.computed(make(received_at=NOW - 0.1, caller=7), NOW)
+    fill(backlog, [make(received_at=NOW, caller=7) for _ in range(remaining)], NOW)
+    for wait in waits:
+        backlog.left(make(received_at=NOW - wait, caller=7), NOW)
+    assert learned(backlog) == counts
 
 
 def test_what_expired_or_is_gone_never_comes_out(make: Make) -> None:
@@ -287,3 +398,71 @@ def test_free_streams_share_what_waits(make: Make) -> None:
     backlog = Backlog(measured(SECOND_A_BATCH), streams=3)
     fill(backlog, [make(i) for i in range(6)])
     assert [taken(backlog, 0.0, stream) for stream in range(3)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_what_cannot_meet_its_deadline_any_more_comes_out_at_once(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    late, good = make("late", deadline=NOW + 0.05), make("good", deadline=NOW + 0.5)
+    fill(backlog, [late, good], NOW)
+    assert backlog.take(NOW, 0) == ([good], [late])
+    assert len(backlog) == 0
+
+
+def test_who_will_probably_have_left_comes_last(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    lose_patience(backlog, make, 1.0)
+    fill(backlog, [make(f"old {i}", received_at=NOW - 0.97) for i in range(3)], NOW)
+    fill(backlog, [make(i, received_at=NOW) for i in range(6)], NOW)
+    order = []
+    while len(backlog):
+        order += taken(backlog, NOW)
+    assert order == [0, 1, 2, 3, 4, 5, "old 0", "old 1", "old 2"]
+
+
+def test_who_has_stated_a_deadline_is_expected_to_stay(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    lose_patience(backlog, make, 1.0)
+    old = make("old", deadline=NOW + 60, received_at=NOW - 0.97, stated=True)
+    fill(backlog, [old, *(make(i, received_at=NOW) for i in range(4))], NOW)
+    assert taken(backlog, NOW) == ["old", 0, 1, 2]
+
+
+def test_those_who_come_last_hold_up_nobody_else(make: Make) -> None:
+    backlog = Backlog(measured(TENTH_A_BATCH), streams=1)
+    lose_patience(backlog, make, 1.0)
+    fill(backlog, [make(received_at=NOW - 0.97) for _ in range(80)], NOW)
+    fill(backlog, [make(received_at=NOW) for _ in range(4)], NOW)
+    taken(backlog, NOW)
+    assert len(backlog) == 80
+    assert backlog.predicted_wait(NOW) == pytest.approx(0.1)
+    backlog.check(NOW, 1, math.inf)
+
+
+def test_fewer_run_at_once_if_a_full_batch_would_be_late_for_all(make: Make) -> None:
+    backlog = Backlog(measured({1: 0.05, 4: 0.1}), streams=1)
+    fill(backlog, [make(i, deadline=NOW + 0.08) for i in range(4)], NOW)
+    assert taken(backlog, NOW) == [0]
+
+
+def test_two_full_batches_fit_into_the_time_that_clients_wait(make: Make) -> None:
+    sizes = []
+    for patience in (None, 2.0, 0.5, 0.3, 0.01):
+        backlog = Backlog(measured({1: 0.1, 2: 0.12, 4: 0.2, 8: 0.3}), streams=1)
+        if patience:
+            lose_patience(backlog, make, patience)
+        fill(backlog, [make(received_at=NOW) for _ in range(16)], NOW)
+        sizes.append(len(taken(backlog, NOW)))
+    assert sizes == [8, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize(("waiting", "patience", "size"), [(1, None, 1), (3, None, 2), (3, 0.3, 1), (3, 0.6, 2)])
+def test_a_size_that_was_never_measured_is_tried_if_two_batches_would_be_in_time(
+    make: Make, waiting: int, patience: float | None, size: int
+) -> None:
+    costs = CostCurve((1, 2, 4))
+    costs.restore({1: 0.1})
+    backlog = Backlog(costs, streams=1)
+    if patience:
+        lose_patience(backlog, make, patience)
+    fill(backlog, [make(received_at=NOW) for _ in range(waiting)], NOW)
+    assert len(taken(backlog, NOW)) == size

@@ -39,6 +39,20 @@ def served(*runs: Any, buckets: Sequence[int] = BUCKETS, **options: Any) -> Iter
         queue.close()
 
 
+@contextmanager
+def warm(*runs: Any, buckets: Sequence[int] = BUCKETS, pads: bool = False, **options: Any) -> Iterator[BatchQueue]:
+    """A queue that is warmed up first. ``Held`` runs pass until it is."""
+    for run in runs:
+        if isinstance(run, Held):
+            run.gate.set()
+    queue = BatchQueue([numbers(run) for run in runs], CostCurve(buckets, pads), **{"clock": Fake(), **options})
+    queue.start(lambda size: [job_without_caller(0)] * size)
+    try:
+        yield queue
+    finally:
+        queue.close()
+
+
 def put(queue: BatchQueue, *items: Any) -> list[Numbered]:
     jobs = [job(item) for item in items]
     for one in jobs:
@@ -185,7 +199,7 @@ def test_an_expired_item_is_answered_and_never_run() -> None:
         late = [job(item, 1.0) for item in (1, 2)]
         for one in late:
             queue.put(one)
-        clock.now = 1.0
+        clock.now = 1.1
         held.gate.set()
         return await ended(late)
 
@@ -194,6 +208,29 @@ def test_an_expired_item_is_answered_and_never_run() -> None:
     assert isinstance(one, DeadlineExceeded)
     assert isinstance(other, DeadlineExceeded)
     assert one is not other  # a raised exception carries its traceback: two tasks must not share one
+    assert held.batches == [[0]]
+
+
+def test_an_item_that_cannot_be_in_time_any_more_is_refused_and_never_run() -> None:
+    held, clock = Held(), Fake()
+
+    async def go() -> list[Any]:
+        put(queue, 0)
+        held.wait_for_batch()
+        late = [job(item, 1.5) for item in (1, 2)]
+        for one in late:
+            queue.put(one)
+        clock.now = 1.0
+        held.gate.set()
+        return await ended(late)
+
+    with served(held, clock=clock) as queue:
+        queue.costs.observe(1, 1.0)
+        one, other = asyncio.run(go())
+    assert isinstance(one, Overloaded)
+    assert isinstance(other, Overloaded)
+    assert one is not other
+    assert one.retry_after_s is not None
     assert held.batches == [[0]]
 
 
@@ -306,6 +343,12 @@ class Small(Held):
             raise MemoryError
         return answers
 
+    def hold(self, most: int) -> None:
+        """From here on, with less memory."""
+        self._most = most
+        self._entered = threading.Semaphore(0)
+        self.gate.clear()
+
 
 def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits() -> None:
     clock = Fake()
@@ -318,10 +361,44 @@ def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits() -> None:
         small.gate.set()
         return await ended(waiting)
 
-    with served(small, buckets=(1, 2, 4, 8), clock=clock) as queue:
+    with served(small, buckets=(1, 8), clock=clock) as queue:
         assert asyncio.run(go()) == [2, 4, 6, 8, 10, 12, 14, 16]
-        assert queue.costs.as_dict() == pytest.approx({1: 0.001, 8: 0.007})
     assert list(map(len, small.batches)) == [1, 8, 4, 2, 2, 4, 2, 2]
+
+
+@pytest.mark.parametrize(("waiting", "buckets"), [(8, (1, 2)), (7, (1, 2)), (3, (1, 2)), (2, (1, 2, 4, 8))])
+def test_the_first_use_of_a_size_without_memory_keeps_batches_smaller(waiting: int, buckets: tuple[int, ...]) -> None:
+    small = Small(2, Fake())
+
+    async def go() -> list[Any]:
+        put(queue, 0)
+        small.wait_for_batch()
+        jobs = put(queue, *range(waiting))
+        small.gate.set()
+        return await ended(jobs)
+
+    with served(small, buckets=(1, 2, 4, 8)) as queue:
+        assert asyncio.run(go()) == [2 * item for item in range(waiting)]
+        assert queue.costs.buckets == buckets
+
+
+def test_a_size_that_has_run_before_stays_though_the_memory_is_short_and_costs_more() -> None:
+    clock = Fake()
+    small = Small(8, clock)
+
+    async def go() -> list[Any]:
+        put(queue, 0)
+        small.wait_for_batch()
+        waiting = put(queue, *range(8))
+        small.gate.set()
+        return await ended(waiting)
+
+    with warm(small, buckets=(8,), clock=clock) as queue:
+        assert queue.costs.as_dict() == {8: pytest.approx(0.001)}
+        small.hold(most=4)
+        assert asyncio.run(go()) == [2 * item for item in range(8)]
+        assert queue.costs.buckets == (8,)
+        assert queue.costs.seconds(8) > 0.001
 
 
 def test_an_item_without_memory_may_come_again_and_the_others_are_answered() -> None:
@@ -385,6 +462,24 @@ def test_what_is_abandoned_is_answered_and_close_waits_for_no_stream_that_hangs(
     assert stream.is_alive()
     held.gate.set()
     stream.join(30)
+
+
+def test_a_first_pass_counts_as_running_from_its_predicted_end_on() -> None:
+    held, clock = Held(), Fake()
+
+    async def go() -> None:
+        jobs = put(queue, 0)
+        await asyncio.to_thread(held.wait_for_batch)
+        clock.now = 5.0
+        assert queue.running_s() == 0.0
+        clock.now = 7.0
+        assert queue.running_s() == 1.0
+        held.gate.set()
+        await ended(jobs)
+
+    with served(held, clock=clock) as queue:
+        queue.costs.observe(1, 6.0)
+        asyncio.run(go())
 
 
 def test_the_longest_running_batch_is_told() -> None:
@@ -485,17 +580,90 @@ def test_warm_up_runs_every_bucket_on_the_thread_of_every_stream_before_start_re
     queue.close()
 
 
-def test_the_first_pass_of_the_warm_up_is_not_measured() -> None:
-    clock, seconds = Fake(), iter([100.0, 1.0, 100.0, 2.0])
+def test_the_streams_run_first_one_after_another_and_then_together() -> None:
+    running, both = threading.Semaphore(1), threading.Barrier(2, timeout=30)
+    passes = dict[str, int]()
 
     def run(items: Sequence[int]) -> list[int]:
-        clock.now += next(seconds)
+        name = threading.current_thread().name
+        passes[name] = passes.get(name, 0) + 1
+        if passes[name] == 1:
+            assert running.acquire(blocking=False)
+            running.release()
+        else:
+            both.wait()
         return doubled(items)
 
-    queue = BatchQueue([numbers(run)], CostCurve((1, 2)), clock=clock)
-    queue.start(lambda size: [job_without_caller(0)] * size)
-    assert queue.costs.as_dict() == {1: 1.0, 2: 2.0}
-    queue.close()
+    with warm(run, run, buckets=(1,)):
+        assert passes == {"topk-stream-0": 2, "topk-stream-1": 2}
+
+
+def timed(clock: Fake, *seconds: float) -> Callable[[Sequence[int]], list[int]]:
+    """Takes so long in turn."""
+    left = iter(seconds)
+
+    def run(items: Sequence[int]) -> list[int]:
+        clock.now += next(left)
+        return doubled(items)
+
+    return run
+
+
+def test_the_first_pass_of_the_warm_up_is_not_measured() -> None:
+    clock = Fake()
+    with warm(timed(clock, 0.1, 0.01, 0.1, 0.015), buckets=(1, 2), clock=clock) as queue:
+        assert queue.costs.as_dict() == pytest.approx({1: 0.01, 2: 0.015}, rel=0.01)
+
+
+def test_sizes_that_would_take_longer_than_half_a_second_are_not_warmed_up_and_extrapolated() -> None:
+    clock = Fake()
+    with warm(timed(clock, 0.1, 0.1, 0.05, 0.05), buckets=(1, 2, 4), clock=clock) as queue:
+        assert queue.costs.as_dict() == {1: pytest.approx(0.1)}
+        assert queue.costs.seconds(4) == pytest.approx(0.4)
+
+
+def test_the_warm_up_of_an_engine_that_pads_runs_all_sizes() -> None:
+    clock = Fake()
+    with warm(timed(clock, 9, 1, 9, 1.5, 9, 2), buckets=(1, 2, 4), pads=True, clock=clock) as queue:
+        assert queue.costs.as_dict() == pytest.approx({1: 1.0, 2: 1.5, 4: 2.0}, rel=0.01)
+
+
+def together(held: Held, queue: BatchQueue, *items: int) -> None:
+    """Run one batch of all items, behind a first one."""
+
+    async def go() -> list[Any]:
+        held.gate.clear()
+        first = put(queue, 0)
+        await asyncio.to_thread(held.wait_for_batch)
+        rest = put(queue, *items)
+        held.gate.set()
+        return await ended(first + rest)
+
+    asyncio.run(go())
+    held.wait_for_batch()
+    assert held.batches[-1] == list(items)
+
+
+def test_the_first_pass_of_a_size_is_not_measured_in_traffic_either() -> None:
+    held = Held()
+    with served(held) as queue:
+        together(held, queue, 1, 2)
+        assert queue.costs.as_dict() == {}
+        together(held, queue, 1, 2)
+        assert list(queue.costs.as_dict()) == [1, 2]
+
+
+@pytest.mark.parametrize(("pads", "measured"), [(False, [1]), (True, [1, 4])])
+def test_a_batch_costs_what_its_bucket_costs_only_if_the_engine_pads(pads: bool, measured: list[int]) -> None:
+    held = Held()
+    queue = BatchQueue([numbers(held)], CostCurve(BUCKETS, pads), clock=Fake())
+    queue.start()
+    try:
+        together(held, queue, 1, 2, 3)
+        together(held, queue, 1, 2, 3)
+        assert list(queue.costs.as_dict()) == measured
+    finally:
+        queue.close()
 
 
 def test_a_warm_up_that_fails_fails_the_start() -> None:
@@ -532,16 +700,17 @@ def test_an_item_that_has_the_device_to_itself_is_run_alone() -> None:
     clock = Fake()
     alone = Timed(clock, 5.0)
     with served(doubled, doubled, run_alone=alone, clock=clock) as queue:
-        assert ask(queue, 4) == [8]
+        assert [ask(queue, 4), ask(queue, 5)] == [[8], [10]]
         assert queue.costs_alone.as_dict() == {1: 5.0}
         assert queue.costs.as_dict() == {}
-    assert alone.batches == [[4]]
+    assert alone.batches == [[4], [5]]
 
 
 def test_items_that_wait_together_are_not_run_alone() -> None:
     held, alone = Held(), Held()
 
     async def go() -> list[Any]:
+        alone.gate.clear()
         first = put(queue, 0)
         alone.wait_for_batch()
         pair = put(queue, 1, 2)
@@ -550,9 +719,9 @@ def test_items_that_wait_together_are_not_run_alone() -> None:
         return await ended(first + pair)
 
     with served(held, run_alone=alone) as queue:
-        assert asyncio.run(go()) == [0, 2, 4]
+        assert [asyncio.run(go()), asyncio.run(go())] == [[0, 2, 4]] * 2
         assert list(queue.costs.as_dict()) == [2]
-    assert (alone.batches, held.batches) == ([[0]], [[1, 2]])
+    assert (alone.batches, held.batches) == ([[0]] * 2, [[1, 2]] * 2)
 
 
 def test_an_item_beside_a_running_batch_is_not_run_alone() -> None:
@@ -589,10 +758,11 @@ def test_admission_and_wait_follow_the_queue() -> None:
         put(queue, 0)
         held.wait_for_batch()
         assert queue.predicted_wait() == 0.1
-        queue.admit(1, deadline=0.2)
+        queue.admit(1, deadline=0.3)
         with pytest.raises(Overloaded) as refused:
             queue.admit(1, deadline=0.15)
-        assert refused.value.retry_after_s == pytest.approx(0.05)
+        assert refused.value.retry_after_s is not None
+        assert refused.value.retry_after_s >= 0.05
         [waiting] = put(queue, 1)
         assert len(queue) == 1
         held.gate.set()
@@ -648,3 +818,46 @@ def test_a_job_that_was_never_put_can_be_settled_from_any_thread() -> None:
         return await ended([one])
 
     assert isinstance(asyncio.run(go())[0], KeyError)
+
+
+def test_the_outlook_shows_the_patience_of_those_who_hang_up() -> None:
+    clock = Fake()
+    with served(doubled, clock=clock) as queue:
+        assert queue.outlook().patience == math.inf
+        clock.now = 3.0
+        for caller in range(50):
+            queue.forget(Job(b"", Want(), math.inf, received_at=1.0, caller=caller))
+        clock.now = 3.2
+        assert 1.8 < queue.outlook().patience <= 2.0
+
+
+@pytest.mark.parametrize("leave", [False, True], ids=["stay", "leave"])
+def test_only_clients_that_are_still_there_count_as_answered(leave: bool) -> None:
+    """The hang-ups of a caller count as far as there are answers to it."""
+    clock, caller = Fake(), 7
+    jobs: list[Numbered] = []
+
+    async def hang_up() -> None:
+        for one in jobs:
+            one.future.cancel()
+
+    def run(items: Sequence[int]) -> list[int]:
+        if leave and caller in items:
+            assert jobs[0].completion
+            asyncio.run_coroutine_threadsafe(hang_up(), jobs[0].completion.loop).result(30)
+        return doubled(items)
+
+    async def go() -> None:
+        clock.now = 3.0
+        jobs.extend(job(caller, received_at=2.0, caller=caller) for _ in range(40))
+        others = [job(0, received_at=1.0, caller=number) for number in range(100, 200)]
+        for one in [*jobs, *others]:
+            queue.put(one)
+        await ended(others)
+        for _ in jobs:
+            queue.forget(Job(b"", Want(), math.inf, received_at=2.0, caller=caller))
+        clock.now = 4.0
+        assert (queue.outlook().patience < math.inf) == (not leave)
+
+    with served(run, clock=clock) as queue:
+        asyncio.run(go())

@@ -138,6 +138,7 @@ def test_a_stream_of_a_cpu_computes_on_one_core(engine: TorchEngine) -> None:
 
 
 def test_a_cpu_runs_batches_as_they_come(engine: TorchEngine) -> None:
+    assert not engine.pads
     assert engine._padded(torch.ones(3, 3, 8, 8)).shape == (3, 3, 8, 8)
 
 
@@ -145,6 +146,7 @@ def test_a_cpu_runs_batches_as_they_come(engine: TorchEngine) -> None:
 def test_a_gpu_runs_batches_of_few_sizes(model: Model, monkeypatch: pytest.MonkeyPatch, n: int, padded: int) -> None:
     engine = TorchEngine(model, "cpu", "float32")
     monkeypatch.setattr(engine, "_device", torch.device("cuda:0"))
+    assert engine.pads
     batch = engine._padded(torch.ones(n, 3, 4, 4))
     assert batch.shape == (padded, 3, 4, 4)
     assert batch.sum((1, 2, 3)).tolist() == [48.0] * n + [0.0] * (padded - n)

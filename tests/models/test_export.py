@@ -1,6 +1,7 @@
 """``topk export`` as a command, int8 with real photographs among it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,13 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from app.imagenet.labels import Label
 from app.images import Preprocessing
-from app.models.quantize import read
+from app.models.quantize import Judgement, read, speedup
+from tests import tiny
 from tests.commands import runner
 from tests.commands.train.conftest import make
 from tests.conftest import CAT, PHOTOGRAPHS, REPOSITORY, RESNET50, Server, environment
 from tests.models.seeded import seeded
 
 Answers = list[dict[str, object]]
+FASTER = re.compile(r"(\d+\.\d) times as fast as (float32|bfloat16) on this machine")
 
 
 def topk(*arguments: object, timeout: float = 280) -> subprocess.CompletedProcess[str]:
@@ -106,9 +109,12 @@ def test_a_model_that_answers_otherwise_is_written_only_by_force(weights: Path, 
     refused = topk(*command, "--out", tmp_path / "mine")
     assert refused.returncode == 1, refused.stdout
     assert "int8 changes too many predictions" in refused.stderr
+    assert FASTER.search(refused.stderr)
     assert not (tmp_path / "mine").exists()
     forced = topk(*command, "--out", tmp_path / "mine", "--force")
     assert forced.returncode == 0, forced.stderr
+    [(ratio, _)] = FASTER.findall(forced.stdout)
+    assert float(ratio) > 0
     assert json.loads((tmp_path / "mine" / "model.json").read_text())["precision"] == "int8"
 
 
@@ -121,6 +127,7 @@ def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
     ran = topk(*command, "--out", tmp_path / "int8", timeout=900)
     assert ran.returncode == 0, ran.stderr
     assert "same prediction as float32 for 9" in ran.stdout
+    assert FASTER.search(ran.stdout)
     server = Server("--model", str(tmp_path / "int8"))
     try:
         import httpx2
@@ -132,6 +139,20 @@ def test_int8_of_real_weights_keeps_the_accuracy_rule(tmp_path: Path) -> None:
         assert right >= 0.83
     finally:
         assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_the_speed_is_a_ratio_measured_here() -> None:
+    pixels = np.zeros((2, tiny.PREPROCESSING.crop, tiny.PREPROCESSING.crop, 3), np.float32)
+    assert speedup(tiny.network(), tiny.network(), "float32", pixels) > 0
+
+
+def test_a_judgement_names_the_precision_that_int8_is_compared_with() -> None:
+    judgement = Judgement(200, 0.985, (0.81, 0.82), None, speedup=2.04, precision="float32")
+    assert str(judgement) == (
+        "same prediction as float32 for 98.5% of 200 photographs, top-1 81.0% instead of 82.0%,"
+        " 2.0 times as fast as float32 on this machine"
+    )
 
 
 def test_photographs_in_folders_of_own_classes_have_labels_too(tmp_path: Path) -> None:

@@ -107,15 +107,16 @@ def _timeseries(axes: Axes, panel: dict[str, Any], answers: Answers) -> None:
     bottoms = np.vstack([np.zeros(len(times)), tops[:-1]]) if stacked else np.zeros_like(tops)
     colours = _colours(panel, [name for name, _ in lines])
     say = _formatter(defaults["unit"], defaults.get("decimals"))
-    for row, bottom, top, colour, (name, _) in zip(rows, bottoms, tops, colours, lines, strict=True):
-        mean = np.nanmean(row) if np.isfinite(row).any() else math.nan
+    for bottom, top, colour, (name, one) in zip(bottoms, tops, colours, lines, strict=True):
+        label, alpha = f"{name}  {say(_told(panel, one))}", defaults["custom"]["fillOpacity"] / 100
         if any(prop["id"] == "custom.hideFrom" for prop in _overrides(panel, name)):  # told, not drawn
-            axes.plot([], [], color=colour, label=f"{name}  {say(mean)}")
+            axes.plot([], [], color=colour, label=label)
             continue
-        label, alpha = f"{name}  {say(mean)}", defaults["custom"]["fillOpacity"] / 100
         axes.fill_between(times, bottom, top, color=colour, alpha=alpha, linewidth=0, label=label if stacked else None)
         if not stacked:
             axes.plot(times, top, color=colour, linewidth=1.5, label=label)
+    if len(times) > 1:  # infinite values draw nothing
+        axes.set_xlim(times[0], times[-1])
     axes.set_ylim(0, max(defaults["custom"].get("axisSoftMax", 0), axes.get_ylim()[1], 1e-6))
     _clothe(axes, defaults["unit"])
     if not lines:
@@ -218,6 +219,15 @@ def _grid(series: Series) -> tuple[Any, Any]:
 
 def _name(target: dict[str, Any], series: dict[str, Any]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: series["metric"].get(match[1], ""), target["legendFormat"])
+
+
+def _told(panel: dict[str, Any], series: dict[str, Any]) -> float:
+    """The first number of the panel's legend: the least value, or the mean of the finite ones."""
+    values = np.array([float(value) for _, value in series["values"]])
+    if panel["options"]["legend"]["calcs"][0] == "min":
+        return float(np.nanmin(values))
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def _order(series: dict[str, Any]) -> tuple[float, list[str]]:

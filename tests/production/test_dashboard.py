@@ -3,6 +3,7 @@
 ``TOPK_DASHBOARD_PNG`` names a file for the picture of what the queries answered.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -153,13 +154,22 @@ def mixed(pool: ThreadPoolExecutor, server: Server, until: float, crowd: int) ->
     return [pool.submit(answers, server, until, *one) for one in asked] + [pool.submit(abandon, server, until)]
 
 
+def hang_up(service: Service) -> None:
+    """A client that states no deadline and loses patience after half a second."""
+    with contextlib.suppress(httpx2.ReadTimeout):
+        httpx2.post(f"{service.url}/v1/predict", content=PHOTO, timeout=0.5)
+
+
 def expire(service: Service) -> None:
-    """Requests that are accepted, and whose deadline passes while the engine stands still."""
+    """Requests that are accepted while the engine stands still: deadlines pass, and clients hang up."""
     [engine] = service.children("engine")
     engine.send_signal(signal.SIGSTOP)
     try:
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(12) as pool:
+            leaving = [pool.submit(hang_up, service) for _ in range(8)]
             statuses = set(pool.map(lambda _: service.predict(**{"X-Request-Timeout-Ms": "400"}).status_code, range(4)))
+            for future in leaving:
+                future.result()
         assert 504 in statuses
     finally:
         engine.send_signal(signal.SIGCONT)

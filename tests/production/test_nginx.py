@@ -1,6 +1,7 @@
 """Two topk behind Debian's nginx, with the configuration that docker-compose.yml mounts: only addresses are changed."""
 
 import itertools
+import math
 import os
 import shutil
 import signal
@@ -10,13 +11,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.conftest import CAT, REPOSITORY, RESNET50, Server, overloaded_ms
+from tests.conftest import CAT, REPOSITORY, RESNET50, Server, free_port, overloaded_ms
+from tests.workers.conftest import Service, wait_until
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 TRICKLE_S = int(os.environ.get("TRICKLE_S", "12"))
@@ -27,12 +30,6 @@ pytestmark = [
     pytest.mark.usefixtures("priority"),
     pytest.mark.skipif(not NGINX, reason="nginx is not installed"),
 ]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Replica:
@@ -57,10 +54,33 @@ class Replica:
         return sum(line["event"] == "request" and line.get("status") == 200 for line in list(self.server.log))
 
 
-class Nginx:
-    """nginx on a port of its own; ``log`` is its access log so far."""
+class Workers(Replica):
+    """The same with the tiny model and several processes, of which the engine's can be stopped."""
 
-    def __init__(self, folder: Path, *replicas: Replica) -> None:
+    server: Service
+
+    def start(self) -> None:
+        self.server = Service("--port", str(self.port), *self._options, env=self._settings)
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Nothing is answered meanwhile."""
+        [engine] = self.server.children("engine")
+        engine.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            engine.send_signal(signal.SIGCONT)
+
+    def requests(self, status: int) -> int:
+        """How many requests ended with this status."""
+        return sum(line["event"] == "request" and line.get("status") == status for line in list(self.server.log))
+
+
+class Nginx:
+    """nginx on a port of its own; ``log`` is its access log so far. ``directives`` are added to the configuration."""
+
+    def __init__(self, folder: Path, *replicas: Replica, directives: str = "") -> None:
         assert NGINX
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -69,6 +89,7 @@ class Nginx:
             assert f"topk-{i}:8080" in text
             text = text.replace(f"topk-{i}:8080", f"127.0.0.1:{replica.port}")
         text = text.replace("listen 8080", f"listen 127.0.0.1:{port}").replace("/tmp/nginx", f"{folder}/nginx")
+        text = text.replace("server_tokens off;", f"server_tokens off; {directives}")
         text = text.replace("/dev/stdout", f"{folder}/access.log").replace("/dev/stderr", f"{folder}/error.log")
         (folder / "nginx.conf").write_text(text)
         self._access = folder / "access.log"
@@ -93,13 +114,13 @@ class Nginx:
 
 
 @contextmanager
-def balanced(folder: Path, *replicas: Replica) -> Iterator[Nginx]:
+def balanced(folder: Path, *replicas: Replica, directives: str = "") -> Iterator[Nginx]:
     with ExitStack() as stack:
         for replica in replicas:
             stack.callback(lambda replica=replica: replica.server.stop())
         for replica in replicas:
             replica.server.wait_for("ready")
-        nginx = Nginx(folder, *replicas)
+        nginx = Nginx(folder, *replicas, directives=directives)
         stack.callback(nginx.stop)
         yield nginx
 
@@ -274,3 +295,37 @@ def test_ids_and_addresses_pass_through_and_only_the_proxy_is_believed(tmp_path:
         clients = {line["request_id"]: line["client"] for line in lines}
         assert clients == {"through-nginx": "127.0.0.2", "direct": "127.0.0.2"}
     assert '"request_id":"through-nginx","client":"127.0.0.2"' in nginx.log
+
+
+def hang_up(nginx: Nginx, count: int, **headers: str) -> None:
+    """So many clients, each with an address of its own, that wait for a second and leave."""
+
+    def leave(number: int) -> None:
+        transport = httpx2.HTTPTransport(local_address=f"127.0.0.{number + 2}")
+        with httpx2.Client(transport=transport) as client, pytest.raises(httpx2.ReadTimeout):
+            client.post(f"{nginx.url}/v1/predict", content=PHOTO, headers=headers, timeout=httpx2.Timeout(30, read=1.0))
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(leave, range(count)))
+
+
+def test_clients_that_hang_up_lower_the_patience(tmp_path: Path) -> None:
+    topk = Workers()
+    with balanced(tmp_path, topk, topk) as nginx:
+        assert topk.server.metric("topk_patience_seconds") == math.inf
+        with topk.stalled():
+            hang_up(nginx, 8)
+            wait_until(lambda: topk.requests(499) == 8)
+        wait_until(lambda: topk.server.metric("topk_patience_seconds") < math.inf)
+
+
+def test_hang_ups_that_nginx_hides_do_not_and_a_stated_deadline_limits_the_wait(tmp_path: Path) -> None:
+    topk = Workers()
+    with balanced(tmp_path, topk, topk, directives="proxy_ignore_client_abort on;") as nginx:
+        with topk.stalled():
+            hang_up(nginx, 8)
+            hang_up(nginx, 1, **{"X-Request-Timeout-Ms": "1500"})
+            wait_until(lambda: topk.requests(504) == 1)  # although nothing was answered yet
+            assert topk.requests(200) == topk.requests(499) == 0
+        wait_until(lambda: topk.requests(200) == 8)
+        assert topk.server.metric("topk_patience_seconds") == math.inf

@@ -1,7 +1,9 @@
 """A service of several processes, and its processes by name."""
 
+import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import httpx2
@@ -44,6 +46,25 @@ def wait_until(holds: Callable[[], object], tries: int = 3000) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it never came to hold")
+
+
+@contextlib.contextmanager
+def stopped(*processes: psutil.Process) -> Iterator[None]:
+    """They stand still inside. The first is the first to stop and to continue."""
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+
+
+def pass_time(seconds: float) -> None:
+    """Until that much time has passed, which is all that some tests wait for."""
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= until, tries=10_000)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """The queue that leads to the engine, with an engine played by the test."""
 
 import asyncio
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from app.workers import memory, wire
 from app.workers.client import EngineQueue
 from app.workers.http import RemoteFacts
 from app.workers.memory import Board, Slots
-from tests.batching.jobs import Numbered, answer
+from tests.batching.jobs import Numbered, answer, measured
 
 CROP = 8
 BUCKETS = (1, 2)
@@ -39,9 +41,7 @@ class Engine:
         for descriptor in memories:
             os.close(descriptor)
         self.queue = EngineQueue(ours, *theirs, FACTS, lambda: 0.0)
-        self.costs = CostCurve(BUCKETS)
-        self.costs.observe(1, 0.1)
-        self.costs.observe(2, 0.2)
+        self.costs = measured({1: 0.1, 2: 0.2})
         self.expect(0.0)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -50,10 +50,9 @@ class Engine:
         self.queue.read()
         self.queue.fail()
 
-    def expect(self, wait: float) -> None:
-        self.board.write(
-            Outlook(time.monotonic(), wait, wait, 0, idle=wait == 0, fastest=0.1), self.costs, CostCurve((1,))
-        )
+    def expect(self, wait: float, patience: float = math.inf) -> None:
+        outlook = Outlook(time.monotonic(), wait, wait, 0, idle=wait == 0, fastest=0.1, patience=patience)
+        self.board.write(outlook, self.costs, CostCurve((1,)))
 
     def frame(self) -> tuple[int, bytes]:
         while not self._came:
@@ -81,9 +80,10 @@ def engine() -> Iterator[Engine]:
     engine.end()
 
 
-def put(engine: Engine, grey: int, crop: int = CROP) -> Numbered:
+def put(engine: Engine, grey: int, crop: int = CROP, **fields: Any) -> Numbered:
     image = np.full((crop, crop, 3), grey, np.uint8)
-    job = Numbered(image, Want(k=1), time.monotonic() + 60, waiter := Waiter(asyncio.get_running_loop()))
+    fields = {"deadline": time.monotonic() + 60} | fields
+    job = Numbered(image, Want(k=1), completion=(waiter := Waiter(asyncio.get_running_loop())), **fields)
     job.future, job.decode_s = waiter.future, 0.25
     engine.queue.put(job)
     return job
@@ -156,6 +156,52 @@ def test_a_client_that_leaves_before_there_was_a_slot_is_never_handed_over(engin
     asyncio.run(run())
 
 
+def test_a_task_carries_what_the_policy_needs(engine: Engine) -> None:
+    async def run() -> None:
+        entry = put(engine, 1, received_at=12.5, stated=True, caller=7)
+        task = engine.task()
+        assert (task.received_at, task.stated, task.caller, task.deadline) == (12.5, True, 7, entry.deadline)
+        engine.answer(task)
+        await entry.future
+
+    asyncio.run(run())
+
+
+def test_the_engine_learns_how_long_a_client_has_waited_that_leaves(engine: Engine) -> None:
+    async def run() -> None:
+        sent, waiting = put(engine, 1, received_at=12.5, caller=7), put(engine, 2)
+        number = engine.task().number
+        engine.task()
+        leave(engine, sent)
+        kind, payload = engine.frame()
+        assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
+        kind, payload = engine.frame()
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, number)
+        leave(engine, waiting)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_before_its_image_is_decoded_is_learnt_too(engine: Engine) -> None:
+    engine.queue.forget(Job(b"", Want(), math.inf, received_at=12.5, caller=7))
+    kind, payload = engine.frame()
+    assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
+
+
+@pytest.mark.parametrize("fields", [{"stated": True}, {"deadline": 100.0}], ids=["stated", "late"])
+def test_one_that_states_a_deadline_or_waits_until_it_says_nothing_about_patience(
+    engine: Engine, fields: dict[str, Any]
+) -> None:
+    async def run() -> None:
+        left = put(engine, 1, received_at=12.5, caller=7, **fields)
+        number = engine.task().number
+        leave(engine, left)
+        kind, payload = engine.frame()
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, number)
+
+    asyncio.run(run())
+
+
 def test_errors_come_back_as_themselves(engine: Engine) -> None:
     async def run() -> None:
         entry = put(engine, 1)
@@ -195,6 +241,19 @@ def test_admission_knows_what_the_engine_expects(engine: Engine) -> None:
         engine.queue.admit(1, time.monotonic() + 5)
     engine.expect(0.0)
     engine.queue.admit(1, time.monotonic() + 5)
+
+
+def test_admission_follows_the_patience_that_the_engine_has_learnt(engine: Engine) -> None:
+    for patience in (math.inf, 30.0):
+        engine.expect(20.0, patience)
+        engine.queue.admit(1, time.monotonic() + 60)
+    engine.expect(20.0, patience=5.0)
+    with pytest.raises(Overloaded) as refused:
+        engine.queue.admit(1, time.monotonic() + 60)
+    assert refused.value.retry_after_s == pytest.approx(15, abs=2)
+    engine.queue.admit(1, time.monotonic() + 60, stated=True)
+    with pytest.raises(Overloaded):
+        engine.queue.admit(1, time.monotonic() + 5, stated=True)
 
 
 def test_admission_counts_what_was_sent_and_not_seen_yet(engine: Engine) -> None:

@@ -2,9 +2,8 @@
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.api.wire import Wire
 from tests.conftest import REPOSITORY
-from tests.workers.conftest import PHOTO, Service, wait_until
+from tests.workers.conftest import PHOTO, Service, pass_time, stopped, wait_until
 
 Start = Callable[..., Service]
 
@@ -77,31 +76,12 @@ def changed(tmp_path: Path) -> Callable[[str], dict[str, str]]:
     return environment
 
 
-@contextlib.contextmanager
-def stopped(*processes: psutil.Process) -> Iterator[None]:
-    """They stand still inside. The first is the first to stop and to continue."""
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
-
-
 def readiness(service: Service) -> httpx2.Response:
     return httpx2.get(f"{service.url}/readyz", timeout=60)
 
 
 def events(service: Service) -> str:
     return " ".join(str(line["event"]) for line in service.log)
-
-
-def pass_time(seconds: float) -> None:
-    """Until that much time has passed, which is all that these tests wait for."""
-    until = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() >= until, tries=10_000)
 
 
 def check_serving(service: Service) -> None:

@@ -1,5 +1,9 @@
 """The sum of several processes' metrics."""
 
+import math
+
+import orjson
+
 from app import machine
 from app.telemetry.metrics import Metrics
 from app.workers.metrics import Totals, snapshot
@@ -39,6 +43,15 @@ def test_the_limit_on_memory_is_one_for_all() -> None:
     alone = lines(Metrics().render())["topk_memory_limit_bytes"]
     assert alone == machine.memory_bytes()
     assert lines(Totals().render([snapshot(Metrics().registry)] * 2))["topk_memory_limit_bytes"] == alone
+
+
+def test_patience_is_that_of_the_engine_process_and_may_be_infinite() -> None:
+    engine, http = Metrics(), Metrics()
+    sent = [orjson.loads(orjson.dumps(snapshot(one.registry))) for one in (http, engine)]
+    assert lines(Totals().render(sent))["topk_patience_seconds"] == math.inf
+    engine.patience.set(2.5)
+    sent = [orjson.loads(orjson.dumps(snapshot(one.registry))) for one in (http, engine)]
+    assert lines(Totals().render(sent))["topk_patience_seconds"] == 2.5
 
 
 def test_what_the_dead_have_counted_stays_and_what_they_held_does_not() -> None:

@@ -20,9 +20,15 @@ def payload(frame: bytes) -> bytes:
 @pytest.mark.parametrize(
     "want", [Want(k=5), Want(features=True), Want(k=1000, logits=True, probabilities=True), Want(3, True, True, True)]
 )
-def test_a_task(want: Want) -> None:
-    task = wire.ImageTask(2**40, 17, want.logits, want, 12345.678)
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_task(want: Want, stated: bool) -> None:
+    task = wire.ImageTask(2**40, 17, want.logits, want, 12345.678, 12345.5, stated, 2**32 - 1)
     assert wire.read_task(payload(wire.task(task))) == task
+
+
+def test_a_client_that_has_left() -> None:
+    [(kind, content)] = wire.Frames().feed(wire.left(12345.678, 2**32 - 1))
+    assert (kind, wire.read_left(content)) == (wire.LEFT, (12345.678, 2**32 - 1))
 
 
 @pytest.mark.parametrize("parts", [(), ("features",), ("logits", "probabilities"), ("features", "logits")])

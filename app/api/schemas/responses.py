@@ -89,9 +89,14 @@ class Batching(BaseModel):
     streams: int = Field(description="Batches that run at the same time.", examples=[2])
     ceiling: int = Field(description="The largest batch, in images.", examples=[4])
     cost_ms: dict[str, float] = Field(
-        description="Milliseconds per batch, by its number of images.", examples=[{"1": 18.2, "2": 25.6, "4": 43.1}]
+        description="Milliseconds per batch, by its number of images; extrapolated for a size that has not run yet.",
+        examples=[{"1": 18.2, "2": 25.6, "4": 43.1}],
     )
     alone_ms: float | None = Field(description="Milliseconds for one image on all cores.", examples=[10.4])
+    patience: float | None = Field(
+        description="Seconds that clients wait that state no deadline, as observed; null if none has left.",
+        examples=[2.5],
+    )
 
 
 class Limits(BaseModel):

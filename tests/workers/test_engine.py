@@ -1,0 +1,149 @@
+"""The connections of the engine process to HTTP processes, which the test plays."""
+
+import asyncio
+import math
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.batching import BatchQueue, CostCurve, Job
+from app.engine import Row, Want
+from app.workers import memory, wire
+from app.workers.engine import HttpConnection
+from app.workers.memory import Slots
+from tests.workers.conftest import wait_until
+
+CROP, SLOTS, CALLER = 8, 200, 7
+NOW = 1000.0
+
+
+class Device:
+    """Every image is of class 1. A batch with an image of ``CALLER`` waits until the gate lets it pass."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.gate = threading.Semaphore(0)
+        self._entered = threading.Semaphore(0)
+        self.queue = BatchQueue([self._run], CostCurve((SLOTS,)), clock=lambda: self.now)
+        self.served: Any = SimpleNamespace(queue=self.queue)
+
+    def publish(self) -> None:
+        """The test reads the queue itself."""
+
+    async def started(self) -> None:
+        """Wait for a batch at the gate."""
+        assert await asyncio.to_thread(self._entered.acquire, timeout=30)
+
+    @property
+    def patience(self) -> float:
+        self.now += 1  # an estimate may be a moment old
+        return self.queue.outlook().patience
+
+    def _run(self, jobs: Sequence[Job]) -> list[Row]:
+        if any(job.caller == CALLER for job in jobs):
+            self._entered.release()
+            assert self.gate.acquire(timeout=30)
+        return [Row(np.array([1]), np.ones(1, np.float32)) for _ in jobs]
+
+
+@contextmanager
+def started() -> Iterator[Device]:
+    device = Device()
+    device.queue.start()
+    try:
+        yield device
+    finally:
+        device.gate.release(SLOTS)
+        device.queue.close()
+
+
+class Peer:
+    """An HTTP process that is connected to the device."""
+
+    async def connect(self, device: Any) -> "Peer":
+        ours, theirs = socket.socketpair()
+        descriptor = memory.create(Slots.size(SLOTS, CROP))
+        slots = Slots(descriptor, SLOTS, CROP)
+        os.close(descriptor)
+        await asyncio.get_running_loop().create_connection(lambda: HttpConnection(device, slots), sock=theirs)
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._frames = wire.Frames()
+        self._sent = 0
+        return self
+
+    def send(self, count: int, received_at: float, caller: int | None = None) -> list[int]:
+        """Tasks of one caller, or each of another one. Returns their numbers."""
+        numbers = [self._sent + place for place in range(count)]
+        self._sent += count
+        for number in numbers:
+            terms = Want(k=1), math.inf, received_at, False, 100 + number if caller is None else caller
+            self.write(wire.task(wire.ImageTask(number, number % SLOTS, False, *terms)))
+        return numbers
+
+    def write(self, *frames: bytes) -> None:
+        for frame in frames:
+            self._writer.write(frame)
+
+    async def replies(self, count: int) -> list[int]:
+        """The kinds of so many replies."""
+        kinds: list[int] = []
+        while len(kinds) < count:
+            kinds += [kind for kind, _ in self._frames.feed(await self._reader.read(1 << 16))]
+        return kinds
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+
+def test_the_hang_ups_that_all_processes_report_are_learnt() -> None:
+    async def go() -> None:
+        peers = [await Peer().connect(device) for _ in range(2)]
+        for place, peer in enumerate(peers):
+            assert (device.patience == math.inf) == (place == 0)
+            for caller in range(30):
+                peer.write(wire.left(device.now - 2.0 + place, 1000 * place + caller))
+            peer.send(1, device.now)
+            assert await peer.replies(1) == [wire.ANSWER]
+            assert 1.8 < device.patience + place <= 2.0
+            await peer.close()
+
+    with started() as device:
+        asyncio.run(go())
+
+
+@pytest.mark.parametrize("leave", [False, True], ids=["stay", "leave"])
+def test_a_client_that_leaves_while_its_image_runs_is_not_answered(leave: bool) -> None:
+    """The hang-ups of a caller count as far as there are answers to it."""
+
+    async def go() -> None:
+        peer = await Peer().connect(device)
+        peer.send(100, device.now - 5)
+        assert await peer.replies(100) == [wire.ANSWER] * 100
+        peer.send(1, device.now, CALLER)
+        await device.started()
+        sent = peer.send(40, device.now, CALLER)
+        await asyncio.to_thread(wait_until, lambda: len(device.queue) == 40)
+        device.gate.release()
+        await device.started()
+        if leave:
+            peer.write(*map(wire.cancel, sent))
+        peer.send(1, device.now)
+        await asyncio.to_thread(wait_until, lambda: len(device.queue) == 1)
+        device.gate.release()
+        assert await peer.replies(42) == [wire.ANSWER] * 42
+        peer.write(*[wire.left(device.now - 1, CALLER)] * 40)
+        peer.send(1, device.now)
+        await peer.replies(1)
+        assert (device.patience < math.inf) == (not leave)
+        await peer.close()
+
+    with started() as device:
+        asyncio.run(go())
