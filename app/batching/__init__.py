@@ -2,7 +2,7 @@
 
     job.py       the job that travels from the API to the device and back
     costs.py     what a batch costs, measured; which batch size pays
-    patience.py  how long clients wait, learnt
+    patience.py  how long clients wait, learned
     backlog.py   the policy: who is admitted, what runs next; no threads, the time is passed in
     queue.py     the threads around it, one per stream
     stream.py    what runs batches, and the cost that it learns

@@ -1,4 +1,4 @@
-"""How long clients wait, learnt from those who hang up and those who are answered. No threads, no clock.
+"""How long clients wait, learned from those who hang up and those who are answered. No threads, no clock.
 
 A client that hangs up reveals its patience, and one that is answered was patient at least that long. This is the
 product-limit estimate of survival from censored data (Kaplan and Meier 1958), over counts that decay.

@@ -228,7 +228,7 @@ class _RemoteBacklog(Backlog):
         return self.outlook.now  # the engine publishes its outlook after every change
 
     def patience_s(self, now: float) -> float:
-        """How long clients wait, as the engine has learnt from those of all processes."""
+        """How long clients wait, as the engine has learned from those of all processes."""
         return self.outlook.patience
 
     @property

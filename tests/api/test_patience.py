@@ -1,4 +1,4 @@
-"""How long clients wait, learnt through a real server from those that hang up, and what follows from it."""
+"""How long clients wait, learned through a real server from those that hang up, and what follows from it."""
 
 import base64
 import math

@@ -1,4 +1,4 @@
-"""How long clients wait, learnt. The time is passed in."""
+"""How long clients wait, learned. The time is passed in."""
 
 import math
 

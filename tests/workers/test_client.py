@@ -182,7 +182,7 @@ def test_the_engine_learns_how_long_a_client_has_waited_that_leaves(engine: Engi
     asyncio.run(run())
 
 
-def test_a_client_that_leaves_before_its_image_is_decoded_is_learnt_too(engine: Engine) -> None:
+def test_a_client_that_leaves_before_its_image_is_decoded_is_learned_too(engine: Engine) -> None:
     engine.queue.forget(Job(b"", Want(), math.inf, received_at=12.5, caller=7))
     kind, payload = engine.frame()
     assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
@@ -243,7 +243,7 @@ def test_admission_knows_what_the_engine_expects(engine: Engine) -> None:
     engine.queue.admit(1, time.monotonic() + 5)
 
 
-def test_admission_follows_the_patience_that_the_engine_has_learnt(engine: Engine) -> None:
+def test_admission_follows_the_patience_that_the_engine_has_learned(engine: Engine) -> None:
     for patience in (math.inf, 30.0):
         engine.expect(20.0, patience)
         engine.queue.admit(1, time.monotonic() + 60)

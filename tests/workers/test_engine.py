@@ -103,7 +103,7 @@ class Peer:
         await self._writer.wait_closed()
 
 
-def test_the_hang_ups_that_all_processes_report_are_learnt() -> None:
+def test_the_hang_ups_that_all_processes_report_are_learned() -> None:
     async def go() -> None:
         peers = [await Peer().connect(device) for _ in range(2)]
         for place, peer in enumerate(peers):

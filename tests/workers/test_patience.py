@@ -1,4 +1,4 @@
-"""How long clients wait, learnt from those that hang up on any of the HTTP processes."""
+"""How long clients wait, learned from those that hang up on any of the HTTP processes."""
 
 import math
 import time
