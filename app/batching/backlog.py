@@ -13,7 +13,7 @@ from app.errors import Overloaded
 
 _MIN_CAP_S = 0.05  # least upper bound on a preparation time in the average
 _PREPARE_WEIGHT = 0.05  # of the newest preparation time; images vary more than batches
-_PUNCTUAL = 0.9  # share of the answers that come within the predicted time times ``_lateness``
+_PUNCTUAL = 0.9  # share of the answers that come within the predicted time times ``lateness``
 _LATENESS_STEP = 0.02  # change of the lateness by an answer
 _LEAST_LATENESS, _MOST_LATENESS = 1.05, 1.3
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
@@ -28,7 +28,7 @@ class Outlook(NamedTuple):
 
     ``wait`` is the predicted wait in seconds, and ``rest`` is the part of it that running batches do not cause.
     ``fastest`` is the shortest batch time in seconds. ``waiting`` is the number of waiting items. ``patience`` is how
-    long clients wait, in seconds; infinite if none has left.
+    long clients wait, in seconds; infinite if none has left. ``lateness`` is the factor on predicted times.
     """
 
     now: float
@@ -38,6 +38,7 @@ class Outlook(NamedTuple):
     idle: bool
     fastest: float
     patience: float
+    lateness: float = 1.0
 
 
 class Backlog:
@@ -57,7 +58,7 @@ class Backlog:
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
         self._taken_at = math.inf
-        self._lateness = _LEAST_LATENESS  # factor on the predicted time until an answer that nine of ten keep
+        self.lateness = _LEAST_LATENESS  # factor on the predicted time until an answer that nine of ten keep
         self._left: dict[int, list[float]] = {}  # seconds that clients had waited who have left just now, by caller
         self._left_at = -math.inf  # the time when the first of them left
         self._retry_at = -math.inf  # the latest time at which a refused client was told to come again
@@ -107,10 +108,10 @@ class Backlog:
         wait = self.predicted_wait(now)
         start = max(wait, self._start(now, self._before + n - 1))
         longest = allowed = deadline - now
-        excess = self._lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
+        excess = self.lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
         if not stated:
             patience, batch = self.patience_s(now), self._batch_s(self.ceiling(now))
-            excess = max(excess, self._lateness * (wait + batch) - max(patience, 1.5 * self._lateness * batch))
+            excess = max(excess, self.lateness * (wait + batch) - max(patience, 1.5 * self.lateness * batch))
             longest = min(longest, patience)
         if excess > 0:
             raise Overloaded("the answer would come too late", retry_after_s=self._retry_s(now, n, excess, longest))
@@ -129,13 +130,13 @@ class Backlog:
 
     def computed(self, job: Job, now: float) -> None:
         """Learn from a job whose batch ends now: how far predictions hold, and whether its client has waited."""
-        self._learn_lateness(now - job.waiting_since <= self._lateness * job.predicted_s)
+        self._learn_lateness(now - job.waiting_since <= self.lateness * job.predicted_s)
         if job.reveals_patience and not job.gone:
             self.patience.answered(now - job.received_at, job.caller, now)
 
     def _learn_lateness(self, punctual: bool) -> None:
-        lateness = self._lateness + _LATENESS_STEP * (_PUNCTUAL - punctual)
-        self._lateness = min(max(lateness, _LEAST_LATENESS), _MOST_LATENESS)
+        lateness = self.lateness + _LATENESS_STEP * (_PUNCTUAL - punctual)
+        self.lateness = min(max(lateness, _LEAST_LATENESS), _MOST_LATENESS)
 
     def left(self, job: Job, now: float) -> None:
         """Learn from a client that does not wait any more. One that has waited until its deadline was patient."""

@@ -169,7 +169,16 @@ class BatchQueue:
         with self._wakeup:
             now, backlog = self.clock(), self.backlog
             wait, rest, patience = backlog.predicted_wait(now), backlog.rest_s(now), backlog.patience_s(now)
-            return Outlook(now, wait, min(wait, rest), len(backlog), backlog.idle, backlog.fastest_s, patience)
+            return Outlook(
+                now,
+                wait,
+                min(wait, rest),
+                len(backlog),
+                backlog.idle,
+                backlog.fastest_s,
+                patience,
+                backlog.lateness,
+            )
 
     def admit(self, n: int, deadline: float, stated: bool = False) -> None:
         """Raise Overloaded unless n more jobs are likely to be answered in time: see ``Backlog.check``."""

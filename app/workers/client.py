@@ -200,6 +200,7 @@ class EngineQueue:
 
     def _refresh(self) -> None:
         self._backlog.outlook, seconds = self._board.read()
+        self._backlog.lateness = self._backlog.outlook.lateness
         if seconds != self._seconds:
             self._seconds = seconds
             self._backlog.costs = curve(self._facts.buckets, seconds[:-1])

@@ -101,8 +101,8 @@ class Board:
             if cells[0] % 2 == 0 and self._cells[0] == cells[0]:
                 break
         # If every try met a write, the numbers are a mix of two writes a moment apart, which is good enough.
-        now, wait, rest, waiting, idle, fastest, patience = cells[1 : self._FIXED]
-        return Outlook(now, wait, rest, int(waiting), bool(idle), fastest, patience), tuple(cells[self._FIXED :])
+        now, wait, rest, waiting, idle, *times = cells[1 : self._FIXED]
+        return Outlook(now, wait, rest, int(waiting), bool(idle), *times), tuple(cells[self._FIXED :])
 
 
 def curve(buckets: Sequence[int], seconds: Sequence[float]) -> CostCurve:

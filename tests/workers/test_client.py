@@ -50,8 +50,8 @@ class Engine:
         self.queue.read()
         self.queue.fail()
 
-    def expect(self, wait: float, patience: float = math.inf) -> None:
-        outlook = Outlook(time.monotonic(), wait, wait, 0, idle=wait == 0, fastest=0.1, patience=patience)
+    def expect(self, wait: float, patience: float = math.inf, lateness: float = 1.0) -> None:
+        outlook = Outlook(time.monotonic(), wait, wait, 0, wait == 0, 0.1, patience, lateness)
         self.board.write(outlook, self.costs, CostCurve((1,)))
 
     def frame(self) -> tuple[int, bytes]:
@@ -241,6 +241,15 @@ def test_admission_knows_what_the_engine_expects(engine: Engine) -> None:
         engine.queue.admit(1, time.monotonic() + 5)
     engine.expect(0.0)
     engine.queue.admit(1, time.monotonic() + 5)
+
+
+def test_admission_knows_how_late_answers_of_the_engine_are(engine: Engine) -> None:
+    engine.expect(20.0, lateness=1.2)
+    engine.queue.admit(1, time.monotonic() + 30)
+    with pytest.raises(Overloaded):
+        engine.queue.admit(1, time.monotonic() + 22)
+    engine.expect(20.0)
+    engine.queue.admit(1, time.monotonic() + 22)
 
 
 def test_admission_follows_the_patience_that_the_engine_has_learned(engine: Engine) -> None:

@@ -43,7 +43,7 @@ def test_the_board_tells_outlook_and_costs() -> None:
     for seconds in (0.02, 0.03, 0.03):  # an average that no single measurement gives
         costs.observe(2, seconds)
         costs.observe(4, 1.5 * seconds)
-    published = Outlook(5.0, 0.25, 0.125, 9, idle=False, fastest=0.02, patience=math.inf)
+    published = Outlook(5.0, 0.25, 0.125, 9, idle=False, fastest=0.02, patience=math.inf, lateness=1.125)
     ours.write(published, costs, CostCurve((1,)))
     outlook, cost_s = theirs.read()
     assert outlook == published
