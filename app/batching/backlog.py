@@ -18,7 +18,7 @@ _LATENESS_STEP = 0.02  # change of the lateness by an answer
 _LEAST_LATENESS, _MOST_LATENESS = 1.05, 1.3
 _HALF_LIFE_S = 10.0  # of the fastest measured time while nothing is measured
 _LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at least this probability
-_TOGETHER_S = 0.1  # clients that leave within this time leave together
+_TOGETHER_S = 0.05  # clients that leave within this time leave together
 _DIFFERENT = 1.2  # factor between waits that differ
 _SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
 

@@ -8,8 +8,8 @@ OUTLIER = 2.0
 _EFFICIENT = 0.97  # a bucket is efficient if its throughput is within 3 % of the best one
 _TOLERATED = 0.92  # the ceiling rises once its throughput is below this share of the best: measurements vary
 _WEIGHT = 0.1  # of the newest measurement in the moving average, at least
-_RECOVERY = 0.005  # share of the gap to the hope that one measurement closes for the next larger bucket
-_HOPE = 1.04  # throughput that a larger bucket might have by now, as a factor on the best one
+_RECOVERY = 0.002  # share of the gap to the hope that one measurement closes for a bucket next to the ceiling
+_HOPE = 1.1  # throughput that such a bucket might have by now, as a factor on the best one
 
 
 class CostCurve:
@@ -41,7 +41,7 @@ class CostCurve:
         self.fastest = min(self.fastest or seconds, seconds)
         known = self._seconds.get(bucket)
         count = self._counts[bucket] = self._counts.get(bucket, 0) + 1
-        weight = max(_WEIGHT, 1 / count)
+        weight = max(_WEIGHT, 1 / (count + 2))
         self._seconds[bucket] = seconds if known is None else known + weight * (min(seconds, OUTLIER * known) - known)
         self._recover()
         self.ceiling = self._efficient_size()

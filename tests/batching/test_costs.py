@@ -19,11 +19,13 @@ def test_an_unmeasured_bucket_costs_in_proportion_to_the_nearest() -> None:
     assert (costs.seconds(1), costs.seconds(4)) == pytest.approx((1.5, 6.0), rel=0.01)
 
 
-def test_the_first_measurements_are_averaged() -> None:
-    costs = CostCurve((1,))
-    for seconds in (1.0, 2.0, 1.5):
-        costs.observe(1, seconds)
-    assert costs.as_dict() == {1: pytest.approx(1.5)}
+def test_an_early_measurement_counts_for_more_than_a_later_one() -> None:
+    early, late = measured({1: 1.0}), measured({1: 1.0})
+    for _ in range(100):
+        late.observe(1, 1.0)
+    for costs in (early, late):
+        costs.observe(1, 2.0)
+    assert 1.0 < late.seconds(1) < 1.15 < early.seconds(1) < 1.5
 
 
 def test_later_measurements_move_the_average_by_a_share_of_the_difference() -> None:
