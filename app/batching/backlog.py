@@ -59,8 +59,8 @@ class Backlog:
         self._started: dict[int, float] = {}  # stream -> start time on the device
         self._taken_at = math.inf
         self.lateness = _LEAST_LATENESS  # factor on the predicted time until an answer that nine of ten keep
-        self._left: dict[int, list[float]] = {}  # seconds that clients had waited who have left just now, by caller
-        self._left_at = -math.inf  # the time when the first of them left
+        self._observed: list[tuple[int, float, bool]] = []  # the latest clients: caller, wait, whether it has left
+        self._observed_at = -math.inf  # the time of the first of them
         self._retry_at = -math.inf  # the latest time at which a refused client was told to come again
 
     def __len__(self) -> int:
@@ -125,14 +125,14 @@ class Backlog:
 
     def patience_s(self, now: float) -> float:
         """How long clients wait that state no deadline, in seconds; infinite if none has left."""
-        self._count_left(now)
+        self._count_observed(now)
         return self.patience.seconds(now)
 
     def computed(self, job: Job, now: float) -> None:
         """Learn from a job whose batch ends now: how far predictions hold, and whether its client has waited."""
         self._learn_lateness(now - job.waiting_since <= self.lateness * job.predicted_s)
         if job.reveals_patience and not job.gone:
-            self.patience.answered(now - job.received_at, job.caller, now)
+            self._observe(job, now, left=False)
 
     def _learn_lateness(self, punctual: bool) -> None:
         lateness = self.lateness + _LATENESS_STEP * (_PUNCTUAL - punctual)
@@ -141,24 +141,40 @@ class Backlog:
     def left(self, job: Job, now: float) -> None:
         """Learn from a client that does not wait any more. One that has waited until its deadline was patient."""
         if now < job.deadline and job.reveals_patience:
-            self._count_left(now)
-            self._left_at = self._left_at if self._left else now
-            self._left.setdefault(job.caller, []).append(now - job.received_at)
+            self._observe(job, now, left=True)
 
-    def _count_left(self, now: float) -> None:
-        """Pass on the clients that have left, once those that leave together with them are known.
+    def _observe(self, job: Job, now: float, left: bool) -> None:
+        self._count_observed(now)
+        if not self._observed:
+            self._observed_at = now
+        self._observed.append((job.caller, now - job.received_at, left))
+
+    def _count_observed(self, now: float) -> None:
+        """Pass on who was answered and who has left, once those that leave together are known.
 
         If a caller's connections close together, after different waits, and more of them than remain, then a proxy, a
         process or a network has failed: they count as one client.
         """
-        if not self._left or now - self._left_at < _TOGETHER_S:
+        if not self._observed or now - self._observed_at < _TOGETHER_S:
             return
-        remaining = Counter(job.caller for job in self._waiting if not job.gone)
-        for caller, ages in self._left.items():
-            together = len(ages) > remaining[caller] and max(ages) > _DIFFERENT * min(ages)
-            for age in [max(ages)] if together else ages:
+        ages: dict[int, list[float]] = {}
+        for caller, age, left in self._observed:
+            if left:
+                ages.setdefault(caller, []).append(age)
+        remaining = Counter(job.caller for job in self._waiting if not job.gone) if ages else Counter[int]()
+        together = {
+            caller: max(waited)
+            for caller, waited in ages.items()
+            if len(waited) > remaining[caller] and max(waited) > _DIFFERENT * min(waited)
+        }
+        for caller, age, left in self._observed:
+            if not left:
+                self.patience.answered(age, caller, now)
+            elif caller not in together:
                 self.patience.left(age, caller, now)
-        self._left.clear()
+        for caller, age in together.items():
+            self.patience.left(age, caller, now)
+        self._observed.clear()
 
     def ceiling(self, now: float) -> int:
         """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
