@@ -49,6 +49,6 @@ def test_the_log_has_whether_keys_are_required_and_the_steps_but_no_service_link
     variables = SERVICE_LINKS | ({"TOPK_API_KEYS": keys} if keys else {})
     server = Server(*MODEL, "--workers", workers, env=variables)
     server.wait_for(event, keys=count)
-    server.wait_for("starting the engine and measuring its speed", usually="2 to 5 s")
+    server.wait_for("starting the engine and measuring its speed", usually="1 to 3 s")
     assert server.stop() == 0
     assert [line for line in server.log if line.get("level") != "info"] == []
