@@ -35,7 +35,7 @@ def run(jobs):
 queue = BatchQueue([run], CostCurve((256,)))
 queue.start(lambda size: range(8))  # its thread has the memory that threads take
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 
 async def ask(queue):
     jobs = [job(i) for i in range(256)]
