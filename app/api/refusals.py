@@ -49,7 +49,7 @@ class Pace:
         return min(max(0.0, empty_s - full_s), _MOST_S) * (1 - _SPREAD * self._spread)
 
 
-class Body:
+class RequestBody:
     """The body of a request, as far as it was read.
 
     ``unread``: more of it may arrive. ``asked``: the client does not wait for ``100 Continue``.
@@ -100,7 +100,7 @@ class Delays:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    async def wait(self, caller: str, body: Body, waited_s: float, retry_after_s: float) -> None:
+    async def wait(self, caller: str, body: RequestBody, waited_s: float, retry_after_s: float) -> None:
         """Wait before a refusal of a caller is sent, at most until its client disconnects or the process drains.
 
         The client has waited for ``waited_s`` already. If it was told to come back soon, it is not patient for a
@@ -142,7 +142,7 @@ class Refusals:
         if scope["type"] != "http" or not _has_body(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
-        body, closing = Body(scope, receive), False
+        body, closing = RequestBody(scope, receive), False
 
         async def watched_send(message: Message) -> None:
             nonlocal closing

@@ -79,7 +79,8 @@ class CostCurve:
     def _efficient_size(self) -> int:
         """Return the smallest bucket whose throughput is within 3 % of the best: items do not wait for others in vain.
 
-        The cost of a bucket without a measurement is extrapolated.
+        Measurements vary, so a ceiling within 8 % of the best does not rise. The cost of a bucket without a measurement
+        is extrapolated.
         """
         rates = {b: b / max(self.seconds(b), 1e-9) for b in self.buckets}
         best = max(rates.values())
@@ -105,4 +106,4 @@ class CostCurve:
             known = self._seconds.get(bucket, 0.0)
             if known * hope > bucket:
                 self._seconds[bucket] += _RECOVERY * (bucket / hope - known)
-                self._counts[bucket] = 1  # the next measurement counts as much as what is known
+                self._counts[bucket] = 1  # the next measurement counts for more

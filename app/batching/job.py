@@ -48,9 +48,10 @@ class Job:
     ``image`` is replaced by the crop once it is decoded. The outcome is ``row`` or ``error``. ``deadline`` and the
     ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``received_at``
     is the time of the last byte of the upload. ``stated``: the client stated the deadline itself. ``caller`` is a
-    number for its key or address. ``waits`` has the start and the end of each wait: for a decode thread, for the
-    sandbox, and for a stream. ``completion`` is None only for warm-up batches. ``pending`` is the work on another
-    thread that puts the job into the queue afterwards.
+    number for its key or address. ``predicted_s`` is the predicted time from ``waiting_since`` to the end of its batch.
+    ``waits`` has the start and the end of each wait: for a decode thread, for the sandbox, and for a stream.
+    ``completion`` is None only for warm-up batches. ``pending`` is the work on another thread that puts the job into
+    the queue afterwards.
     """
 
     image: Image
