@@ -38,7 +38,8 @@ class Window:
         """Mean size of the batches that the server ran, if it exports that."""
         if not (self.before and self.after) or self.after.batches <= self.before.batches:
             return None
-        return (self.after.images - self.before.images) / (self.after.batches - self.before.batches)
+        mean = (self.after.images - self.before.images) / (self.after.batches - self.before.batches)
+        return max(1.0, mean)  # a scrape may fall between the counts of a batch's images and of the batch
 
 
 @dataclass(frozen=True, slots=True)
