@@ -21,10 +21,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, _imaging
+from PIL import Image, ImageFile, _imaging
 
 from app.errors import BadImage, TooManyPixels, UndecodableImage
-from app.images import jpeg, tiff
+from app.images import jpeg, scans, tiff
 from app.images.geometry import SWAPS_AXES, UPRIGHT, Preprocessing, jpeg_scale, reach, resized_size, stored_box
 from app.images.header import Header
 
@@ -47,7 +47,7 @@ def decode(header: Header, preprocessing: Preprocessing, fast: bool) -> Crop:
     show.
     """
     with _opened(header) as image:
-        return _crop(image, header.orientation, fast, preprocessing)
+        return _crop(image, header, fast, preprocessing)
 
 
 def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
@@ -56,13 +56,13 @@ def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
     A large JPEG is decoded at a reduced scale, as with the ``fast`` option of ``decode``. Raises UndecodableImage.
     """
     with _opened(header) as image:
-        _, turn = _load(image, header.orientation, True, preprocessing)
+        _, turn = _load(image, header, True, preprocessing)
         plain = _plain(image)
         return _on_white(plain if turn is None else plain.transpose(turn))
 
 
 @contextmanager
-def _opened(header: Header) -> Iterator[Image.Image]:
+def _opened(header: Header) -> Iterator[ImageFile.ImageFile]:
     """Open the file with Pillow. Raises UndecodableImage if Pillow finds more pixels than the header states."""
     if header.format == "TIFF":
         _silence_libtiff()
@@ -88,20 +88,23 @@ def _silence_libtiff() -> None:
 
 
 def _load(
-    image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing
+    image: ImageFile.ImageFile, header: Header, fast: bool, preprocessing: Preprocessing
 ) -> tuple[int, Image.Transpose | None]:
     """Decode the pixels. Returns the divisor of the reduced scale, and the transpose that turns the image upright."""
     width, height = image.size
-    scale = jpeg_scale(width, height, preprocessing) if fast and image.format in ("JPEG", "MPO") else 1
+    scale = jpeg_scale(width, height, preprocessing) if fast and header.format == "JPEG" else 1
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
-    image.load()  # before the EXIF is read: in a PNG it may follow the pixels
-    return scale, UPRIGHT.get(orientation or tiff.exif_orientation(image.info.get("exif") or b""))
+    if header.format == "JPEG":
+        scans.load(image, header.data)
+    else:
+        image.load()  # before the EXIF is read: in a PNG it may follow the pixels
+    return scale, UPRIGHT.get(header.orientation or tiff.exif_orientation(image.info.get("exif") or b""))
 
 
-def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing) -> Crop:
+def _crop(image: ImageFile.ImageFile, header: Header, fast: bool, preprocessing: Preprocessing) -> Crop:
     width, height = image.size
-    scale, turn = _load(image, orientation, fast, preprocessing)
+    scale, turn = _load(image, header, fast, preprocessing)
     if not fast and max(width, height) <= _MAX_ASPECT * min(width, height):
         return _on_white(_crop_of_whole(_plain(image), turn, preprocessing))
     box = stored_box(width, height, turn, preprocessing)
