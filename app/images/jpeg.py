@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from app.errors import UndecodableImage, UnsupportedMediaType
+from app.images.directory import exif_orientation
 from app.images.header import Header
-from app.images.tiff import exif_orientation
 
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all markers except TEM, RSTn and SOI, which have no segment
 _MAX_SEGMENTS = 4096  # encoders write a few dozen

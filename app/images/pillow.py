@@ -24,7 +24,8 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, _imaging
 
 from app.errors import BadImage, TooManyPixels, UndecodableImage
-from app.images import jpeg, scans, tiff
+from app.images import jpeg, samples, scans, tiff
+from app.images.directory import exif_orientation
 from app.images.geometry import SWAPS_AXES, UPRIGHT, Preprocessing, jpeg_scale, reach, resized_size, stored_box
 from app.images.header import Header
 
@@ -62,13 +63,16 @@ def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
 
 
 @contextmanager
-def _opened(header: Header) -> Iterator[ImageFile.ImageFile]:
+def _opened(header: Header) -> Iterator[Image.Image]:
     """Open the file with Pillow. Raises UndecodableImage if Pillow finds more pixels than the header states."""
     if header.format == "TIFF":
         _silence_libtiff()
     with _pillow_errors():
         if header.format == "TIFF":
             tiff.check_streams(header.data, jpeg.check_processes)
+        if header.variant == tiff.SAMPLES:
+            yield samples.decode(header.data)
+            return
         with Image.open(io.BytesIO(header.data), formats=[header.format]) as image:
             if image.width * image.height > header.pixels:
                 raise UndecodableImage(
@@ -88,7 +92,7 @@ def _silence_libtiff() -> None:
 
 
 def _load(
-    image: ImageFile.ImageFile, header: Header, fast: bool, preprocessing: Preprocessing
+    image: Image.Image, header: Header, fast: bool, preprocessing: Preprocessing
 ) -> tuple[int, Image.Transpose | None]:
     """Decode the pixels. Returns the divisor of the reduced scale, and the transpose that turns the image upright."""
     width, height = image.size
@@ -96,13 +100,14 @@ def _load(
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
     if header.format == "JPEG":
+        assert isinstance(image, ImageFile.ImageFile)
         scans.load(image, header.data)
     else:
         image.load()  # before the EXIF is read: in a PNG it may follow the pixels
-    return scale, UPRIGHT.get(header.orientation or tiff.exif_orientation(image.info.get("exif") or b""))
+    return scale, UPRIGHT.get(header.orientation or exif_orientation(image.info.get("exif") or b""))
 
 
-def _crop(image: ImageFile.ImageFile, header: Header, fast: bool, preprocessing: Preprocessing) -> Crop:
+def _crop(image: Image.Image, header: Header, fast: bool, preprocessing: Preprocessing) -> Crop:
     width, height = image.size
     scale, turn = _load(image, header, fast, preprocessing)
     if not fast and max(width, height) <= _MAX_ASPECT * min(width, height):
@@ -149,10 +154,8 @@ def _plain(image: Image.Image) -> Image.Image:
     """Convert to L, RGB or RGBa (premultiplied alpha), which Pillow resizes channel by channel."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "I":
-        return image.point(lambda value: value * (1 / 256)).convert("L")
-    if image.mode == "F":
-        return image.convert("L")
+    if image.mode == "RGBa":
+        return image
     if image.has_transparency_data:
         return (image if image.mode == "RGBA" else image.convert("RGBA")).convert("RGBa")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

@@ -8,8 +8,8 @@ import struct
 from collections.abc import Iterator
 
 from app.errors import UndecodableImage
+from app.images.directory import exif_orientation
 from app.images.header import Header
-from app.images.tiff import exif_orientation
 
 _SIGNATURE = 8  # bytes
 _CHUNK = struct.Struct(">I4s")
