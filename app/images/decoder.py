@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from app import images, machine
-from app.errors import DeadlineExceeded, Overloaded
+from app.errors import DeadlineExceeded, Overloaded, TooManyPixels
 from app.images import Crop, Header, Preprocessing
 from app.images.sandbox import Sandbox, Task
 
@@ -45,7 +45,7 @@ class Decoder:
     """Decodes images for one model. Thread-safe; call it off the event loop.
 
     ``max_pixels`` limits the size of one image. ``decode_pixels`` limits the total memory of the images in the sandbox,
-    in pixels. ``lanes`` limits the number of images in the sandbox.
+    in pixels of ``_BYTES_PER_PIXEL``. ``lanes`` limits the number of images in the sandbox.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Decoder:
     ) -> None:
         self.preprocessing = preprocessing
         self.decode_pixels = decode_pixels or default_pixels()
-        self.max_pixels = min(max_pixels, self.decode_pixels)
+        self.max_pixels = max_pixels
         self.fast = fast
         self._sandbox = sandbox
         self._lanes = lanes or default_lanes()
@@ -71,8 +71,17 @@ class Decoder:
         self._predicted_s = self._measured_s = 0.0  # of recent images
 
     def read(self, data: bytes) -> Header:
-        """Read and check the header. Raises the errors of ``read_header``."""
-        return images.read_header(data, self.max_pixels)
+        """Read and check the header.
+
+        Raises the errors of ``read_header``, and TooManyPixels if the decode needs more memory than all images may use.
+        """
+        header = images.read_header(data, self.max_pixels)
+        if header.pixels > self.decode_pixels and (needed := self._bytes(header)) > self._memory:
+            raise TooManyPixels(
+                f"an image of {header.width}x{header.height} pixels takes {needed >> 20} MiB to decode, more than the"
+                f" limit of {self._memory >> 20} MiB; resize it"
+            )
+        return header
 
     def seconds(self, header: Header) -> float:
         """Predict the seconds of a decode on an otherwise idle core."""

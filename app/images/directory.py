@@ -59,7 +59,7 @@ class Directory:
         """Return the file with another directory behind its data: these entries, and new ones of these integers."""
         data, order, big = self.data, self.order, self.big
         pointer, kind, inline = ("Q", 16, 8) if big else ("L", 4, 4)
-        parts = [data[:inline], b"", memoryview(data)[2 * inline :], bytes(len(data) % 2)]
+        parts: list[bytes | memoryview] = [data[:inline], b"", memoryview(data)[2 * inline :], bytes(len(data) % 2)]
         packed = {entry[0]: struct.pack(order + _ENTRY[big], *entry) for entry in entries}
         end = len(data) + len(data) % 2
         for tag, values in numbers.items():
@@ -71,7 +71,7 @@ class Directory:
             packed[tag] = struct.pack(order + _ENTRY[big], tag, kind, len(values), value)
         parts[1] = struct.pack(order + pointer, end)
         parts.append(struct.pack(order + ("Q" if big else "H"), len(packed)))
-        return b"".join((*parts, *(packed[tag] for tag in sorted(packed)), bytes(inline)))
+        return b"".join((*parts, *[packed[tag] for tag in sorted(packed)], bytes(inline)))
 
 
 def exif_orientation(exif: bytes) -> int:

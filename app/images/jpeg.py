@@ -52,7 +52,7 @@ class Frame:
 
     def mcus(self, components: bytes) -> int:
         """The number of MCUs in a scan of these components (T.81, A.2)."""
-        widest, highest = (max(factors) for factors in zip(*self.sampling, strict=True))
+        widest, highest = self._largest
         if len(components) > 1:
             return -(-self.width // (8 * widest)) * -(-self.height // (8 * highest))
         h, v = self._factors(components)[0]
@@ -63,6 +63,10 @@ class Frame:
         per_mcu = sum(h * v for h, v in self._factors(components)) if len(components) > 1 else 1
         return self.mcus(components) * per_mcu
 
+    @property
+    def _largest(self) -> tuple[int, int]:
+        return max(h for h, _ in self.sampling), max(v for _, v in self.sampling)
+
     def _factors(self, components: bytes) -> list[tuple[int, int]]:
         """Raises KeyError for an unknown component."""
         known = dict(zip(self.components, self.sampling, strict=True))
@@ -71,7 +75,7 @@ class Frame:
     @property
     def coefficients(self) -> int:
         """Bytes of all coefficients. The decoder holds them in memory if there are several scans."""
-        widest, highest = (max(factors) for factors in zip(*self.sampling, strict=True))
+        widest, highest = self._largest
         across, down = -(-self.width // (8 * widest)), -(-self.height // (8 * highest))
         return sum(across * h * down * v * _BLOCK for h, v in self.sampling)
 

@@ -5,8 +5,9 @@ cost more memory than other images. Special cases:
 
 - The EXIF orientation is applied; the XMP orientation is not.
 - Animations and multi-page files are reduced to their first frame.
-- Transparent images (alpha channel, palette or tRNS) are composited on white.
-- 16-bit greyscale keeps its high byte. 32-bit integer greyscale is read as 16-bit, floating-point greyscale as 0..255.
+- Transparent images (alpha channel, palette or tRNS) are composited on white. A BMP whose alpha is 0 everywhere is
+  opaque.
+- 16-bit greyscale keeps its high byte. ``samples`` describes the samples of a TIFF.
 - Pillow converts CMYK, YCbCr and LAB to RGB without colour management.
 """
 
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, _imaging
+from PIL.JpegImagePlugin import JpegImageFile
 
 from app.errors import BadImage, TooManyPixels, UndecodableImage
 from app.images import jpeg, samples, scans, tiff
@@ -33,6 +35,7 @@ Crop = npt.NDArray[np.uint8]
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
+_UNINTENDED_ALPHA = ("BMP",)  # formats whose writers leave alpha 0 everywhere; for TIFF see ``samples``
 _MAX_ASPECT = 8  # up to this aspect ratio the whole image is resized
 _RESAMPLING = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # filter, radius
 
@@ -73,12 +76,19 @@ def _opened(header: Header) -> Iterator[Image.Image]:
         if header.variant == tiff.SAMPLES:
             yield samples.decode(header.data)
             return
-        with Image.open(io.BytesIO(header.data), formats=[header.format]) as image:
+        with _open(header) as image:
             if image.width * image.height > header.pixels:
                 raise UndecodableImage(
                     f"the image is larger than the {header.width}x{header.height} pixels that its header states"
                 )
             yield image
+
+
+def _open(header: Header) -> ImageFile.ImageFile:
+    """Open the file. A JPEG is not subject to Pillow's own limit on pixels; other formats stay below it."""
+    if header.format == "JPEG":
+        return JpegImageFile(io.BytesIO(header.data))
+    return Image.open(io.BytesIO(header.data), formats=[header.format])
 
 
 @functools.cache
@@ -156,6 +166,8 @@ def _plain(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "RGBa":
         return image
+    if image.format in _UNINTENDED_ALPHA and image.mode == "RGBA" and not image.getchannel("A").getextrema()[1]:
+        return image.convert("RGB")
     if image.has_transparency_data:
         return (image if image.mode == "RGBA" else image.convert("RGBA")).convert("RGBa")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

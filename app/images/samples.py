@@ -44,11 +44,15 @@ class _Range:
     def levels(self, values: Values) -> Levels:
         """Map values to 0..255."""
         steps = self.white - self.black + 1
+        if values.dtype == np.uint8 and (self.black, self.white) == (0, 255):
+            return values.astype(np.uint8, copy=False)
         if values.dtype.kind == "f" or steps < 256 or steps & (steps - 1):
             scaled = (values.astype(np.float64) - self.black) * (255 / (self.white - self.black))
-            return np.rint(np.nan_to_num(scaled).clip(0, 255)).astype(np.uint8)
+            rounded: Levels = np.rint(np.nan_to_num(scaled).clip(0, 255)).astype(np.uint8)
+            return rounded
         offset = values.astype(np.int64).clip(self.black, self.white) - self.black
-        return (offset >> (steps.bit_length() - 9)).astype(np.uint8)
+        levels: Levels = (offset >> (steps.bit_length() - 9)).astype(np.uint8)
+        return levels
 
 
 def decode(data: bytes) -> Image.Image:
@@ -83,7 +87,7 @@ def decode(data: bytes) -> Image.Image:
             levels = np.asarray(Image.fromarray(levels, "CMYK").convert("RGB"))
         band[..., : min(channels, 3)] = levels
     mode = "RGBa" if alpha and premultiplied and layout.photometric == RGB else _MODES[channels]
-    return Image.frombuffer(mode, (page.width, page.height), pixels.data, "raw", mode, 0, 1)
+    return Image.frombuffer(mode, (page.width, page.height), pixels, "raw", mode, 0, 1)
 
 
 def _alpha(layout: Layout, colours: int) -> tuple[int, bool]:
