@@ -28,7 +28,9 @@ _PARSERS: dict[str, Callable[[bytes], Header]] = {
 def read_header(data: bytes, max_pixels: int) -> Header:
     """Read and check the header of an image file without decoding it.
 
-    ``max_pixels`` applies to JPEGs of a single scan. For all other images it is at most ``MAX_PIXELS_UNSCALED``. Raises UnsupportedMediaType, TooManyPixels or UndecodableImage.
+    ``max_pixels`` applies to JPEGs of a single scan. For all other images it is at most ``MAX_PIXELS_UNSCALED``.
+
+    Raises UnsupportedMediaType, TooManyPixels or UndecodableImage.
     """
     format = sniff(data)
     if format is None:

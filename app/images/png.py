@@ -31,15 +31,14 @@ def parse(data: bytes) -> Header:
     if data[12:16] != b"IHDR":
         raise UndecodableImage("the PNG does not start with an IHDR chunk")
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
+    sizes = _TRANSPARENT.get(colour, ())
     kept, exif, parts, coded, transparent = [(0, _SIGNATURE)], (0, 0), 0, 0, False
     for kind, start, stop in _chunks(data):
         if kind == b"eXIf" and _is_intact(data, start, stop):
             exif = start + 8, stop - 4
         if kind not in _KEPT or (kind == b"PLTE" and colour != _PALETTE):
             continue
-        if kind == b"tRNS" and not (
-            stop - start - _FRAME in _TRANSPARENT.get(colour, ()) and _is_intact(data, start, stop)
-        ):
+        if kind == b"tRNS" and not (_is_intact(data, start, stop) and stop - start - _FRAME in sizes):
             continue  # an ancillary chunk: decoders ignore it if it is invalid
         if kind == b"IHDR" and parts:
             raise UndecodableImage("the PNG has more than one IHDR chunk")

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
         200_000_000,
         ge=1,
         description="Maximum number of pixels of an image, read from its header. It applies to JPEGs of a single scan,"
-        " which cost little because they are decoded at a reduced scale. For all other images it is at most 50 million.",
+        " which are decoded at a reduced scale. For all other images the limit is at most 50 million pixels.",
     )
     decode_pixels: int | None = Field(
         None,
