@@ -17,6 +17,7 @@ from app.images.sandbox import Sandbox, Task
 EXPENSIVE_S = 0.06  # twice the time of a 12-megapixel photograph with scaled decoding
 EXPENSIVE_BYTES = 64 * 2**20  # a progressive photograph of 12 megapixels takes 45 MiB
 _BYTES_PER_PIXEL = 20  # average over the formats for an image decoded at full size
+_ALONE = 2  # an image of fewer pixels than the limit may need this multiple of the memory, if it is decoded alone
 _DECAY = 0.9  # weight that earlier measurements keep after each image
 _OUTLIER = 3.0  # a measurement counts as at most this multiple of the recent slowdown
 _MIN_PROCESSOR_S = 1.0  # lower bound of the limit on processor time
@@ -73,13 +74,14 @@ class Decoder:
     def read(self, data: bytes) -> Header:
         """Read and check the header.
 
-        Raises the errors of ``read_header``, and TooManyPixels if the decode needs more memory than all images may use.
+        Raises the errors of ``read_header``, and TooManyPixels if the decode needs too much memory.
         """
         header = images.read_header(data, self.max_pixels)
-        if header.pixels > self.decode_pixels and (needed := self._bytes(header)) > self._memory:
+        limit = self._memory if header.pixels > self.decode_pixels else max(_ALONE * self._memory, EXPENSIVE_BYTES)
+        if (needed := self._bytes(header)) > limit:
             raise TooManyPixels(
                 f"an image of {header.width}x{header.height} pixels takes {needed >> 20} MiB to decode, more than the"
-                f" limit of {self._memory >> 20} MiB; resize it"
+                f" limit of {limit >> 20} MiB; resize it"
             )
         return header
 

@@ -158,7 +158,7 @@ class _Page:
             chosen = values[..., first:stop]
             if chosen.dtype.kind == "f":
                 chosen = np.nan_to_num(chosen.astype(np.float64), nan=0, posinf=0, neginf=0)
-            low, high = min(low, chosen.min()), max(high, chosen.max())
+            low, high = min(low, chosen.min().item()), max(high, chosen.max().item())
         return low, high
 
     def _unpacked(self, plane: int, planes: int) -> Image.Image:

@@ -16,6 +16,7 @@ MAX_STRIPS = 20_000  # or tiles
 _MAX_COLOURS = 3 * 65_536  # values of a colour map
 _MAX_SAMPLES = 32  # per pixel
 _MAX_BITS = 64  # per sample
+_BYTES_PER_VALUE = 64  # of a row, while ``samples`` converts it
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, _YCBCR: 3, _LAB: 3}
@@ -100,6 +101,9 @@ def parse(data: bytes) -> Header:
     if samples > _MAX_SAMPLES:
         raise UndecodableImage(f"the TIFF has {samples} samples per pixel; the limit is {_MAX_SAMPLES}")
     layout = read_layout(directory)
+    unpacked = stored * samples * layout.bits // 8
+    if not layout.is_plain:
+        unpacked = 2 * unpacked + width * samples * _BYTES_PER_VALUE
     grey = samples == 1 and layout.bits == 8 and layout.photometric in GREY
     return Header(
         _with_own_directory(directory),
@@ -110,7 +114,7 @@ def parse(data: bytes) -> Header:
         orientation=exif_orientation(data),
         channels=1 if grey else 4,
         stored=stored,
-        buffer=stored * samples * layout.bits // 8,
+        buffer=unpacked,
         variant="" if layout.is_plain else SAMPLES,
     )
 
