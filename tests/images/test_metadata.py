@@ -155,7 +155,7 @@ def test_memory_of_a_scaled_jpeg_is_less_than_that_of_other_images() -> None:
     with Sandbox() as sandbox:
         decoder = Decoder(PRESET, 200_000_000, 30_000_000, True, sandbox)
         assert decoder.read(large(200_000_000)).pixels == 200_000_000
-        with pytest.raises(TooManyPixels, match="takes .* MiB to decode, more than the limit of 572 MiB"):
+        with pytest.raises(TooManyPixels, match=r"takes .* MiB to decode, more than the limit of 572 MiB"):
             Decoder(PRESET, 200_000_000, 30_000_000, False, sandbox).read(large(200_000_000))
 
 

@@ -181,7 +181,7 @@ def test_kind_that_is_not_decoded_is_unsupported_with_the_reason(options: dict[s
 
 
 def test_mixed_sizes_and_other_inks_are_unsupported() -> None:
-    with pytest.raises(UnsupportedMediaType, match="samples of different kinds .5, 6, 5 bits"):
+    with pytest.raises(UnsupportedMediaType, match=r"samples of different kinds .5, 6, 5 bits"):
         images.read_header(tiff(COLOUR, 8, 2, tags={258: [5, 6, 5]}), MAX_PIXELS)
     with pytest.raises(UnsupportedMediaType, match="inks other than CMYK"):
         images.read_header(tiff(np.dstack([COLOUR, GREY]), 8, 5, tags={332: [2]}), MAX_PIXELS)
