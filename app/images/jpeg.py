@@ -19,8 +19,8 @@ _MAX_JUNK = 1024  # total bytes between segments before the file is rewritten; P
 _MAX_GAP = 65_536  # total bytes between segments before the file is refused
 _MAX_TABLES = 65_536  # bytes of quantisation and Huffman tables in the header; encoders write about a thousand
 
-_EOI, SOS, DRI, _APP1 = 0xD9, 0xDA, 0xDD, 0xE1
-_TABLES = frozenset({0xC4, 0xDB})
+_EOI, DHT, SOS, DRI, _APP1 = 0xD9, 0xC4, 0xDA, 0xDD, 0xE1
+_TABLES = frozenset({DHT, 0xDB})
 _KEPT = frozenset({0xC0, 0xC1, 0xC2, DRI, 0xE0, 0xEE}) | _TABLES  # APP0 and APP14 state the colour space
 _SEQUENTIAL, _PROGRESSIVE = frozenset({0xC0, 0xC1}), 0xC2
 _REFUSED = {

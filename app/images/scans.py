@@ -18,17 +18,19 @@ from app.images.jpeg import Frame
 _END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the marker behind the data of a scan: neither stuffing nor RSTn
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _END_OF_IMAGE = b"\xff\xd9"
-# libjpeg fills a buffer of 64 bits, and at least one of them belongs to the scan. No Huffman code consists of ones, so
-# the padding yields at most three values.
-_PADDING = 7
-_ONES = b"\xff\0" * _PADDING
+_PADDING = 7  # libjpeg fills a buffer of 64 bits, and at least one of them belongs to the scan
+_ZEROS = bytes(_PADDING)  # the first code of a table; where it is a coefficient, a block takes more than the padding
+_ONES = b"\xff\0" * _PADDING  # no code: libjpeg takes 17 bits of them for the end of a block
 _MIN_BITS = 2  # per block: a code for DC and a code for the end of the block
 _COEFFICIENTS = 64  # per block
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A scan header (T.81, B.2.3), the bounds of the data behind it, and the restart interval in MCUs or 0."""
+    """A scan header (T.81, B.2.3), the bounds of the data behind it, and the restart interval in MCUs or 0.
+
+    ``padding`` replaces the marker behind the data.
+    """
 
     components: bytes
     first: int
@@ -37,6 +39,7 @@ class _Scan:
     begin: int
     end: int
     interval: int
+    padding: bytes
 
 
 def load(image: ImageFile.ImageFile, data: bytes) -> None:
@@ -64,15 +67,17 @@ def _read(data: bytes) -> tuple[Frame, list[_Scan]]:
     """Return the frame and its scans. Raises UndecodableImage."""
     frame: Frame | None = None
     scans: list[_Scan] = []
-    interval, position, found = 0, 2, True
+    interval, position, found, padding = 0, 2, True, _ZEROS
     while found:
         found = False
         for marker, start, stop in jpeg.segments(data, position):
             frame = frame or jpeg.read_frame(data, marker, start)
             if marker == jpeg.DRI:
                 interval = int.from_bytes(data[start + 4 : start + 6], "big")
+            if marker == jpeg.DHT and _ends_blocks(data[start + 4 : stop]):
+                padding = _ONES
             if marker == jpeg.SOS:
-                scans.append(_scan(data, start, stop, interval))
+                scans.append(_scan(data, start, stop, interval, _ONES if frame and frame.progressive else padding))
                 position, found = scans[-1].end, True
                 break
     if frame is None or not scans:
@@ -80,7 +85,17 @@ def _read(data: bytes) -> tuple[Frame, list[_Scan]]:
     return frame, scans
 
 
-def _scan(data: bytes, start: int, begin: int, interval: int) -> _Scan:
+def _ends_blocks(tables: bytes) -> bool:
+    """Return whether zeros are the end of a block in one of these Huffman tables for AC (T.81, B.2.4.2)."""
+    position = 0
+    while position + 17 < len(tables):
+        if tables[position] >> 4 and tables[position + 17] & 15 == 0:
+            return True
+        position += 17 + sum(tables[position + 1 : position + 17])
+    return False
+
+
+def _scan(data: bytes, start: int, begin: int, interval: int, padding: bytes) -> _Scan:
     count = data[start + 4]
     if begin > len(data) or begin != start + 8 + 2 * count:
         raise UndecodableImage("the JPEG scan header is invalid")
@@ -89,7 +104,7 @@ def _scan(data: bytes, start: int, begin: int, interval: int) -> _Scan:
     if _RESTART.match(data, max(begin, end - 2), end):  # this marker also keeps libjpeg from asking for data
         end -= 2
     first, last, approximation = data[begin - 3 : begin]
-    return _Scan(data[start + 5 : begin - 3 : 2], first, last, approximation & 15, begin, end, interval)
+    return _Scan(data[start + 5 : begin - 3 : 2], first, last, approximation & 15, begin, end, interval, padding)
 
 
 def _suffices(frame: Frame, scan: _Scan) -> bool:
@@ -120,7 +135,7 @@ def _decode(decoder: "_Decoder", data: memoryview, scans: list[_Scan], multi_sca
     position = 0
     for scan in scans:
         decoder.feed(data[position : scan.end])
-        decoder.feed(_ONES)
+        decoder.feed(scan.padding)
         if multi_scan and not decoder.skips():
             raise _missing()
         position = scan.end

