@@ -17,6 +17,7 @@ from app.decoding import DecodeThreads, JobDecoder, ahead_of_queue
 from app.engine.base import Engine, Facts
 from app.errors import Internal, ModelError, NotConvertible, NotReady
 from app.imagenet import taxonomy
+from app.images import MAX_PIXELS_UNSCALED
 from app.images.decoder import Decoder, default_lanes, default_pixels
 from app.images.sandbox import Sandbox
 from app.models.model import Model
@@ -108,7 +109,8 @@ def build(
 def decode_threads(model: Model, settings: Settings, sandbox: Sandbox) -> DecodeThreads:
     """Threads of an HTTP process that decode for a device in another process: its share of cores and memory."""
     workers = max(1, settings.workers)
-    pixels = settings.decode_pixels or max(default_pixels() // workers, min(settings.max_pixels, default_pixels()))
+    largest = min(settings.max_pixels, MAX_PIXELS_UNSCALED, default_pixels())
+    pixels = settings.decode_pixels or max(default_pixels() // workers, largest)
     lanes = max(1, default_lanes() // workers)
     decoder = Decoder(model.preprocessing, settings.max_pixels, pixels, settings.fast_decode, sandbox, lanes)
     return DecodeThreads(JobDecoder(decoder), max(1, machine.cores() // workers))

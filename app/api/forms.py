@@ -77,7 +77,7 @@ def bounded(content: bytes, most: int) -> bytes | TopkError:
 
 
 def too_many_bytes(most: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the image is larger than {most} bytes")
+    return PayloadTooLarge(f"the image is larger than {most} bytes (TOPK_MAX_UPLOAD_BYTES)")
 
 
 def only(uploads: list[Upload]) -> list[Upload]:

@@ -204,9 +204,14 @@ class Uploads:
         """The error, which names the setting that the limit comes from."""
         settings = self._settings
         if self._body_limit(form, kind) == settings.max_body_bytes:
-            return PayloadTooLarge(f"the body has {size}; a request may have at most {settings.max_body_bytes}")
+            return PayloadTooLarge(
+                f"the body has {size}; a request may have at most {settings.max_body_bytes} (TOPK_MAX_BODY_BYTES)"
+            )
         before = " before base64" if kind == "json" else ""
-        return PayloadTooLarge(f"the body has {size}; an image may have at most {settings.max_upload_bytes}{before}")
+        return PayloadTooLarge(
+            f"the body has {size}; an image may have at most {settings.max_upload_bytes}{before}"
+            " (TOPK_MAX_UPLOAD_BYTES)"
+        )
 
     def _full(self) -> Overloaded:
         return Overloaded("the memory for uploads is full; try again later", retry_after_s=self._predicted_wait())

@@ -8,6 +8,9 @@ from app.images import bmp, gif, heif, jpeg, png, tiff, webp
 from app.images.formats import sniff
 from app.images.header import Header
 
+MAX_PIXELS_UNSCALED = 50_000_000
+"""Limit on the pixels of all images except JPEGs of a single scan, which are decoded row by row at a reduced scale."""
+
 _PADDING = 2  # limit on the pixels of all tiles, padding included, as a multiple of the pixel limit
 
 _PARSERS: dict[str, Callable[[bytes], Header]] = {
@@ -25,6 +28,8 @@ _PARSERS: dict[str, Callable[[bytes], Header]] = {
 def read_header(data: bytes, max_pixels: int) -> Header:
     """Read and check the header of an image file without decoding it.
 
+    ``max_pixels`` applies to JPEGs of a single scan. For all other images it is at most ``MAX_PIXELS_UNSCALED``.
+
     Raises UnsupportedMediaType, TooManyPixels or UndecodableImage.
     """
     format = sniff(data)
@@ -39,13 +44,16 @@ def read_header(data: bytes, max_pixels: int) -> Header:
         raise UndecodableImage(f"the {format} header is corrupt or truncated") from error
     if header.width < 1 or header.height < 1:
         raise UndecodableImage(f"the {format} header states an invalid size: {header.width}x{header.height} pixels")
-    if header.pixels > max_pixels:
+    single_scan = format == "JPEG" and not header.progressive
+    most = max_pixels if single_scan else min(max_pixels, MAX_PIXELS_UNSCALED)
+    if header.pixels > most:
+        kind = "" if most == max_pixels else " for an image other than a JPEG of a single scan"
         raise TooManyPixels(
-            f"the image has {header.width}x{header.height} pixels, more than the limit of {max_pixels}; resize it"
+            f"the image has {header.width}x{header.height} pixels, more than the limit of {most}{kind}; resize it"
         )
-    if header.stored > _PADDING * max_pixels:
+    if header.stored > _PADDING * most:
         raise TooManyPixels(
-            f"the tiles of the image have {header.stored} pixels, more than the limit of {_PADDING * max_pixels};"
+            f"the tiles of the image have {header.stored} pixels, more than the limit of {_PADDING * most};"
             " use smaller tiles"
         )
     return header

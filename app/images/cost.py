@@ -6,6 +6,7 @@ flat colour, photographs and noise, in every mode (alpha, palette, 16-bit).
 
 from app.images.geometry import Preprocessing, jpeg_scale
 from app.images.header import Header
+from app.images.tiff import SAMPLES
 
 # Seconds per pixel and seconds per byte of the file
 _SECONDS = {
@@ -26,6 +27,7 @@ _SECONDS_PER_PIXEL_AND_SCAN = 0.3e-9  # every scan of a progressive JPEG covers 
 _SECONDS_PER_BYTE_PROGRESSIVE = 26e-9
 _SECONDS_PER_BYTE_LOSSLESS = 12e-9
 _SECONDS_PER_BYTE_BUFFERED = 1e-9  # of coefficients or tiles; see Header.buffer
+_SECONDS_OF_SAMPLES = (25e-9, 4e-9)  # per pixel and per byte of ``Header.buffer``: numpy converts them
 _SECONDS_RUN_LENGTH = (50e-9, 250e-9)  # per pixel and per byte: Pillow decodes these BMPs in Python
 
 # Peak bytes per pixel, by channels: Pillow's image, the converted image, and a copy turned upright
@@ -49,8 +51,10 @@ def decode_seconds(header: Header, preprocessing: Preprocessing, fast: bool) -> 
         per_byte = _SECONDS_PER_BYTE_LOSSLESS
     if header.variant == "run-length":
         per_pixel, per_byte = _SECONDS_RUN_LENGTH
-    fixed = (_SECONDS_PER_FILE if header.bounded else _SECONDS_IN_SANDBOX) + header.parts * _SECONDS_PER_PART
     buffered = header.buffer * _SECONDS_PER_BYTE_BUFFERED + header.height * _SECONDS_PER_ROW
+    if header.variant == SAMPLES:
+        per_pixel, buffered = _SECONDS_OF_SAMPLES[0], buffered + header.buffer * _SECONDS_OF_SAMPLES[1]
+    fixed = (_SECONDS_PER_FILE if header.bounded else _SECONDS_IN_SANDBOX) + header.parts * _SECONDS_PER_PART
     return fixed + header.pixels * per_pixel + len(header.data) * per_byte + buffered
 
 

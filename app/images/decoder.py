@@ -10,13 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from app import images, machine
-from app.errors import DeadlineExceeded, Overloaded
+from app.errors import DeadlineExceeded, Overloaded, TooManyPixels
 from app.images import Crop, Header, Preprocessing
 from app.images.sandbox import Sandbox, Task
 
 EXPENSIVE_S = 0.06  # twice the time of a 12-megapixel photograph with scaled decoding
 EXPENSIVE_BYTES = 64 * 2**20  # a progressive photograph of 12 megapixels takes 45 MiB
 _BYTES_PER_PIXEL = 20  # average over the formats for an image decoded at full size
+_ALONE = 2  # an image of fewer pixels than the limit may need this multiple of the memory, if it is decoded alone
 _DECAY = 0.9  # weight that earlier measurements keep after each image
 _OUTLIER = 3.0  # a measurement counts as at most this multiple of the recent slowdown
 _MIN_PROCESSOR_S = 1.0  # lower bound of the limit on processor time
@@ -45,7 +46,7 @@ class Decoder:
     """Decodes images for one model. Thread-safe; call it off the event loop.
 
     ``max_pixels`` limits the size of one image. ``decode_pixels`` limits the total memory of the images in the sandbox,
-    in pixels. ``lanes`` limits the number of images in the sandbox.
+    in pixels of ``_BYTES_PER_PIXEL``. ``lanes`` limits the number of images in the sandbox.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Decoder:
     ) -> None:
         self.preprocessing = preprocessing
         self.decode_pixels = decode_pixels or default_pixels()
-        self.max_pixels = min(max_pixels, self.decode_pixels)
+        self.max_pixels = max_pixels
         self.fast = fast
         self._sandbox = sandbox
         self._lanes = lanes or default_lanes()
@@ -71,8 +72,18 @@ class Decoder:
         self._predicted_s = self._measured_s = 0.0  # of recent images
 
     def read(self, data: bytes) -> Header:
-        """Read and check the header. Raises the errors of ``read_header``."""
-        return images.read_header(data, self.max_pixels)
+        """Read and check the header.
+
+        Raises the errors of ``read_header``, and TooManyPixels if the decode needs too much memory.
+        """
+        header = images.read_header(data, self.max_pixels)
+        limit = self._memory if header.pixels > self.decode_pixels else max(_ALONE * self._memory, EXPENSIVE_BYTES)
+        if (needed := self._bytes(header)) > limit:
+            raise TooManyPixels(
+                f"an image of {header.width}x{header.height} pixels takes {needed >> 20} MiB to decode, more than the"
+                f" limit of {limit >> 20} MiB; resize it"
+            )
+        return header
 
     def seconds(self, header: Header) -> float:
         """Predict the seconds of a decode on an otherwise idle core."""

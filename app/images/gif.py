@@ -9,7 +9,7 @@ from app.images.header import Header
 _SCREEN = 13  # bytes of header and logical screen descriptor
 _BLOCK = re.compile(rb"[!,;]")  # extension, image, trailer; Pillow skips all other bytes one by one
 _GRAPHIC_CONTROL = 0xF9
-_MAX_BLOCKS = 8192  # extensions and their sub-blocks of up to 255 bytes, before the first frame
+_MAX_BLOCKS = 8192  # extensions and their sub-blocks before the first frame, plus one for each 128 bytes of the file
 _MAX_GAP = 65_536  # bytes to search for the next block
 _MAX_EXTENSIONS = 1024  # bytes before the first frame; with fewer, the file is not copied
 
@@ -20,6 +20,7 @@ class _Blocks:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.count = 0
+        self._most = _MAX_BLOCKS + len(data) // 128
 
     def end(self, position: int) -> int:
         """Return the end of the extension whose sub-blocks start at ``position``."""
@@ -31,8 +32,8 @@ class _Blocks:
 
     def _count(self) -> None:
         self.count += 1
-        if self.count > _MAX_BLOCKS:
-            raise UndecodableImage(f"the GIF has more than {_MAX_BLOCKS} blocks before its first frame")
+        if self.count > self._most:
+            raise UndecodableImage(f"the GIF has more than {self._most} blocks before its first frame")
 
 
 def parse(data: bytes) -> Header:
@@ -49,10 +50,11 @@ def parse(data: bytes) -> Header:
             break
         if match[0] == b",":
             left, top, frame_width, frame_height = struct.unpack_from("<4H", data, start + 1)
+            parts = blocks.count
             if start - head > _MAX_EXTENSIONS:
-                data = b"".join((data[:head], control, data[start:]))
+                data, parts = b"".join((data[:head], control, data[start:])), 1
             size = max(width, left + frame_width), max(height, top + frame_height)
-            return Header(data, "GIF", *size, orientation=1, parts=blocks.count, channels=4)
+            return Header(data, "GIF", *size, orientation=1, parts=parts, channels=4)
         position = blocks.end(start + 2)
         if data[start + 1] == _GRAPHIC_CONTROL:
             control = data[start:position]

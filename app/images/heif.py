@@ -16,7 +16,7 @@ _SIZES = (
     *(re.compile(kind + rb"\0{6}.{18}(..)(..)", re.DOTALL) for kind in (rb"av01", rb"hvc1", rb"hev1")),
 )
 _DESCRIBING = (b"meta", b"moov")
-_MAX_DESCRIPTION = 2**20  # total bytes of these boxes; an image of 190 tiles has 20 KiB
+_MAX_DESCRIPTION = 2**24  # total bytes of these boxes; they hold the colour profile, which may have megabytes
 _MAX_SIZES = 4096
 _MAX_BOXES = 4096
 

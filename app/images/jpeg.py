@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from app.errors import UndecodableImage, UnsupportedMediaType
+from app.images.directory import exif_orientation
 from app.images.header import Header
-from app.images.tiff import exif_orientation
 
 _MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # all markers except TEM, RSTn and SOI, which have no segment
 _MAX_SEGMENTS = 4096  # encoders write a few dozen
@@ -19,9 +19,9 @@ _MAX_JUNK = 1024  # total bytes between segments before the file is rewritten; P
 _MAX_GAP = 65_536  # total bytes between segments before the file is refused
 _MAX_TABLES = 65_536  # bytes of quantisation and Huffman tables in the header; encoders write about a thousand
 
-_EOI, _SOS, _APP1 = 0xD9, 0xDA, 0xE1
-_TABLES = frozenset({0xC4, 0xDB})
-_KEPT = frozenset({0xC0, 0xC1, 0xC2, 0xDD, 0xE0, 0xEE}) | _TABLES  # APP0 and APP14 state the colour space
+_EOI, DHT, SOS, DRI, _APP1 = 0xD9, 0xC4, 0xDA, 0xDD, 0xE1
+_TABLES = frozenset({DHT, 0xDB})
+_KEPT = frozenset({0xC0, 0xC1, 0xC2, DRI, 0xE0, 0xEE}) | _TABLES  # APP0 and APP14 state the colour space
 _SEQUENTIAL, _PROGRESSIVE = frozenset({0xC0, 0xC1}), 0xC2
 _REFUSED = {
     0xC3: "lossless",
@@ -38,18 +38,44 @@ Segment = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """A frame header (T.81, B.2.2). ``sampling`` holds the horizontal and vertical factors of each component."""
+class Frame:
+    """A frame header (T.81, B.2.2).
+
+    ``components`` holds the identifiers, ``sampling`` the horizontal and vertical factors of each component.
+    """
 
     progressive: bool
     width: int
     height: int
+    components: bytes
     sampling: tuple[tuple[int, int], ...]
+
+    def mcus(self, components: bytes) -> int:
+        """The number of MCUs in a scan of these components (T.81, A.2)."""
+        widest, highest = self._largest
+        if len(components) > 1:
+            return -(-self.width // (8 * widest)) * -(-self.height // (8 * highest))
+        h, v = self._factors(components)[0]
+        return -(-self.width * h // (8 * widest)) * -(-self.height * v // (8 * highest))
+
+    def blocks(self, components: bytes) -> int:
+        """The number of blocks in a scan of these components."""
+        per_mcu = sum(h * v for h, v in self._factors(components)) if len(components) > 1 else 1
+        return self.mcus(components) * per_mcu
+
+    @property
+    def _largest(self) -> tuple[int, int]:
+        return max(h for h, _ in self.sampling), max(v for _, v in self.sampling)
+
+    def _factors(self, components: bytes) -> list[tuple[int, int]]:
+        """Raises KeyError for an unknown component."""
+        known = dict(zip(self.components, self.sampling, strict=True))
+        return [known[component] for component in components]
 
     @property
     def coefficients(self) -> int:
         """Bytes of all coefficients. The decoder holds them in memory if there are several scans."""
-        widest, highest = (max(factors) for factors in zip(*self.sampling, strict=True))
+        widest, highest = self._largest
         across, down = -(-self.width // (8 * widest)), -(-self.height // (8 * highest))
         return sum(across * h * down * v * _BLOCK for h, v in self.sampling)
 
@@ -60,14 +86,13 @@ def parse(data: bytes) -> Header:
     Raises UndecodableImage, and UnsupportedMediaType for an unsupported coding process or precision.
     """
     frame, exif, kept, parts, junk, tables, end = None, b"", [], 0, 0, 0, 2
-    segments = _segments(data)
-    for marker, start, stop in segments:
+    for marker, start, stop in segments(data):
         junk += start - end
-        if marker == _SOS:
+        if marker == SOS:
             break
         end = stop
         parts += 1
-        if read := _frame(data, marker, start):
+        if read := read_frame(data, marker, start):
             if frame:
                 raise UndecodableImage("the JPEG has more than one frame")
             frame = read
@@ -105,9 +130,9 @@ def parse(data: bytes) -> Header:
 
 def check_processes(data: bytes) -> None:
     """Check the coding process and the scans of a JPEG stream inside another file. Raises the errors of ``parse``."""
-    for marker, start, _ in _segments(data):
-        _frame(data, marker, start)
-        if marker == _SOS:
+    for marker, start, _ in segments(data):
+        read_frame(data, marker, start)
+        if marker == SOS:
             _count_scans(data, start, len(data))
             return
 
@@ -126,9 +151,8 @@ def _count_scans(data: bytes, start: int, end: int) -> int:
     return scans
 
 
-def _segments(data: bytes) -> Iterator[Segment]:
-    """Yield the segments of the header, up to the first scan. Other bytes may lie between them (T.81, annex B)."""
-    end = 2
+def segments(data: bytes, end: int = 2) -> Iterator[Segment]:
+    """Yield the segments from ``end`` to the first scan. Other bytes may lie between them (T.81, annex B)."""
     for _ in range(_MAX_SEGMENTS):
         match = _MARKER.search(data, end, end + _MAX_GAP)
         if match is None or match[1][0] == _EOI:
@@ -138,7 +162,7 @@ def _segments(data: bytes) -> Iterator[Segment]:
     raise UndecodableImage(f"the JPEG has more than {_MAX_SEGMENTS} segments")
 
 
-def _frame(data: bytes, marker: int, start: int) -> _Frame | None:
+def read_frame(data: bytes, marker: int, start: int) -> Frame | None:
     """Return the frame header whose marker is at ``start``, or None for any other segment."""
     if marker in _REFUSED:
         raise UnsupportedMediaType(f"JPEG with {_REFUSED[marker]} coding is not supported; save it as a baseline JPEG")
@@ -154,4 +178,5 @@ def _frame(data: bytes, marker: int, start: int) -> _Frame | None:
     if not sampling or len(sampling) != components or not valid:
         raise UndecodableImage("the JPEG frame header is invalid")
     height, width = (int.from_bytes(data[at : at + 2], "big") for at in (start + 5, start + 7))
-    return _Frame(marker == _PROGRESSIVE, width, height, sampling)
+    identifiers = data[start + 10 : start + 10 + 3 * components : 3]
+    return Frame(marker == _PROGRESSIVE, width, height, identifiers, sampling)

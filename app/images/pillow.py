@@ -5,8 +5,9 @@ cost more memory than other images. Special cases:
 
 - The EXIF orientation is applied; the XMP orientation is not.
 - Animations and multi-page files are reduced to their first frame.
-- Transparent images (alpha channel, palette or tRNS) are composited on white.
-- 16-bit greyscale keeps its high byte. 32-bit integer greyscale is read as 16-bit, floating-point greyscale as 0..255.
+- Transparent images (alpha channel, palette or tRNS) are composited on white. A BMP whose alpha is 0 everywhere is
+  opaque.
+- 16-bit greyscale keeps its high byte. ``samples`` describes the samples of a TIFF.
 - Pillow converts CMYK, YCbCr and LAB to RGB without colour management.
 """
 
@@ -21,10 +22,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, _imaging
+from PIL import Image, ImageFile, _imaging
+from PIL.JpegImagePlugin import JpegImageFile
 
 from app.errors import BadImage, TooManyPixels, UndecodableImage
-from app.images import jpeg, tiff
+from app.images import jpeg, samples, scans, tiff
+from app.images.directory import exif_orientation
 from app.images.geometry import SWAPS_AXES, UPRIGHT, Preprocessing, jpeg_scale, reach, resized_size, stored_box
 from app.images.header import Header
 
@@ -32,6 +35,7 @@ Crop = npt.NDArray[np.uint8]
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
+_UNINTENDED_ALPHA = ("BMP",)  # formats whose writers leave alpha 0 everywhere; for TIFF see ``samples``
 _MAX_ASPECT = 8  # up to this aspect ratio the whole image is resized
 _RESAMPLING = {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}  # filter, radius
 
@@ -47,7 +51,7 @@ def decode(header: Header, preprocessing: Preprocessing, fast: bool) -> Crop:
     show.
     """
     with _opened(header) as image:
-        return _crop(image, header.orientation, fast, preprocessing)
+        return _crop(image, header, fast, preprocessing)
 
 
 def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
@@ -56,7 +60,7 @@ def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
     A large JPEG is decoded at a reduced scale, as with the ``fast`` option of ``decode``. Raises UndecodableImage.
     """
     with _opened(header) as image:
-        _, turn = _load(image, header.orientation, True, preprocessing)
+        _, turn = _load(image, header, True, preprocessing)
         plain = _plain(image)
         return _on_white(plain if turn is None else plain.transpose(turn))
 
@@ -69,12 +73,22 @@ def _opened(header: Header) -> Iterator[Image.Image]:
     with _pillow_errors():
         if header.format == "TIFF":
             tiff.check_streams(header.data, jpeg.check_processes)
-        with Image.open(io.BytesIO(header.data), formats=[header.format]) as image:
+        if header.variant == tiff.SAMPLES:
+            yield samples.decode(header.data)
+            return
+        with _open(header) as image:
             if image.width * image.height > header.pixels:
                 raise UndecodableImage(
                     f"the image is larger than the {header.width}x{header.height} pixels that its header states"
                 )
             yield image
+
+
+def _open(header: Header) -> ImageFile.ImageFile:
+    """Open the file. A JPEG is not subject to Pillow's own limit on pixels; other formats stay below it."""
+    if header.format == "JPEG":
+        return JpegImageFile(io.BytesIO(header.data))
+    return Image.open(io.BytesIO(header.data), formats=[header.format])
 
 
 @functools.cache
@@ -88,20 +102,24 @@ def _silence_libtiff() -> None:
 
 
 def _load(
-    image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing
+    image: Image.Image, header: Header, fast: bool, preprocessing: Preprocessing
 ) -> tuple[int, Image.Transpose | None]:
     """Decode the pixels. Returns the divisor of the reduced scale, and the transpose that turns the image upright."""
     width, height = image.size
-    scale = jpeg_scale(width, height, preprocessing) if fast and image.format in ("JPEG", "MPO") else 1
+    scale = jpeg_scale(width, height, preprocessing) if fast and header.format == "JPEG" else 1
     if scale > 1:
         image.draft(image.mode, (width // scale, height // scale))
-    image.load()  # before the EXIF is read: in a PNG it may follow the pixels
-    return scale, UPRIGHT.get(orientation or tiff.exif_orientation(image.info.get("exif") or b""))
+    if header.format == "JPEG":
+        assert isinstance(image, ImageFile.ImageFile)
+        scans.load(image, header.data)
+    else:
+        image.load()  # before the EXIF is read: in a PNG it may follow the pixels
+    return scale, UPRIGHT.get(header.orientation or exif_orientation(image.info.get("exif") or b""))
 
 
-def _crop(image: Image.Image, orientation: int, fast: bool, preprocessing: Preprocessing) -> Crop:
+def _crop(image: Image.Image, header: Header, fast: bool, preprocessing: Preprocessing) -> Crop:
     width, height = image.size
-    scale, turn = _load(image, orientation, fast, preprocessing)
+    scale, turn = _load(image, header, fast, preprocessing)
     if not fast and max(width, height) <= _MAX_ASPECT * min(width, height):
         return _on_white(_crop_of_whole(_plain(image), turn, preprocessing))
     box = stored_box(width, height, turn, preprocessing)
@@ -146,10 +164,10 @@ def _plain(image: Image.Image) -> Image.Image:
     """Convert to L, RGB or RGBa (premultiplied alpha), which Pillow resizes channel by channel."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode == "I":
-        return image.point(lambda value: value * (1 / 256)).convert("L")
-    if image.mode == "F":
-        return image.convert("L")
+    if image.mode == "RGBa":
+        return image
+    if image.format in _UNINTENDED_ALPHA and image.mode == "RGBA" and not image.getchannel("A").getextrema()[1]:
+        return image.convert("RGB")
     if image.has_transparency_data:
         return (image if image.mode == "RGBA" else image.convert("RGBA")).convert("RGBa")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

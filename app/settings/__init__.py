@@ -21,7 +21,6 @@ from app.settings.variables import DOTENV, PREFIX, is_service_link
 
 MIB = 2**20
 PROTOCOLS = ("v2", "kserve-v1", "torchserve", "huggingface", "sagemaker", "vertex", "litserve")
-PILLOW_PIXEL_LIMIT = 178_956_970  # Pillow refuses larger pictures, whatever the settings are
 NEVER_EMPTY = ("api_keys", "api_keys_file")  # any other empty variable counts as unset
 
 _Split = BeforeValidator(lambda value: values.parts(value) if isinstance(value, str) else value)
@@ -142,16 +141,16 @@ class Settings(BaseSettings):
     max_batch_images: int = Field(32, ge=1, description="Maximum number of images in one batch request.")
     max_inflight_bytes: int = Field(512 * MIB, ge=1, description="Maximum bytes of uploads in memory at once.")
     max_pixels: int = Field(
-        50_000_000,
+        200_000_000,
         ge=1,
-        le=PILLOW_PIXEL_LIMIT,
-        description="Maximum number of pixels of an image, read from its header.",
+        description="Maximum number of pixels of an image, read from its header. It applies to JPEGs of a single scan,"
+        " which are decoded at a reduced scale. For all other images the limit is at most 50 million pixels.",
     )
     decode_pixels: int | None = Field(
         None,
         ge=1,
-        description="Maximum number of pixels decoded at once in the sandbox, at 20 bytes each. Default: a quarter of"
-        " the available memory.",
+        description="Maximum memory of the images in the sandbox, in pixels of 20 bytes. An image counts the bytes that"
+        " its format, size and scale need. Default: a quarter of the available memory.",
     )
     upload_idle_ms: int = Field(
         10_000,

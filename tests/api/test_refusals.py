@@ -121,7 +121,7 @@ def test_a_part_of_a_batch_is_bounded_like_an_image_and_fails_alone(small_limits
     kind, body = multipart(("file", "a.jpg", b"x" * 1_300_000), ("file", "b.jpg", PHOTO))
     url, headers = f"{small_limits.url}/v1/predict/batch", {"X-API-Key": "first-key"}
     large, cat = httpx2.post(url, content=body, headers=headers | {"Content-Type": kind}).json()["results"]
-    detail = "the image is larger than 1000000 bytes"
+    detail = "the image is larger than 1000000 bytes (TOPK_MAX_UPLOAD_BYTES)"
     assert large == {"filename": "a.jpg", "error": {"code": "payload_too_large", "detail": detail}}
     assert cat["predictions"][0]["label"] == "Egyptian cat"
     images = [base64.b64encode(content).decode() for content in (PHOTO, b"x" * 1_000_001)]
@@ -136,6 +136,7 @@ def test_the_error_names_the_limit_as_it_was_set(small_limits: InProcess, kind: 
     for content in (body, iter([body])):  # its length told, and not
         answer = httpx2.post(url, content=content, headers=headers)
         assert (answer.status_code, "1000000" in answer.json()["detail"]) == (413, True)
+        assert "TOPK_MAX_UPLOAD_BYTES" in answer.json()["detail"]
     most = httpx2.post(f"{url}/batch", content=b"x" * 1_600_000, headers=headers | {"Content-Type": "application/json"})
     assert "a request may have at most 1500000" in most.json()["detail"]
 

@@ -278,7 +278,7 @@ def test_decoding_runs_ahead_of_the_queue_beside_a_gpu(device: str, ahead: bool)
 
 def test_default_bound_follows_from_memory() -> None:
     assert 0 < decoder.default_pixels() * 16 <= machine.memory_bytes() // 4
-    assert Decoder(PRESET, 10**12, None, True, Sandbox()).max_pixels == decoder.default_pixels()
+    assert Decoder(PRESET, 10**12, None, True, Sandbox()).decode_pixels == decoder.default_pixels()
 
 
 STORM = """

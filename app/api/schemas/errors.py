@@ -43,7 +43,7 @@ _ERRORS: dict[int, tuple[str, TopkError]] = {
     401: ("`unauthorized`, if the server has API keys", Unauthorized("the API key is not valid")),
     404: ("`not_found`, for another name than the served model's", NotFound("model x is not served; use resnet50")),
     408: ("`upload_timeout`", UploadTimeout("the body did not arrive in time")),
-    413: ("`payload_too_large`", PayloadTooLarge("the image is larger than 20971520 bytes")),
+    413: ("`payload_too_large`", PayloadTooLarge("the image is larger than 20971520 bytes (TOPK_MAX_UPLOAD_BYTES)")),
     415: ("`unsupported_media_type`", UnsupportedMediaType("the file is not an image in a supported format")),
     422: ("`undecodable_image` or `too_many_pixels`", UndecodableImage("the image is truncated")),
     429: ("`rate_limited`", RateLimited("the rate limit of 600/minute is exceeded", 12.0)),

@@ -104,7 +104,7 @@ class Limits(BaseModel):
     max_body_bytes: int = Field(examples=[67108864])
     max_batch_images: int = Field(examples=[32])
     max_inflight_bytes: int = Field(examples=[536870912])
-    max_pixels: int = Field(examples=[50000000])
+    max_pixels: int = Field(examples=[200000000])
     decode_pixels: int = Field(examples=[315956377])
     request_timeout_ms: int = Field(examples=[10000])
 
