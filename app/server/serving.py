@@ -95,7 +95,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         Forwarded(app, settings.trusted_proxies) if settings.trusted_proxies else app,
         # httptools accepts headers of any size, and drops the body of a request that offers an upgrade to HTTP/2, as
         # Java's client does
-        http=connections.bounded(settings.upload_idle_ms / 1000),
+        http=connections.bounded(settings.upload_idle_ms / 1000, settings.keep_alive_ms / 1000),
         proxy_headers=False,  # ``Forwarded`` trusts only the configured proxies
         ws="none",
         access_log=False,

@@ -159,6 +159,12 @@ class Settings(BaseSettings):
         description="Milliseconds without a byte after which an upload ends in a 408. Also the time limit for a"
         " request's head.",
     )
+    keep_alive_ms: int = Field(
+        75_000,
+        ge=1,
+        description="Milliseconds that a connection may be idle between two requests. Keep it above the idle timeout of"
+        " the load balancer, which otherwise loses requests.",
+    )
     upload_ms: int = Field(
         60_000, ge=1, description="Maximum duration of an upload in milliseconds; a longer one ends in a 408."
     )
