@@ -51,9 +51,10 @@ class Shared:
 
     ``timeout_s`` is the time limit for a request head, ``keep_alive_s`` that between two requests. ``limit`` is the
     maximum number of connections. ``timers`` has the connections that wait for a request head, or for a refused client
-    to disconnect. ``idle`` has those that wait for another request, the longest idle first. ``ranked`` has the slowest clients, the slowest first, with the ``since`` of each.
-    ``scheduled`` has calls, of which each turn of the event loop makes a few. ``started`` counts the requests that have
-    started in this turn. ``warned_at`` is the time of the last warning that all connections are in use.
+    to disconnect. ``idle`` has those that wait for another request, the longest idle first. ``ranked`` has the slowest
+    clients, the slowest first, with the ``since`` of each. ``scheduled`` has calls, of which each turn of the event
+    loop makes a few. ``started`` counts the requests that have started in this turn. ``warned_at`` is the time of the
+    last warning that all connections are in use.
     """
 
     timeout_s: float
