@@ -119,8 +119,7 @@ def from_base64(text: str) -> bytes:
 
     Raises ValueError. Needs twice the memory of the result.
     """
-    if _lost_its_pluses(text):
-        text = text.replace(" ", "+")
+    text = _with_pluses(text)
     content, decoder = bytearray(), Base64Decoder()
     for start in _pieces(len(text)):
         content += decoder.decode(text[start : start + _PIECE].encode("ascii"))
@@ -160,22 +159,21 @@ def _unescaped(piece: bytes) -> bytes:
     return decoded[kept].tobytes()
 
 
-def _lost_its_pluses(text: str) -> bool:
-    """Whether the spaces of a base64 text stand for ``+``, which means a space in a form.
+def _with_pluses(text: str) -> str:
+    """A base64 text with ``+`` in place of spaces, if they stand for it: in a form, ``+`` means a space.
 
-    The text then has neither a ``+`` nor the other alphabet, and is whole with its spaces. Spaces at equal distances
-    separate lines.
+    The text then has neither a ``+`` nor the other alphabet, and is whole with its spaces. No image begins with ``+``.
+    Spaces at equal distances separate lines.
     """
     if " " not in text or any(sign in text for sign in "+-_"):
-        return False
-    text = text.lstrip()
-    if text.endswith(" ") and "=" in text:
-        text = text.rstrip()
-    if (len(text) - sum(map(text.count, _LINE_BREAKS))) % 4:
-        return False
-    spaces, width = text.count(" "), text.find(" ") + 1
-    lines = text[width - 1 :: width]
-    return spaces % 4 != 0 or not (len(lines) == spaces == lines.count(" "))
+        return text
+    given = text.strip() if "=" in text else text.lstrip()
+    if (len(given) - sum(map(given.count, _LINE_BREAKS))) % 4:
+        return text
+    spaces, line = given.count(" "), given.find(" ")
+    separators = given[line :: line + 1]
+    lines = spaces % 4 == 0 and len(separators) == separators.count(" ") == spaces
+    return text if lines else given.replace(" ", "+")
 
 
 def _in_utf8(content: Body) -> Body:

@@ -77,6 +77,11 @@ def prepare(settings: Settings) -> socket.socket:
     configure_logging(settings.log_format, settings.log_level)
     if unknown := unknown_names(environment()):
         log.warning("unknown settings are ignored", names=unknown)
+    if "null" in settings.cors_origins:
+        log.warning(
+            "TOPK_CORS_ORIGINS contains null, the origin of every page in a file or a sandboxed frame: all of them may"
+            " call the API"
+        )
     models.check(settings)
     log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
     return bind(settings.host, settings.port)

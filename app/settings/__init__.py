@@ -114,7 +114,9 @@ class Settings(BaseSettings):
         description="Path of Vertex AI's prediction requests. If unset, `AIP_PREDICT_ROUTE` is read.",
     )
     cors_origins: Annotated[tuple[_Origin, ...], NoDecode, _Split] = Field(
-        (), description="Comma-separated origins whose pages may call the API, or `*` for all."
+        (),
+        description="Comma-separated origins whose pages may call the API, or `*` for all. Apps have origins such as"
+        " `capacitor://localhost`.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, _Keys] = Field(
         (),
@@ -132,7 +134,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, _Split] = Field(
         (),
-        description="Comma-separated addresses or networks of proxies whose `X-Forwarded-For` is trusted.",
+        description="Comma-separated addresses or networks of proxies whose `X-Forwarded-For` is trusted. An IPv4"
+        " address mapped into IPv6 is the IPv4 address.",
     )
 
     max_upload_bytes: int = Field(
