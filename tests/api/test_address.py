@@ -17,7 +17,6 @@ from tests.api.wire import Wire
 from tests.conftest import CAT, Server
 from tests.workers.conftest import wait_until
 
-
 PHOTO = CAT.read_bytes()
 
 
