@@ -51,8 +51,7 @@ class RequestReader(ChunkReader):
 
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
-            self._skip_empty_lines()
-            head = self.trailing_data[0]
+            head = self._without_empty_lines()
             if head == b"\r":  # it may begin another empty line
                 return h11.NEED_DATA
             if refusal := self._too_many_empty_lines() or _refusal(head):
@@ -64,10 +63,15 @@ class RequestReader(ChunkReader):
         self._skipped = 0
         return _in_origin_form(event)
 
-    def _skip_empty_lines(self) -> None:
-        if empty := _EMPTY_LINES.match(self.trailing_data[0]):
-            self._receive_buffer.maybe_extract_at_most(empty.end())
-            self._skipped += empty.end()
+    def _without_empty_lines(self) -> bytes:
+        """The received bytes from the request line on. The empty lines before it are dropped."""
+        received = self.trailing_data[0]
+        empty = _EMPTY_LINES.match(received)
+        if not empty:
+            return received
+        self._receive_buffer.maybe_extract_at_most(empty.end())
+        self._skipped += empty.end()
+        return received[empty.end() :]
 
     def _too_many_empty_lines(self) -> Refusal | None:
         if self._skipped <= HEAD_BYTES:
