@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import orjson
 import pybase64
 
@@ -26,7 +27,18 @@ _PIECE = 2**18
 _TEXT_BYTES = 4096  # that decide whether a body is text
 
 _BLANK = b" \t\n\r\v\f"
+_LINE_BREAKS = "\t\n\r\v\f"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_WIDE = {  # UTF-32 first: its mark begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_HEX = np.full(256, 16, np.uint8)  # the value of a hexadecimal digit; 16 for any other byte
+_HEX[list(b"0123456789")] = np.arange(10)
+_HEX[list(b"ABCDEF")] = _HEX[list(b"abcdef")] = np.arange(10, 16)
+_ESCAPE = 3  # bytes of %41
 
 
 class Desk:
@@ -58,8 +70,10 @@ def loads(
 ) -> object:
     """A JSON document of at most ``_VALUES`` and ``more`` values. Raises MalformedRequest.
 
+    It is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
     ``binary_advice``: what to do if the body is an image; ``size_advice``: if it has too many values.
     """
+    content = _in_utf8(content)
     if _has_more_values(content, _VALUES + more):
         advice = size_advice and f"; {size_advice}"
         raise MalformedRequest(f"the JSON body has more than {_VALUES + more} values{advice}")
@@ -72,22 +86,109 @@ def loads(
     return document
 
 
+class Base64Decoder:
+    """Decodes base64 piece by piece: in either alphabet, with or without padding, with white space anywhere."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._padded = False
+
+    def decode(self, text: bytes) -> bytes:
+        """The bytes of the next piece. Raises ValueError."""
+        digits = text.translate(_URL_SAFE, _BLANK)
+        if self._padded or b"=" in digits:
+            self._padded, digits = True, self._without_padding(digits)
+        digits = self._rest + digits
+        whole = len(digits) & ~3
+        self._rest = digits[whole:]
+        return pybase64.b64decode(memoryview(digits)[:whole], validate=True)
+
+    def end(self) -> bytes:
+        """The last bytes. Raises ValueError."""
+        return pybase64.b64decode(self._rest + b"=" * (-len(self._rest) % 4), validate=True)
+
+    def _without_padding(self, digits: bytes) -> bytes:
+        bare = digits.rstrip(b"=")
+        if b"=" in bare or (self._padded and bare):
+            raise ValueError("padding within the text")
+        return bare
+
+
 def from_base64(text: str) -> bytes:
-    """Decode base64 in either alphabet, with or without padding, with white space anywhere.
+    """Decode base64 as ``Base64Decoder`` does, also where a form has replaced every ``+`` by a space.
 
     Raises ValueError. Needs twice the memory of the result.
     """
-    text = text.rstrip("= \t\n\r\v\f")
+    text = _with_pluses(text)
+    content, decoder = bytearray(), Base64Decoder()
+    for start in _pieces(len(text)):
+        content += decoder.decode(text[start : start + _PIECE].encode("ascii"))
+    content += decoder.end()
+    return bytes(content)
+
+
+def percent_decoded(text: str) -> bytes:
+    """The bytes of a percent-encoded text. Raises ValueError for an incomplete escape.
+
+    Needs as much memory as the text, while ``urllib`` needs fifty times the memory of an escape.
+    """
     content, rest = bytearray(), b""
     for start in _pieces(len(text)):
-        digits = rest + text[start : start + _PIECE].encode("ascii").translate(_URL_SAFE, _BLANK)
-        if b"=" in digits:
-            raise ValueError("padding within the text")
-        whole = len(digits) & ~3
-        content += pybase64.b64decode(memoryview(digits)[:whole], validate=True)
-        rest = digits[whole:]
-    content += pybase64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
+        piece = rest + text[start : start + _PIECE].encode()
+        cut = piece.find(b"%", max(0, len(piece) - _ESCAPE + 1))
+        end = cut if cut >= 0 else len(piece)
+        content += _unescaped(piece[:end])
+        rest = piece[end:]
+    if rest:
+        raise ValueError("the last escape is incomplete")
     return bytes(content)
+
+
+def _unescaped(piece: bytes) -> bytes:
+    """The bytes of a piece whose escapes are complete."""
+    if b"%" not in piece:
+        return piece
+    given = np.frombuffer(piece, np.uint8)
+    escapes = np.flatnonzero(given == ord("%"))
+    high, low = _HEX[given[escapes + 1]], _HEX[given[escapes + 2]]
+    if max(high.max(), low.max()) > 15:
+        raise ValueError("an escape has no two hexadecimal digits")
+    decoded, kept = given.copy(), np.ones(len(given), np.bool_)
+    decoded[escapes] = high * 16 + low
+    kept[escapes + 1] = kept[escapes + 2] = False
+    return decoded[kept].tobytes()
+
+
+def _with_pluses(text: str) -> str:
+    """A base64 text with ``+`` in place of spaces, if they stand for it: in a form, ``+`` means a space.
+
+    The text then has neither a ``+`` nor the other alphabet, and is whole with its spaces. No image begins with ``+``.
+    Spaces at equal distances separate lines.
+    """
+    if " " not in text or any(sign in text for sign in "+-_"):
+        return text
+    given = text.strip() if "=" in text else text.lstrip()
+    if (len(given) - sum(map(given.count, _LINE_BREAKS))) % 4:
+        return text
+    spaces, line = given.count(" "), given.find(" ")
+    separators = given[line :: line + 1]
+    lines = spaces % 4 == 0 and len(separators) == separators.count(" ") == spaces
+    return text if lines else given.replace(" ", "+")
+
+
+def _in_utf8(content: Body) -> Body:
+    """A document without its byte-order mark, converted to UTF-8. Raises MalformedRequest."""
+    if content.startswith(codecs.BOM_UTF8):
+        return content[len(codecs.BOM_UTF8) :]
+    encoding = next((encoding for mark, encoding in _WIDE.items() if content.startswith(mark)), None)
+    if not encoding:
+        return content
+    try:
+        return content.decode(encoding).encode()
+    except UnicodeError:
+        raise MalformedRequest(
+            f"the body begins with the byte-order mark of {encoding}, but is not {encoding}"
+        ) from None
 
 
 def _has_more_values(content: Body, most: int) -> bool:

@@ -30,7 +30,7 @@ class Form:
         kind = media_type(request)
         if not self.fields or kind == "application/json" or kind.endswith("+json"):
             return "json"
-        return "multipart" if kind == "multipart/form-data" else "raw"
+        return "multipart" if kind.startswith("multipart/") else "raw"  # unknown ones are like mixed: RFC 2046, 5.1.7
 
     @property
     def hint(self) -> str:

@@ -1,47 +1,39 @@
 """multipart/form-data, parsed from the stream: images and short text fields.
 
-The parser calls back for every part and header, in Python. Therefore parts, their headers and possible delimiters are
-counted, and a large chunk is parsed in slices, with a turn of the event loop between them.
+Parts are counted, and a large chunk is parsed in slices, with a turn of the event loop between them.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, MultipartState, parse_options_header
 from starlette.requests import Request
 
 from app.api.excerpts import shortened, shown
 from app.api.forms import Form, Upload, bounded, several_images, too_many_bytes
+from app.api.parameters import decoded, file_name, parameters
+from app.api.parts import Calls, Headers, Parts
+from app.api.transfer import Decoder, decoder
 from app.errors import MalformedRequest, PayloadTooLarge, TopkError, UnsupportedMediaType
 from app.settings import Settings
 
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
-
 OTHER_PARTS = 32  # beside the images
 OPTION_BYTES = 256  # of a text field
-PART_HEADERS = 8  # clients send two to four
-_HEADERS_BYTES = 4096  # of one part
-_PARAMETERS = 32  # of one header
 _CONTENT_TYPE_BYTES = 1024
-_PADDING = 64  # white space after a boundary, which the parser reads byte by byte
 _SLICE = 64 * 2**10
 _NAMES_SHOWN = 5
 
 
 @dataclass(slots=True)
 class _Part:
-    """``upload`` is set once an image is complete."""
+    """``bytes`` is the size of the decoded content. ``upload`` is set once an image is complete."""
 
-    headers: dict[bytes, bytes] = field(default_factory=dict)
-    header_count: int = 0
-    header_bytes: int = 0
+    name: str
+    filename: str | None
+    decoder: Decoder
     content: bytearray = field(default_factory=bytearray)
     bytes: int = 0
-    name: str = ""
-    filename: str | None = None
+    error: TopkError | None = None
     upload: Upload | None = None
 
 
@@ -55,7 +47,7 @@ class Multipart:
         given = request.headers.get("content-type", "")
         if len(given) > _CONTENT_TYPE_BYTES:
             raise MalformedRequest(f"Content-Type has {len(given)} characters; the limit is {_CONTENT_TYPE_BYTES}")
-        if not (boundary := _parameters(given).get(b"boundary")):
+        if not (boundary := parameters(given).get("boundary")):
             raise MalformedRequest(
                 "Content-Type: multipart/form-data has no boundary; do not set this header yourself, the HTTP client"
                 " sets it together with the boundary"
@@ -63,42 +55,31 @@ class Multipart:
         self._max_bytes = settings.max_upload_bytes
         self._several = form.several
         self._max_images = settings.max_batch_images if form.several else 1
-        self._max_parts = self._max_images + OTHER_PARTS
         self._fields = form.fields
         self._images: list[_Part] = []
         self.options: list[tuple[str, str]] = []
-        self._part = _Part()
-        self._count = 0
-        self._header = (bytearray(), bytearray())
-        self._whole = False
-        self._delimiter = b"\r\n--" + boundary
-        self._tail = b"\r\n"  # the first delimiter may begin the body
-        self._delimiters = 0
-        callbacks: MultipartCallbacks = {
-            "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._grow(self._header[0], data[start:end]),
-            "on_header_value": lambda data, start, end: self._grow(self._header[1], data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._end_headers,
-            "on_part_data": self._data,
-            "on_part_end": self._end_part,
-            "on_end": self._end,
-        }
-        try:
-            self._parser = MultipartParser(boundary, callbacks)
-        except FormParserError as error:
-            raise MalformedRequest(f"the multipart body is broken: {error}") from None
+        self._part: _Part | None = None
+        most = self._max_images + OTHER_PARTS
+        too_many = MalformedRequest(
+            f"the form has more than {most} parts; send at most {self._max_images} images and {OTHER_PARTS} other"
+            " fields"
+        )
+        self._parts = Parts(boundary.encode("latin-1"), Calls(self._begin, self._content, self._end), most, too_many)
 
     async def feed(self, chunk: bytes) -> None:
         """Parse the next bytes of the body."""
         for start in range(0, len(chunk), _SLICE):
             if start:
                 await asyncio.sleep(0)
-            self._parse(chunk[start : start + _SLICE])
+            self._parts.feed(chunk[start : start + _SLICE])
 
     def images(self) -> list[Upload]:
         """The images, once the body is complete."""
-        if not self._whole:
+        if not self._parts.begun:
+            raise MalformedRequest(
+                "the multipart body does not contain the boundary that Content-Type names; lines must end with CRLF"
+            )
+        if not self._parts.whole:
             raise MalformedRequest("the multipart body is truncated: its last boundary is missing")
         if not self._images:
             raise self._no_image([name for name, _ in self.options])
@@ -107,37 +88,7 @@ class Multipart:
     def clear(self) -> None:
         """Free the images' memory."""
         self._images.clear()
-        self._part = _Part()
-
-    def _parse(self, data: bytes) -> None:
-        if self._whole:
-            return  # an epilogue is ignored
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise MalformedRequest(f"the multipart body is broken: {error}") from None
-        padding = self._parser.state == MultipartState.BOUNDARY_PADDING and len(data) > _PADDING
-        if padding and not data.strip(b" \t"):
-            raise MalformedRequest("the multipart body is broken: too much white space after a boundary")
-        if not self._whole:
-            self._count_delimiters(data)
-
-    def _count_delimiters(self, data: bytes) -> None:
-        """Refuse content full of near-delimiters: the parser takes a step for each of their bytes.
-
-        Content must not contain the delimiter (RFC 2046, 5.1.1).
-        """
-        data = self._tail + data
-        self._delimiters += data.count(self._delimiter)
-        self._tail = data[1 - len(self._delimiter) :]
-        if self._delimiters > self._max_parts:
-            raise self._too_many_parts()
-
-    def _too_many_parts(self) -> MalformedRequest:
-        return MalformedRequest(
-            f"the form has more than {self._max_parts} parts; send at most {self._max_images} images and {OTHER_PARTS}"
-            " other fields"
-        )
+        self._part = None
 
     def _no_image(self, received: list[str]) -> MalformedRequest:
         """The error for a form without an image, which names the fields that were received."""
@@ -145,73 +96,71 @@ class Multipart:
         got = f"got the fields {names}" if len(received) > 1 else f"got the field {names}" if names else "got no field"
         return MalformedRequest(f"the form has no image; send it as the field {_either(self._fields)}; {got}")
 
-    def _begin(self) -> None:
-        self._part = _Part()
-        self._count += 1
-        if self._count > self._max_parts:
-            raise self._too_many_parts()
-
-    def _grow(self, buffer: bytearray, data: bytes) -> None:
-        buffer += data
-        self._part.header_bytes += len(data)
-        if self._part.header_bytes > _HEADERS_BYTES:
-            raise MalformedRequest(f"the headers of a part have more than {_HEADERS_BYTES} bytes")
-
-    def _end_header(self) -> None:
-        name, value = self._header
-        self._part.header_count += 1
-        if self._part.header_count > PART_HEADERS:
-            raise MalformedRequest(f"a part has more than {PART_HEADERS} headers")
-        self._part.headers[bytes(name).lower()] = bytes(value)
-        self._header = (bytearray(), bytearray())
-
-    def _end_headers(self) -> None:
-        options = _parameters(self._part.headers.get(b"content-disposition", b"").decode("latin-1"))
-        self._part.name = options.get(b"name", b"").decode("utf-8", "replace")
-        if filename := options.get(b"filename"):
-            self._part.filename = filename.decode("utf-8", "replace")
-        if self._is_image():
-            self._images.append(self._part)
+    def _begin(self, headers: Headers) -> None:
+        values = parameters(headers.get("content-disposition", ""))
+        filename = file_name(decoded(values, "filename")) or None
+        part = _Part(decoded(values, "name"), filename, decoder(headers.get("content-transfer-encoding", "")))
+        self._part = part
+        if self._is_image(part):
+            self._images.append(part)
             if len(self._images) > self._max_images:
                 if not self._several:
                     raise several_images()
                 raise PayloadTooLarge(f"the request has more than {self._max_images} images")
 
-    def _is_image(self) -> bool:
-        return self._part.name in self._fields
+    def _is_image(self, part: _Part) -> bool:
+        return part.name in self._fields
 
-    def _data(self, data: bytes, start: int, end: int) -> None:
+    def _content(self, data: bytes) -> None:
         part = self._part
-        part.bytes += end - start
-        if not self._is_image():
+        assert part
+        if not part.error:
+            self._add(part, part.decoder.decode, data)
+
+    def _add(self, part: _Part, decode: Callable[..., bytes], *data: bytes) -> None:
+        """Add content to a part. An image that is too large or not valid fails alone if there may be several."""
+        try:
+            content = decode(*data)
+        except ValueError:
+            self._fail(part, MalformedRequest(f"the field `{shortened(part.name)}` is not valid base64"))
+            return
+        part.bytes += len(content)
+        if not self._is_image(part):
             if part.bytes > OPTION_BYTES:
                 raise MalformedRequest(
                     f"the field `{shortened(part.name)}` has more than {OPTION_BYTES} bytes; send an image as the field"
                     f" {_either(self._fields)}"
                 )
-            part.content += data[start:end]
-        elif part.bytes <= self._max_bytes:
-            part.content += data[start:end]
-        elif not self._several:
-            raise too_many_bytes(self._max_bytes)
-        else:
-            part.content.clear()  # this image fails alone; the rest of it is skipped
-
-    def _end_part(self) -> None:
-        content = bytes(self._part.content)
-        if not self._is_image():
-            self.options.append((self._part.name, content.decode("utf-8", "replace")))
+        elif part.bytes > self._max_bytes:
+            self._fail(part, too_many_bytes(self._max_bytes))
             return
-        self._part.content.clear()
-        error: TopkError | None = None
-        if self._part.bytes > self._max_bytes:
-            error = too_many_bytes(self._max_bytes)
-        elif self._part.filename is None:
-            error = _file_name(self._part.name, content)
-        self._part.upload = Upload(error or bounded(content, self._max_bytes), self._part.filename)
+        part.content += content
+
+    def _fail(self, part: _Part, error: TopkError) -> None:
+        """Raise an error, unless it is that of one of several images: the rest of it is then skipped."""
+        if not (self._several and self._is_image(part)):
+            raise error
+        part.error = error
+        part.content.clear()
 
     def _end(self) -> None:
-        self._whole = True
+        part = self._part
+        assert part
+        if not part.error:
+            self._add(part, part.decoder.end)
+        content = bytes(part.content)
+        if not self._is_image(part):
+            self.options.append((part.name, content.decode("utf-8", "replace")))
+            return
+        part.content.clear()
+        if part.filename is None:
+            part.error = part.error or _file_name(part.name, content)
+        part.upload = Upload(part.error or bounded(content, self._max_bytes), part.filename)
+
+
+def longest_base64(size: int) -> int:
+    """The most bytes that so many bytes have as base64 in lines of 76 characters."""
+    return size * 4 * 78 // (3 * 76) + 4
 
 
 def _file_name(field: str, content: bytes) -> TopkError | None:
@@ -233,10 +182,3 @@ def _file_name(field: str, content: bytes) -> TopkError | None:
 def _either(names: tuple[str, ...]) -> str:
     quoted = [f"`{name}`" for name in names]
     return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if quoted[1:] else quoted)
-
-
-def _parameters(header: str) -> dict[bytes, bytes]:
-    """The parameters of a header's value. Raises MalformedRequest if there are very many: each one takes time."""
-    if header.count(";") > _PARAMETERS:
-        raise MalformedRequest(f"a header has more than {_PARAMETERS} parameters")
-    return parse_options_header(header)[1]

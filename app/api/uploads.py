@@ -1,6 +1,8 @@
 """Reads request bodies: counted while they stream, kept in memory only, within the limits of the settings."""
 
 import asyncio
+import codecs
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,11 +12,11 @@ from starlette.requests import Request
 
 from app.api.budget import Budget, Hold
 from app.api.chunks import MANY, MEAN_BYTES, TINY
-from app.api.documents import Body, Desk, from_base64, loads
+from app.api.documents import Body, Desk, from_base64, loads, percent_decoded
 from app.api.excerpts import json_type, shown
 from app.api.exchange import ClientGone, Exchange
 from app.api.forms import Contents, Form, Upload, bounded, media_type, only, too_many_bytes
-from app.api.multipart import Multipart
+from app.api.multipart import Multipart, longest_base64
 from app.errors import (
     EmptyBody,
     MalformedRequest,
@@ -29,6 +31,8 @@ from app.settings import Settings
 _PREFIX = 64  # characters that are enough to recognise a value
 _LENGTH_DIGITS = 19
 _DATA_HEAD = 1024  # characters before the comma of a data: URL
+_ENCODED_HEAD = re.compile(r"\s*data(%3a|:[^,]*%2c)", re.IGNORECASE)
+_BASE64_HEAD = re.compile(r"; *base64\s*", re.IGNORECASE)
 _STRIPPED = b"\r\n\0"  # the bytes that curl -d removes from a file
 _MEMBERS_SHOWN = 5
 
@@ -56,8 +60,8 @@ class Uploads:
 
     def check_headers(self, request: Request, form: Form) -> None:
         """Check a request's headers. Raises EmptyBody, UnsupportedMediaType, PayloadTooLarge, MalformedRequest."""
-        encoding = request.headers.get("content-encoding", "identity")
-        if encoding != "identity":
+        encoding = ", ".join(request.headers.getlist("content-encoding"))
+        if {coding.strip().lower() for coding in encoding.split(",")} - {"", "identity"}:
             raise UnsupportedMediaType(
                 f"Content-Encoding {shown(encoding)} is not supported; send the body without a content encoding"
             )
@@ -156,7 +160,7 @@ class Uploads:
         if not content:
             raise EmptyBody("the body is empty")
         if kind == "raw":
-            if content[:_PREFIX].lstrip()[:1] != b"{":
+            if content[:_PREFIX].removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"{":
                 if media_type(request) == "application/x-www-form-urlencoded":
                     _check_form_encoded(content)
                 return Contents([Upload(bytes(content))])
@@ -191,14 +195,14 @@ class Uploads:
                 return
 
     def _body_limit(self, form: Form, kind: str) -> int:
-        """The largest body: one image or its base64, and never more than ``max_body_bytes``."""
+        """The largest body: one image or its base64, in a form also with line breaks; at most ``max_body_bytes``."""
         settings = self._settings
         if kind == "raw":
             return min(settings.max_upload_bytes, settings.max_body_bytes)
         if form.several or (form.documents and kind == "json"):
             return settings.max_body_bytes
-        around = settings.max_upload_bytes * 4 // 3 if kind == "json" else settings.max_upload_bytes
-        return min(settings.max_body_bytes, around + 65536)
+        encoded = settings.max_upload_bytes * 4 // 3 if kind == "json" else longest_base64(settings.max_upload_bytes)
+        return min(settings.max_body_bytes, encoded + 65536)
 
     def _too_large(self, size: str, form: Form, kind: str) -> PayloadTooLarge:
         """The error, which names the setting that the limit comes from."""
@@ -222,18 +226,29 @@ class Uploads:
         beginning = value[:_PREFIX].lstrip().lower()
         if beginning.startswith(("http:", "https:", "ftp:", "file:", "s3:", "gs:")):
             return MalformedRequest("image URLs are not fetched: the server makes no outgoing requests; send the bytes")
-        if beginning.startswith("data:"):
-            comma = value.find(",", 0, _DATA_HEAD)
-            if not value[: max(comma, 0)].lower().endswith(";base64"):
-                return MalformedRequest("the data: URL is not base64; only base64 is supported")
-            value = value[comma + 1 :]
-        if len(value) * 3 // 4 > self._settings.max_upload_bytes + 3:
-            return too_many_bytes(self._settings.max_upload_bytes)
         try:
-            content = from_base64(value)
+            return self._decoded(value)
         except ValueError:
             return MalformedRequest("the image is not valid base64; send the bytes of the file in base64")
-        return bounded(content, self._settings.max_upload_bytes)
+
+    def _decoded(self, value: str) -> bytes | TopkError:
+        """The bytes of base64 or of a data: URL, either of which may be percent-encoded. Raises ValueError."""
+        most = self._settings.max_upload_bytes
+        if _ENCODED_HEAD.match(value[:_DATA_HEAD]):
+            value = percent_decoded(value).decode()
+        if value[:_PREFIX].lstrip().lower().startswith("data:"):
+            comma = value.find(",", 0, _DATA_HEAD)
+            parameters = value[: max(comma, 0)].rpartition(";")
+            value = value[comma + 1 :]
+            if not _BASE64_HEAD.fullmatch("".join(parameters[1:])):
+                if "%" not in value:
+                    return MalformedRequest("the data: URL is not base64; send the bytes of the file in base64")
+                return bounded(percent_decoded(value), most)
+        if "%" in value:
+            value = percent_decoded(value).decode("ascii")
+        if len(value) * 3 // 4 > most + 3:
+            return too_many_bytes(most)
+        return bounded(from_base64(value), most)
 
 
 def _check_kept(hold: Hold) -> None:

@@ -1,7 +1,8 @@
 """HTTP connections: uvicorn's protocol, with limits on time, size and number, and strict parsing.
 
 A request head must be complete within a time limit and a size limit, and a client must read its response within the
-same time. When all connections are in use, the slowest client is disconnected to make room for a new one. Requests
+same time. Between two requests, a connection may be idle for longer. When all connections are in use, the one that has
+been idle longest is closed to make room for a new one; if none is idle, the slowest client is disconnected. Requests
 that two HTTP parsers may read differently are refused, so that no request can hide in the body of another behind a
 proxy (RFC 9112, section 11.2). After a refusal, further input is read and discarded for a moment, as in
 ``api.refusals``, so that the response reaches the client. A client that closes only its sending side still gets its
@@ -48,15 +49,19 @@ _AT_ONCE = 8  # requests that start, or learn of a disconnect, in one turn of th
 class Shared:
     """The state that the connections of one server share. Times are in seconds.
 
-    ``limit`` is the maximum number of connections. ``timers`` has the connections that wait for a request head, or for
-    a refused client to disconnect. ``ranked`` has the slowest clients, the slowest first, with the ``since`` of each.
-    ``scheduled`` has calls, of which each turn of the event loop makes a few. ``started`` counts the requests that have
-    started in this turn. ``warned_at`` is the time of the last warning that all connections are in use.
+    ``timeout_s`` is the time limit for a request head, ``keep_alive_s`` that between two requests. ``limit`` is the
+    maximum number of connections. ``timers`` has the connections that wait for a request head, or for a refused client
+    to disconnect. ``idle`` has those that wait for another request, the longest idle first. ``ranked`` has the slowest
+    clients, the slowest first, with the ``since`` of each. ``scheduled`` has calls, of which each turn of the event
+    loop makes a few. ``started`` counts the requests that have started in this turn. ``warned_at`` is the time of the
+    last warning that all connections are in use.
     """
 
     timeout_s: float
+    keep_alive_s: float
     limit: int
     timers: dict["Connection", TimerHandle] = field(default_factory=dict)
+    idle: dict["Connection", None] = field(default_factory=dict)
     ranked: deque[tuple["Connection", float]] = field(default_factory=deque)
     ranked_at: float = float("-inf")
     scheduled: deque[Callable[[], object]] = field(default_factory=deque)
@@ -213,6 +218,7 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._unset_keepalive_if_required()  # ``_watch`` starts a timer instead, which empty lines do not stop
         self._watch()
         if self.half_closed and self.cycle.response_complete:
             self.transport.close()
@@ -288,20 +294,32 @@ class Connection(H11Protocol):
     def _watch(self, size: int = 0) -> None:
         """Update the timer and the waiting time after an event, or after ``size`` bytes have arrived.
 
-        The time limit for a head starts when the connection is ready for it. Single bytes do not extend it.
+        The time limit for a head starts when the connection is first ready for it, or with the first byte of a later
+        one. Further bytes do not extend it.
         """
-        if self.discard is None:
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-                self._cancel_timer()
-            elif self not in self.shared.timers:
-                self.shared.timers[self] = self.loop.call_later(self.shared.timeout_s, self._on_head_timeout)
         state = self.conn.their_state
+        if self.discard is None:
+            if state is not h11.IDLE or self.transport.is_closing():
+                self._cancel_timer()
+            else:
+                self._await_head(idle=bool(self.cycle) and not self.conn.begun and not self.flow.write_paused)
         body = state is h11.SEND_BODY
-        awaited = "response" if self.flow.write_paused else self.cycle if body else state
+        waiting = "request" if self in self.shared.idle else state
+        awaited = "response" if self.flow.write_paused else self.cycle if body else waiting
         if awaited is self._awaited:
             self.received += size if body else 0
         else:
             self._awaited, self.since, self.received = awaited, self.loop.time(), 0
+
+    def _await_head(self, idle: bool) -> None:
+        """Start the timer for a request head, unless it runs. ``idle``: for the first byte of another request."""
+        if self in self.shared.timers and idle == (self in self.shared.idle):
+            return
+        self._cancel_timer()
+        if idle:
+            self.shared.idle[self] = None
+        seconds = self.shared.keep_alive_s if idle else self.shared.timeout_s
+        self.shared.timers[self] = self.loop.call_later(seconds, self._on_head_timeout)
 
     def pace(self, now: float) -> float | None:
         """Bytes per second received since the wait for the client began. None if the server does not wait for it.
@@ -314,28 +332,33 @@ class Connection(H11Protocol):
         return (self.received + _ADVANCE_BYTES) / max(now - self.since, 0.001)
 
     def _cancel_timer(self) -> None:
+        self.shared.idle.pop(self, None)
         if timer := self.shared.timers.pop(self, None):
             timer.cancel()
 
     def _on_head_timeout(self) -> None:
         self._cancel_timer()
-        if self.conn.trailing_data[0]:
+        if self.conn.begun:
             text = f"The request head did not arrive within {self.shared.timeout_s:g} s."
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, text)
         else:
             self.transport.close()
 
     def _make_room(self) -> None:
-        """Close the connection of the slowest client, but not this new one, and none with a request in progress.
+        """Close the connection that has been idle longest, or else that of the slowest client.
 
-        If there is no such client, a few connections above the limit are kept, for health checks. Beyond those, the
-        new connection gets a 503.
+        Never this new one, and none with a request in progress. If there is no such client, a few connections above
+        the limit are kept, for health checks. Beyond those, the new connection gets a 503.
         """
-        now = self.loop.time()
+        now, idle = self.loop.time(), next(iter(self.shared.idle), None)
         if now - self.shared.warned_at > _WARN_S:
             self.shared.warned_at = now
-            log.warning("all connections are in use; the slowest one is closed", connections=self.shared.limit)
-        if slowest := self.shared.slowest(self.connections, self, now):  # type: ignore[arg-type]
+            which = "the one that was idle longest" if idle else "the slowest one"
+            log.warning(f"all connections are in use; {which} is closed", connections=self.shared.limit)
+        if idle:
+            idle._cancel_timer()
+            idle.transport.close()
+        elif slowest := self.shared.slowest(self.connections, self, now):  # type: ignore[arg-type]
             slowest._close_slow()
         elif len(self.connections) > self.shared.limit + _EXTRA_CONNECTIONS:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "All connections are in use. Retry later.")
@@ -351,11 +374,11 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-def bounded(timeout_s: float) -> type[Connection]:
+def bounded(timeout_s: float, keep_alive_s: float) -> type[Connection]:
     """Create the protocol class for one server. Raises the soft limit of open files as far as connections need it."""
 
     class Bounded(Connection):
-        shared = Shared(timeout_s, _connection_limit())
+        shared = Shared(timeout_s, keep_alive_s, _connection_limit())
         turns = Turns(_CHUNKED_AT_ONCE)
         large_turns = Turns(_LARGE_AT_ONCE)
 

@@ -12,6 +12,7 @@ HEAD_BYTES = 65_536  # also the limit for a chunk header, and for trailers
 PATH_BYTES = 8192
 MAX_FIELDS = 100  # header fields of a request; the same limit applies to trailers
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _AMBIGUOUS = re.compile(rb"(?<!\r)\n|\r(?!\n)|\n[ \t]")  # bare LF, bare CR, obs-fold
 _AUTHORITY = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
@@ -37,17 +38,45 @@ class RequestReader(ChunkReader):
     """h11's parser. It checks every request head before parsing; ``refusal`` is the result of a failed check.
 
     Targets in absolute form are converted to origin form (RFC 9112, 3.2.2). A later minor version counts as HTTP/1.1
-    (RFC 9110, 2.5).
+    (RFC 9110, 2.5). Empty lines before a request are ignored (RFC 9112, 2.2).
     """
 
     refusal: Refusal | None = None
+    _skipped = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether bytes have arrived that are not parsed yet, such as the beginning of a head."""
+        return len(self._receive_buffer) > 0
 
     def next_event(self) -> Any:
-        if self.their_state is h11.IDLE and (refusal := _refusal(self.trailing_data[0])):
-            self.refusal = refusal
-            raise h11.RemoteProtocolError(refusal[1])
+        if self.their_state is h11.IDLE:
+            head = self._without_empty_lines()
+            if head == b"\r":  # it may begin another empty line
+                return h11.NEED_DATA
+            if refusal := self._too_many_empty_lines() or _refusal(head):
+                self.refusal = refusal
+                raise h11.RemoteProtocolError(refusal[1])
         event = super().next_event()
-        return _in_origin_form(event) if isinstance(event, h11.Request) else event
+        if not isinstance(event, h11.Request):
+            return event
+        self._skipped = 0
+        return _in_origin_form(event)
+
+    def _without_empty_lines(self) -> bytes:
+        """The received bytes from the request line on. The empty lines before it are dropped."""
+        received = self.trailing_data[0]
+        empty = _EMPTY_LINES.match(received)
+        if not empty:
+            return received
+        self._receive_buffer.maybe_extract_at_most(empty.end())
+        self._skipped += empty.end()
+        return received[empty.end() :]
+
+    def _too_many_empty_lines(self) -> Refusal | None:
+        if self._skipped <= HEAD_BYTES:
+            return None
+        return HTTPStatus.BAD_REQUEST, f"More than {HEAD_BYTES} bytes of empty lines precede the request."
 
     def _get_io_object(self, *arguments: Any) -> Any:
         reader = super()._get_io_object(*arguments)

@@ -77,6 +77,11 @@ def prepare(settings: Settings) -> socket.socket:
     configure_logging(settings.log_format, settings.log_level)
     if unknown := unknown_names(environment()):
         log.warning("unknown settings are ignored", names=unknown)
+    if "null" in settings.cors_origins:
+        log.warning(
+            "TOPK_CORS_ORIGINS contains null, the origin of every page in a file or a sandboxed frame: all of them may"
+            " call the API"
+        )
     models.check(settings)
     log.info("API keys are required" if (keys := len(Keys(settings))) else "no API key is required", keys=keys)
     return bind(settings.host, settings.port)
@@ -95,7 +100,7 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         Forwarded(app, settings.trusted_proxies) if settings.trusted_proxies else app,
         # httptools accepts headers of any size, and drops the body of a request that offers an upgrade to HTTP/2, as
         # Java's client does
-        http=connections.bounded(settings.upload_idle_ms / 1000),
+        http=connections.bounded(settings.upload_idle_ms / 1000, settings.keep_alive_ms / 1000),
         proxy_headers=False,  # ``Forwarded`` trusts only the configured proxies
         ws="none",
         access_log=False,

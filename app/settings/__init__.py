@@ -113,7 +113,9 @@ class Settings(BaseSettings):
         description="Path of Vertex AI's prediction requests. If unset, `AIP_PREDICT_ROUTE` is read.",
     )
     cors_origins: Annotated[tuple[_Origin, ...], NoDecode, _Split] = Field(
-        (), description="Comma-separated origins whose pages may call the API, or `*` for all."
+        (),
+        description="Comma-separated origins whose pages may call the API, or `*` for all. Apps have origins such as"
+        " `capacitor://localhost`.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, _Keys] = Field(
         (),
@@ -131,7 +133,8 @@ class Settings(BaseSettings):
     )
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, _Split] = Field(
         (),
-        description="Comma-separated addresses or networks of proxies whose `X-Forwarded-For` is trusted.",
+        description="Comma-separated addresses or networks of proxies whose `X-Forwarded-For` is trusted. An IPv4"
+        " address mapped into IPv6 is the IPv4 address.",
     )
 
     max_upload_bytes: int = Field(
@@ -157,6 +160,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Milliseconds without a byte after which an upload ends in a 408. Also the time limit for a"
         " request's head.",
+    )
+    keep_alive_ms: int = Field(
+        75_000,
+        ge=1,
+        description="Milliseconds that a connection may be idle between two requests. Keep it above the idle timeout of"
+        " the load balancer, which otherwise loses requests.",
     )
     upload_ms: int = Field(
         60_000, ge=1, description="Maximum duration of an upload in milliseconds; a longer one ends in a 408."

@@ -1,6 +1,7 @@
 """Validation of settings' values. Each function returns the value to use, or raises ValueError with what to write."""
 
 import re
+from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ _RATE = re.compile(
     r"([1-9]\d{0,8})\s*(?:/|per\s)\s*([1-9]\d{0,4})?\s*(second|minute|hour|day)s?", re.ASCII | re.IGNORECASE
 )
 _DEFAULT_PORT = {"http": 80, "https": 443}
+_APP_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]*")
+_NO_PAGES = ("ftp", "ws", "wss")
 _ORIGIN_HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 
 
@@ -93,12 +96,15 @@ def route(text: str) -> str:
 
 
 def origin(text: str) -> str:
-    """An origin exactly as browsers send it, or ``*``."""
-    if text == "*":
+    """An origin exactly as browsers send it, ``null``, or ``*``. Apps and extensions have schemes of their own."""
+    if text in ("*", "null"):
         return text
     example = "such as https://page.example or http://localhost:3000"
     if "*" in text:
         raise ValueError(f"{text!r}: only * alone is a wildcard; list each origin, {example}")
+    scheme, separator, _ = text.partition("://")
+    if separator and scheme.lower() not in ("http", "https"):
+        return _app_origin(text, scheme, example)
     try:
         url = HttpUrl(text)
     except ValidationError:
@@ -109,6 +115,17 @@ def origin(text: str) -> str:
     port = "" if url.port == _DEFAULT_PORT[url.scheme] else f":{url.port}"
     if text != (sent := f"{url.scheme}://{url.host}{port}"):
         raise ValueError(f"{text!r} differs from what browsers send; write {sent}")
+    return text
+
+
+def _app_origin(text: str, scheme: str, example: str) -> str:
+    """An origin such as ``capacitor://localhost``. Its host is not checked: each framework has rules of its own."""
+    if scheme in _NO_PAGES or get_close_matches(scheme, _DEFAULT_PORT, cutoff=0.75):
+        raise ValueError(f"{text!r} is not an origin, {example}: no page has the scheme {scheme}")
+    if not _APP_ORIGIN.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is not an origin, {example} or capacitor://localhost, with the scheme in lower case and no path"
+        )
     return text
 
 

@@ -35,7 +35,6 @@ def configure_logging(format: str, level: str) -> None:
     root.setLevel(level.upper())
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # the service logs clients and its own state
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the response reports a bad image
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the response reports a broken form
     for noisy in ("httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)  # each retry is a warning

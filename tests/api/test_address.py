@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+from collections.abc import Sequence
 from ipaddress import ip_network
 
 import httpx2
@@ -11,9 +12,12 @@ import pytest
 from app.api import address
 from app.api.address import Forwarded
 from tests import tiny
+from tests.api.conftest import served
 from tests.api.wire import Wire
-from tests.conftest import Server
+from tests.conftest import CAT, Server
 from tests.workers.conftest import wait_until
+
+PHOTO = CAT.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,16 @@ def test_what_is_no_address_is_none(text: str) -> None:
         ("2001:db8::1", "2001:db8::/64"),
         ("2001:db8::ffff:ffff:ffff:ffff", "2001:db8::/64"),
         ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("::FFFF:c000:201", "192.0.2.1"),
+        ("0:0:0:0:0:ffff:192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::c000:202", "192.0.2.2"),
+        ("::ffff:0:192.0.2.1", "192.0.2.1"),
+        ("::192.0.2.1", "192.0.2.1"),
+        ("2002:c000:201:1::1", "192.0.2.1"),
+        ("2001:0:cb00:7101:0:ffff:3fff:fdfe", "192.0.2.1"),
+        ("64:ff9b:1::192.0.2.1", "64:ff9b:1::/64"),
+        ("::1", "::/64"),
         ("testclient", ""),
     ],
 )
@@ -57,13 +71,13 @@ def test_a_caller_is_an_address_or_a_network_of_ipv6(host: str, caller: str) -> 
     assert address.caller({"client": (host, 1)}) == caller
 
 
-def told(peer: str, *forwarded: str) -> str:
+def told(peer: str, *forwarded: str, trusted: Sequence[str] = ("10.0.0.0/8", "fd00::/8")) -> str:
     """The client that a proxy at ``peer`` tells of."""
     scope = {"type": "http", "client": (peer, 1), "headers": [(b"x-forwarded-for", f.encode()) for f in forwarded]}
 
     async def app(*_: object) -> None: ...
 
-    asyncio.run(Forwarded(app, [ip_network("10.0.0.0/8"), ip_network("fd00::/8")])(scope, app, app))  # type: ignore[arg-type]
+    asyncio.run(Forwarded(app, [ip_network(network) for network in trusted])(scope, app, app))  # type: ignore[arg-type]
     return str(scope["client"][0])
 
 
@@ -85,6 +99,37 @@ def told(peer: str, *forwarded: str) -> str:
 )
 def test_only_trusted_proxies_tell_a_client_s_address(peer: str, forwarded: list[str], client: str) -> None:
     assert told(peer, *forwarded) == client
+
+
+@pytest.mark.parametrize("trusted", ["10.0.0.0/8", "::ffff:10.0.0.0/104", "::ffff:a00:0/104", "::FFFF:10.0.0.1"])
+@pytest.mark.parametrize("peer", ["10.0.0.1", "::ffff:10.0.0.1", "::ffff:a00:1"])
+@pytest.mark.parametrize("client", ["192.0.2.1", "::ffff:192.0.2.1", "[::ffff:c000:201]:4711"])
+def test_a_proxy_is_trusted_in_whatever_form_its_address_comes(trusted: str, peer: str, client: str) -> None:
+    assert told(peer, client, trusted=[trusted]) == "192.0.2.1"
+
+
+def test_a_mapped_network_does_not_trust_ipv6() -> None:
+    assert told("2001:db8::1", "192.0.2.1", trusted=["::ffff:0:0/96"]) == "2001:db8::1"
+
+
+def test_a_translated_address_is_no_trusted_proxy_s() -> None:
+    assert told("64:ff9b::10.0.0.1", "192.0.2.1", trusted=["10.0.0.0/8"]) == "64:ff9b::10.0.0.1"
+
+
+def test_clients_behind_a_dual_stack_proxy_have_rate_limits_of_their_own() -> None:
+    limits = {"rate_limit": "1/hour", "trusted_proxies": "::ffff:127.0.0.0/104"}
+    with served(**limits) as server:
+        statuses = [
+            httpx2.post(f"{server.url}/v1/predict", content=PHOTO, headers={"X-Forwarded-For": client}).status_code
+            for client in (
+                "192.0.2.1",
+                "::ffff:192.0.2.2",
+                "64:ff9b::192.0.2.3",
+                "::ffff:192.0.2.1",
+                "64:ff9b::c000:203",
+            )
+        ]
+    assert statuses == [200, 200, 200, 429, 429]
 
 
 def listens(port: int) -> bool:

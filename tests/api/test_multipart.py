@@ -1,7 +1,10 @@
 """Multipart bodies: what is counted, and that refusing what is too much costs little."""
 
 import asyncio
+import random
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import httpx2
@@ -10,6 +13,7 @@ from starlette.requests import Request
 
 from app.api.forms import ONE, SEVERAL, Form, Upload
 from app.api.multipart import Multipart
+from app.api.parts import Calls, Parts
 from app.errors import MalformedRequest, PayloadTooLarge
 from app.settings import Settings
 from tests.api.conftest import InProcess
@@ -170,3 +174,49 @@ def test_an_option_that_is_a_form_field_passes(app_server: InProcess, several: b
     kind, body = multipart(("note", None, b"x" * 257), *parts)
     answer = httpx2.post(url, content=body, headers={"Content-Type": kind})
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+
+
+TOKENS = [
+    b"--b",
+    b"--",
+    b"-",
+    b"b",
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b" ",
+    b"\t",
+    b"X: y",
+    b":",
+    b"\r\n\r\n",
+    b"\r\n--b\r\n",
+    b"\r\n--b--",
+]
+
+
+def pieces(body: bytes, ends: Sequence[int]) -> tuple[list[bytes], str, bool]:
+    """The contents of the parts, the error, and whether the body is whole, if it comes in pieces with these ends."""
+    contents: list[bytes] = []
+
+    def more(data: bytes) -> None:
+        contents[-1] += data
+
+    calls = Calls(begin=lambda headers: contents.append(b""), content=more, end=lambda: None)
+    parts = Parts(b"b", calls, 5, MalformedRequest("too many"))
+    try:
+        for start, end in pairwise([0, *ends, len(body)]):
+            parts.feed(body[start:end])
+    except MalformedRequest as error:
+        return [], error.detail, False
+    return contents if parts.whole else [], "", parts.whole
+
+
+def test_any_bytes_are_read_alike_in_pieces_of_any_size() -> None:
+    chance, whole = random.Random(0), 0
+    for _ in range(3000):
+        body = b"--b\r\n" + b"".join(chance.choices(TOKENS, k=chance.randrange(25)))
+        at_once = pieces(body, [])
+        assert pieces(body, range(1, len(body))) == at_once
+        assert pieces(body, sorted(chance.choices(range(len(body)), k=3))) == at_once
+        whole += at_once[2]
+    assert whole > 300

@@ -97,6 +97,27 @@ def test_a_server_can_be_asked_as_proxies_are(app_server: InProcess, target: str
         assert (b'"preprocessing"' in wire.read_all()) == ("info" in target)
 
 
+APPS = ("capacitor://localhost", "tauri://localhost", "chrome-extension://abcdefgh", "app://.", "file://", "null")
+
+
+def test_apps_may_call_if_their_origins_are_configured() -> None:
+    with served(cors_origins=",".join(APPS)) as server:
+        for origin in APPS:
+            preflight = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            asked = httpx2.options(f"{server.url}/v1/predict", headers=preflight)
+            assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, origin)
+            answer = httpx2.post(f"{server.url}/v1/predict", content=PHOTO, headers={"Origin": origin})
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, origin)
+        refused = httpx2.post(f"{server.url}/v1/predict", content=PHOTO, headers={"Origin": "ionic://localhost"})
+        assert "access-control-allow-origin" not in refused.headers
+
+
+def test_null_is_an_origin_only_if_it_is_named() -> None:
+    with served(cors_origins="file://") as server:
+        headers = httpx2.get(f"{server.url}/livez", headers={"Origin": "null"}).headers
+    assert "access-control-allow-origin" not in headers
+
+
 def test_without_cors_no_origin_is_named(app_server: InProcess) -> None:
     headers = httpx2.get(f"{app_server.url}/livez", headers={"Origin": "https://page.example"}).headers
     assert not {"access-control-allow-origin", "timing-allow-origin"} & set(headers)

@@ -117,6 +117,15 @@ def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
     assert [entry["event"] for entry in server.log[-2:]] == ["draining", "stopped"]
 
 
+@pytest.mark.parametrize(("origins", "warned"), [("https://page.example,null", True), ("*", False)])
+def test_null_among_the_origins_is_warned_of(origins: str, warned: bool) -> None:
+    server = Server(*MODEL, "--cors-origins", origins)
+    server.wait_for("ready")
+    assert server.stop() == 0
+    warnings = [str(entry["event"]) for entry in server.log if entry.get("level") == "warning"]
+    assert any(event.startswith("TOPK_CORS_ORIGINS contains null") for event in warnings) == warned
+
+
 @pytest.mark.parametrize("workers", ["0", slow("1")])
 def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
     nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")

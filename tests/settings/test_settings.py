@@ -160,6 +160,8 @@ def test_misspelt_variables_are_found_in_dotenv_too() -> None:
         *("https://*.page.example", "https://page.example:443", "http://page.example:80", "https://ü.example"),
         *("https://page.example:0", "https://page.example?a=1", "https://page.example#a", "https://"),
         *("https://Page.example", "https://page.example:0443", "https://page.example:70000", "https://me@page.example"),
+        *("capacitor://localhost/", "capacitor://localhost/page", "Capacitor://localhost", "app://*", "app://me@host"),
+        *("htps://page.example", "ws://page.example", "://page.example", "app:localhost", "app://a b", "file", "NULL"),
     ],
 )
 def test_what_no_browser_sends_as_its_origin_is_refused(origin: str) -> None:
@@ -167,7 +169,18 @@ def test_what_no_browser_sends_as_its_origin_is_refused(origin: str) -> None:
         Settings(cors_origins=origin)
 
 
-@pytest.mark.parametrize("origin", ["*", "https://page.example", "http://localhost:3000", "http://[::1]:8080"])
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("*", "https://page.example", "http://localhost:3000", "http://[::1]:8080"),
+        *("capacitor://localhost", "ionic://localhost", "tauri://localhost", "app://.", "app://obsidian.md", "file://"),
+        *(
+            "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
+            "moz-extension://2c127fa4-62c7-7e4f-90e5-472b45eecfdc",
+        ),
+        *("safari-web-extension://E2B7F2C5-6B0A-4F6D-9A36-4C2D2BC3D3A7", "com.example.app://localhost:8080", "null"),
+    ],
+)
 def test_what_browsers_send_as_their_origin_is_taken(origin: str) -> None:
     assert Settings(cors_origins=origin).cors_origins == (origin,)
 
