@@ -109,6 +109,43 @@ class OtherwiseInFloat32(Otherwise):
         return super().change(hidden @ torch.eye(6))
 
 
+class Normalised(Head):
+    """Two convolutions; the first has its batch normalisation once, or only the first time it is called."""
+
+    def __init__(self, calls: int = 1) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.second, self.calls = nn.Conv2d(3, 3, 1), calls
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.norm(self.first(images)).relu()
+        for _ in range(self.calls - 1):
+            maps = self.first(maps)
+        return super().forward(self.second(maps))
+
+
+class Called(Normalised):
+    def __init__(self) -> None:
+        super().__init__(calls=2)
+
+
+class NormalisedByImages(Normalised):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * images.shape[int(images.dim()) - 1] / 8)
+
+
+@pytest.mark.parametrize("kind", [Normalised, Called, NormalisedByImages])
+@torch.inference_mode()
+def test_batch_normalisation_is_computed_wherever_it_stands(kind: type[Normalised]) -> None:
+    network = seeded(kind)
+    network.norm.running_mean, network.norm.running_var = torch.tensor([3.0, -2, 1]), torch.tensor([0.1, 2, 9])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.float32)
+    normalised = ((pixels / 255 - SMALL.mean) / SMALL.std).transpose(0, 3, 1, 2).astype(np.float32)
+    expected = network.eval()(torch.from_numpy(normalised)).numpy()
+    found = compiled(to_openvino(model_of(network, SMALL)))([pixels])["logits"]
+    assert np.allclose(found, expected, rtol=0, atol=1e-3 * np.ptp(expected))
+
+
 def test_what_rounding_makes_much_of_is_no_reason_to_refuse() -> None:
     network = to_openvino(model_of(seeded(Sensitive), SMALL))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.float32)
