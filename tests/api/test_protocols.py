@@ -180,7 +180,7 @@ def test_a_name_is_served_as_it_stands_or_escaped_and_no_other(open_: InProcess,
         refused(httpx2.post(open_.url + path.format(name), content=PHOTO), 404, shape)
     escaped = path.format(MODEL.replace("_", "%5F")).replace(":", "%3A")
     assert httpx2.post(open_.url + escaped, content=b"?").status_code in (400, 415)
-    if "versions" in path:
+    if "versions" in path and not path.startswith("/v2/"):  # v2 answers any version
         refused(httpx2.post(open_.url + path.format(MODEL).replace("/1", "/2"), content=PHOTO), 404, shape)
 
 
