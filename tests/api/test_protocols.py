@@ -314,7 +314,7 @@ def test_an_unknown_verb_is_a_404(open_: InProcess, verb: str) -> None:
         ({"instances": []}, "instances must be a list of at least one image"),
         ({"inputs": []}, "inputs must be a list of at least one image"),
         ({"inputs": {"a": BASE64, "b": BASE64}}, "inputs must have one column, got 2"),
-        ({"instances": [{"b64": BASE64}, {"b64": BASE64, "key": "1"}]}, "instances[1]: an object must have one member"),
+        ({"instances": [{"b64": BASE64}, {"a": BASE64, "b": "x"}]}, "instances[1]: an object must have one member"),
         ({"instances": [{"image": {}}]}, "instances[0]: an object must have one member"),
     ],
 )

@@ -27,7 +27,7 @@ def files(*contents: bytes | str, binary: bool = True) -> triton.InferInput:
 
 
 def as_bytes(*contents: bytes, dimensions: int = 2, binary: bool = True) -> triton.InferInput:
-    """Files as NVIDIA DALI's examples send them: shorter ones are filled up with zeros."""
+    """Files as NVIDIA DALI's examples send them: shorter ones are padded with zeros."""
     longest = max(map(len, contents))
     rows = np.array([np.frombuffer(content.ljust(longest, b"\0"), np.uint8) for content in contents])
     rows = rows[0] if dimensions == 1 else rows

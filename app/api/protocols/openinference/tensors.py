@@ -138,7 +138,7 @@ def _elements(tail: memoryview, uploads: Uploads) -> list[Upload]:
 
 
 def _rows(data: object, shape: list[int], uploads: Uploads) -> list[Upload]:
-    """The rows of a UINT8 tensor, each of which is a file. Clients fill up shorter files with zeros at their end."""
+    """The rows of a UINT8 tensor, each of which is a file. Clients pad shorter files with zeros."""
     if not 1 <= len(shape) <= 2:
         raise InvalidParameter(
             f"shape must be [bytes] or [images, bytes] for UINT8, the bytes of image files, got {shape};"
