@@ -68,12 +68,16 @@ def _agree(case: Any) -> None:
         tensor.pop("parameters", None)
         if tensor["datatype"] == "FP32":
             tensor["shape"], tensor["data"] = [1, 3, _CROP, _CROP], [0.5] * (3 * _CROP * _CROP)
+        elif tensor["datatype"] == "UINT8":
+            tensor["data"] = list(base64.b64decode(_PIXEL))
+            tensor["shape"] = [1, len(tensor["data"])]
         else:
             tensor["data"] = [datum for datum in tensor["data"] if isinstance(datum, str)] or [_PIXEL]
             tensor["shape"] = [len(tensor["data"])]
     if outputs := case.body.get("outputs"):
         different = {
-            (output["name"], "classification" in (output.get("parameters") or {})): output for output in outputs
+            (output.get("name", "scores"), "classification" in (output.get("parameters") or {})): output
+            for output in outputs
         }
         case.body["outputs"] = list(different.values())
     if "Inference-Header-Content-Length" in case.headers:

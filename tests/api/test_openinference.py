@@ -68,9 +68,9 @@ def test_data_in_the_json_and_after_it_is_refused(app_server: InProcess, tail: b
     assert "either data, or binary_data_size" in refused(answer)
 
 
-def test_an_output_without_a_name_is_refused(app_server: InProcess) -> None:
-    answer = infer(app_server, {**asked(data=[BASE64]), "outputs": [{}]})
-    assert refused(answer) == "an output must have a name, scores or logits"
+def test_a_name_of_an_output_is_a_string(app_server: InProcess) -> None:
+    answer = infer(app_server, {**asked(data=[BASE64]), "outputs": [{"name": 5}]})
+    assert refused(answer) == "the name of an output must be scores or logits, got 5"
 
 
 @pytest.mark.parametrize("value", [None, True, "1.5"])
@@ -114,7 +114,8 @@ def test_a_header_that_cuts_the_json_is_refused(app_server: InProcess, length: i
         {"inputs": []},
         {"inputs": [5]},
         {"inputs": asked(data=[BASE64])["inputs"] * 2},
-        asked(data=BASE64),
+        asked(data=5),
+        asked(data={"image": BASE64}),
         asked(data=[]),
         asked(data=None),
         asked(data=[None]),
@@ -130,7 +131,8 @@ def test_a_header_that_cuts_the_json_is_refused(app_server: InProcess, length: i
         asked(data=[BASE64], shape=[1, 2]),
         asked(data=[BASE64], name=5),
         asked(data=[BASE64], parameters=5),
-        asked("UINT8", data=[1]),
+        asked("UINT8", data=[256]),
+        asked("INT64", data=[1]),
         asked(None, data=[1]),
         asked("FP32", data=[1.0], shape=[1, 3, 224, 224]),
         asked("FP32", data=[1.0], shape=[]),
@@ -142,7 +144,7 @@ def test_a_header_that_cuts_the_json_is_refused(app_server: InProcess, length: i
         {**asked(data=[BASE64]), "parameters": []},
         {**asked(data=[BASE64]), "outputs": {"name": "scores"}},
         {**asked(data=[BASE64]), "outputs": [5]},
-        {**asked(data=[BASE64]), "outputs": [{}]},
+        {**asked(data=[BASE64]), "outputs": [{"name": ""}]},
         {**asked(data=[BASE64]), "outputs": [{"name": "features"}]},
         {**asked(data=[BASE64]), "outputs": [{"name": "scores", "parameters": 5}]},
         *[

@@ -180,7 +180,7 @@ def test_a_name_is_served_as_it_stands_or_escaped_and_no_other(open_: InProcess,
         refused(httpx2.post(open_.url + path.format(name), content=PHOTO), 404, shape)
     escaped = path.format(MODEL.replace("_", "%5F")).replace(":", "%3A")
     assert httpx2.post(open_.url + escaped, content=b"?").status_code in (400, 415)
-    if "versions" in path:
+    if "versions" in path and not path.startswith("/v2/"):  # v2 answers any version
         refused(httpx2.post(open_.url + path.format(MODEL).replace("/1", "/2"), content=PHOTO), 404, shape)
 
 
@@ -314,7 +314,7 @@ def test_an_unknown_verb_is_a_404(open_: InProcess, verb: str) -> None:
         ({"instances": []}, "instances must be a list of at least one image"),
         ({"inputs": []}, "inputs must be a list of at least one image"),
         ({"inputs": {"a": BASE64, "b": BASE64}}, "inputs must have one column, got 2"),
-        ({"instances": [{"b64": BASE64}, {"b64": BASE64, "key": "1"}]}, "instances[1]: an object must have one member"),
+        ({"instances": [{"b64": BASE64}, {"a": BASE64, "b": "x"}]}, "instances[1]: an object must have one member"),
         ({"instances": [{"image": {}}]}, "instances[0]: an object must have one member"),
     ],
 )

@@ -1,6 +1,7 @@
 """NVIDIA's ``tritonclient``: JSON and binary tensors, files and preprocessed images, classification."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import httpx2
@@ -23,6 +24,14 @@ def client(embedded_server: Server) -> Iterator[triton.InferenceServerClient]:
 def files(*contents: bytes | str, binary: bool = True) -> triton.InferInput:
     image = triton.InferInput("image", [len(contents)], "BYTES")
     return image.set_data_from_numpy(np.array(contents, np.object_), binary_data=binary)
+
+
+def as_bytes(*contents: bytes, dimensions: int = 2, binary: bool = True) -> triton.InferInput:
+    """Files as NVIDIA DALI's examples send them: shorter ones are padded with zeros."""
+    longest = max(map(len, contents))
+    rows = np.array([np.frombuffer(content.ljust(longest, b"\0"), np.uint8) for content in contents])
+    rows = rows[0] if dimensions == 1 else rows
+    return triton.InferInput("INPUT", list(rows.shape), "UINT8").set_data_from_numpy(rows, binary_data=binary)
 
 
 def tensor(images: Any, binary: bool = True) -> triton.InferInput:
@@ -67,6 +76,27 @@ def test_files(
     assert scores[0].argmax() == 285
     odds = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(scores, odds / odds.sum(1, keepdims=True), atol=2e-3)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_files_as_bytes(client: triton.InferenceServerClient, binary: bool) -> None:
+    expected = client.infer(MODEL, [files(PHOTO)]).as_numpy("scores")
+    for dimensions in (1, 2):
+        scores = client.infer(MODEL, [as_bytes(PHOTO, dimensions=dimensions, binary=binary)]).as_numpy("scores")
+        np.testing.assert_allclose(scores, expected, atol=2e-3)
+    with Image.open(CAT) as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(flipped := BytesIO(), "WEBP")
+    both = client.infer(MODEL, [as_bytes(flipped.getvalue(), PHOTO, binary=binary)]).as_numpy("scores")
+    alone = client.infer(MODEL, [files(flipped.getvalue())]).as_numpy("scores")
+    np.testing.assert_allclose(both, np.concatenate([alone, expected]), atol=2e-3)
+
+
+def test_files_with_a_batch_dimension_and_any_version(client: triton.InferenceServerClient) -> None:
+    image = triton.InferInput("image", [1, 1], "BYTES").set_data_from_numpy(np.array([[PHOTO]], np.object_))
+    result = client.infer(MODEL, [image], model_version="0", parameters={"custom": 42}, priority=1, timeout=1000)
+    assert result.as_numpy("scores").argmax() == 285
+    assert client.is_model_ready(MODEL, "7")
+    assert client.get_model_metadata(MODEL, "0")["versions"] == ["1"]
 
 
 def test_scores_come_where_nothing_is_asked_for(client: triton.InferenceServerClient) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from app.api import health
@@ -20,6 +20,7 @@ from app.api.gate import gate, require_key
 from app.api.inquiry import Document, Inquiry
 from app.api.options import TopK
 from app.api.protocols.inquiries import answer
+from app.api.protocols.instances import KEY_CHARACTERS, Key, checked, encoded, image_members, key
 from app.api.protocols.members import json_object, members, whole_number
 from app.api.protocols.protocol import VERSION, ErrorMessage, ModelName, Protocol, Version, error_message, named
 from app.api.schemas.document import json_body, response
@@ -37,8 +38,15 @@ FORM = Form(several=True, fields=())
 
 
 class EncodedImage(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    """Other members than these are ignored."""
+
     b64: Base64
+
+
+class Instance(EncodedImage):
+    key: Annotated[str, Field(max_length=KEY_CHARACTERS)] | float | None = Field(
+        None, description="Returned with the predictions of the image."
+    )
 
 
 class InstancesParameters(BaseModel):
@@ -47,12 +55,11 @@ class InstancesParameters(BaseModel):
 
 
 class InstancesRequest(BaseModel):
-    instances: list[EncodedImage] = Field(min_length=1)
+    instances: list[Instance] = Field(min_length=1)
     parameters: InstancesParameters | None = None
 
 
 class ExampleImage(BaseModel):
-    model_config = ConfigDict(extra="forbid")
     image: EncodedImage
 
 
@@ -60,11 +67,25 @@ class ExamplesRequest(BaseModel):
     examples: list[ExampleImage] = Field(min_length=1)
 
 
+class KeyedPredictions(BaseModel):
+    """The predictions of an instance that has a key."""
+
+    key: str | float
+    predictions: list[Prediction]
+
+
+class PredictionColumns(BaseModel):
+    """The predictions for columnar inputs with keys."""
+
+    key: list[str | float | None]
+    predictions: list[list[Prediction]]
+
+
 class PredictionRows(BaseModel):
     """``outputs`` instead of ``predictions`` if the request has columnar ``inputs``."""
 
-    predictions: list[list[Prediction]] | None = None
-    outputs: list[list[Prediction]] | None = None
+    predictions: list[list[Prediction] | KeyedPredictions] | None = None
+    outputs: list[list[Prediction]] | PredictionColumns | None = None
 
 
 class ExampleResults(BaseModel):
@@ -98,11 +119,11 @@ class ModelStatus(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Instances:
-    """Images as rows or as a column. ``key`` is the response's member for their predictions."""
+    """Images as rows or as a column, each with its key or None."""
 
     images: list[Upload]
-    place: str
-    key: str
+    keys: list[Key]
+    columnar: bool
     k: int | None
     min_score: float
 
@@ -110,7 +131,18 @@ class Instances:
         return top(classifier, self.k)
 
     def answer(self, classifier: Classifier, results: list[Result]) -> Response:
-        return as_json({self.key: [classifier.predictions(result.row, self.min_score) for result in results]})
+        rows = [classifier.predictions(result.row, self.min_score) for result in results]
+        if self.columnar:
+            has_keys = any(key is not None for key in self.keys)
+            return as_json({"outputs": {"key": self.keys, "predictions": rows} if has_keys else rows})
+        pairs = zip(self.keys, rows, strict=True)
+        return as_json(
+            {"predictions": [row if key is None else {"key": key, "predictions": row} for key, row in pairs]}
+        )
+
+    @property
+    def place(self) -> str:
+        return "inputs" if self.columnar else "instances"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +162,9 @@ class TensorFlowExamples:
 
 def instances(document: dict[str, object], uploads: Uploads) -> Inquiry:
     """``{"instances": [...], "parameters": {...}}``. Raises MalformedRequest, InvalidParameter, PayloadTooLarge."""
-    return _instances(document, "instances", "predictions", _list(document, "instances"), uploads)
+    values = _list(document, "instances")
+    keys = [key(value, f"instances[{number}]") for number, value in enumerate(values)]
+    return _instances(document, values, keys, False, uploads)
 
 
 def predict(document: dict[str, object], uploads: Uploads) -> Inquiry:
@@ -139,12 +173,8 @@ def predict(document: dict[str, object], uploads: Uploads) -> Inquiry:
         return instances(document, uploads)
     if "inputs" not in document:
         raise MalformedRequest('the JSON body must be {"instances": [{"b64": "<base64>"}, ...]}')
-    column = document["inputs"]
-    if isinstance(column, dict) and "b64" not in column:
-        if len(column) != 1:
-            raise MalformedRequest(f"inputs must have one column, got {len(column)}")
-        column = next(iter(column.values()))
-    return _instances(document, "inputs", "outputs", column if isinstance(column, list) else [column], uploads)
+    values, keys = _columns(document["inputs"])
+    return _instances(document, values, keys, True, uploads)
 
 
 def examples(document: dict[str, object], uploads: Uploads) -> Inquiry:
@@ -152,14 +182,35 @@ def examples(document: dict[str, object], uploads: Uploads) -> Inquiry:
     return TensorFlowExamples(_images(_list(document, "examples"), "examples", uploads))
 
 
-def _instances(document: dict[str, object], place: str, key: str, values: list[object], uploads: Uploads) -> Instances:
+def _columns(inputs: object) -> tuple[list[object], list[Key]]:
+    """The images and their keys. Raises MalformedRequest."""
+    if not isinstance(inputs, dict) or "b64" in inputs:
+        values = _column(inputs)
+        return values, [None] * len(values)
+    names = image_members(inputs)
+    if len(names) != 1:
+        raise MalformedRequest(f"inputs must have one column, got {len(names)}; name that of the images `image`")
+    values = _column(inputs[names[0]])
+    given = _column(inputs["key"]) if "key" in inputs and names != ["key"] else [None] * len(values)
+    if len(given) != len(values):
+        raise MalformedRequest(f"inputs must have one key for each image, got {len(given)} for {len(values)}")
+    return values, [checked(value, f"inputs[{number}]") for number, value in enumerate(given)]
+
+
+def _column(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
+
+
+def _instances(
+    document: dict[str, object], values: list[object], keys: list[Key], columnar: bool, uploads: Uploads
+) -> Instances:
     parameters = members(document.get("parameters"), "parameters")
     k, min_score = parameters.get("top_k"), parameters.get("min_score")
     min_score = 0.0 if min_score is None else min_score
     if not isinstance(min_score, int | float) or isinstance(min_score, bool) or not 0 <= min_score <= 1:
         raise InvalidParameter(f"min_score must be a number between 0 and 1, got {shown(min_score)}")
-    images = _images(values, place, uploads)
-    return Instances(images, place, key, None if k is None else whole_number(k, "top_k"), min_score)
+    images = _images(values, "inputs" if columnar else "instances", uploads)
+    return Instances(images, keys, columnar, None if k is None else whole_number(k, "top_k"), min_score)
 
 
 def _list(document: dict[str, object], key: str) -> list[object]:
@@ -171,19 +222,7 @@ def _list(document: dict[str, object], key: str) -> list[object]:
 
 def _images(values: list[object], place: str, uploads: Uploads) -> list[Upload]:
     uploads.check_count(len(values))
-    return uploads.images([_base64(value, f"{place}[{number}]") for number, value in enumerate(values)], place)
-
-
-def _base64(value: object, place: str) -> object:
-    """The string in ``{"b64": ...}``, ``{"any name": ...}`` or one in the other. Raises MalformedRequest."""
-    for _ in range(2):
-        if isinstance(value, dict):
-            if len(value) != 1:
-                raise MalformedRequest(
-                    f'{place}: an object must have one member, such as {{"b64": "<base64>"}}, got {len(value)}'
-                )
-            [value] = value.values()
-    return value
+    return uploads.images([encoded(value, f"{place}[{number}]") for number, value in enumerate(values)], place)
 
 
 async def models(request: Request) -> Response:

@@ -6,17 +6,17 @@ With the binary, raw and classification extensions: kserve's ``docs/predict-api/
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Path, Request
 from starlette.responses import Response
 
 from app.api import health
 from app.api.answers import as_json
-from app.api.forms import Form
+from app.api.forms import Form, media_type
 from app.api.gate import gate, require_key
 from app.api.protocols.inquiries import answer
 from app.api.protocols.openinference import schemas
 from app.api.protocols.openinference.inference import BINARY_HEADER, read
-from app.api.protocols.protocol import VERSION, ErrorMessage, ModelName, Protocol, Version, error_message, named
+from app.api.protocols.protocol import VERSION, ErrorMessage, ModelName, Protocol, error_message, named
 from app.api.schemas.document import json_body, response
 from app.api.schemas.errors import NAMED, errors
 from app.api.service import Service
@@ -26,6 +26,7 @@ from app.settings import Settings
 NAME = "v2"
 _FORM = Form(several=True, fields=())
 
+AnyVersion = Annotated[str, Path(description="Any version: the served one answers.", examples=[VERSION])]
 HeaderLength = Annotated[
     str | None,
     Header(
@@ -60,10 +61,10 @@ async def model_ready(request: Request, model: ModelName) -> Response:
     return as_json({"name": model, "ready": True})
 
 
-async def version_ready(request: Request, model: ModelName, version: Version) -> Response:
+async def version_ready(request: Request, model: ModelName, version: AnyVersion) -> Response:
     """200 once the model is warm, 503 while starting or draining."""
     health.check_ready(request)
-    named(request, model, version)
+    named(request, model)
     return as_json({"name": model, "ready": True})
 
 
@@ -72,9 +73,9 @@ async def model(request: Request, model: ModelName) -> Response:
     return as_json(_metadata(named(request, model)))
 
 
-async def model_version(request: Request, model: ModelName, version: Version) -> Response:
+async def model_version(request: Request, model: ModelName, version: AnyVersion) -> Response:
     """The model's inputs and outputs."""
-    return as_json(_metadata(named(request, model, version)))
+    return as_json(_metadata(named(request, model)))
 
 
 async def infer(request: Request, model: ModelName, header_length: HeaderLength = None) -> Response:
@@ -83,18 +84,17 @@ async def infer(request: Request, model: ModelName, header_length: HeaderLength 
 
 
 async def infer_version(
-    request: Request, model: ModelName, version: Version, header_length: HeaderLength = None
+    request: Request, model: ModelName, version: AnyVersion, header_length: HeaderLength = None
 ) -> Response:
     """The same for a version."""
-    return await _infer(request, named(request, model, version), header_length)
+    return await _infer(request, named(request, model), header_length)
 
 
 async def _infer(request: Request, classifier: Classifier, header_length: str | None) -> Response:
     uploads = Service.of(request).uploads
     crop = classifier.model.preprocessing.crop
-    if header_length is None and request.headers.get("content-type") == "application/octet-stream":
-        header_length = "0"
-    return await answer(request, _FORM, lambda content: read(content, header_length, uploads, crop))
+    binary = media_type(request) == "application/octet-stream"
+    return await answer(request, _FORM, lambda content: read(content, header_length, binary, uploads, crop))
 
 
 def _metadata(classifier: Classifier) -> dict[str, object]:

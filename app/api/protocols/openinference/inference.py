@@ -21,6 +21,7 @@ from app.engine import Want
 from app.errors import Internal, InvalidParameter, MalformedRequest
 
 BINARY_HEADER = "Inference-Header-Content-Length"
+_PREFIX = 64  # bytes that are enough to recognise JSON
 _JSON_NUMBERS = 2**20  # parsing as many holds the interpreter for a tenth of a second
 
 
@@ -87,10 +88,14 @@ class Inference:
         )
 
 
-def read(content: Body, header_length: str | None, uploads: Uploads, crop: int) -> Inference:
-    """Read a body: JSON, JSON followed by binary tensors, or an image alone. Raises TopkError."""
+def read(content: Body, header_length: str | None, binary: bool, uploads: Uploads, crop: int) -> Inference:
+    """Read a body: JSON, JSON followed by binary tensors, or an image alone. Raises TopkError.
+
+    ``binary``: without ``header_length``, the body is an image unless it begins as a JSON object does.
+    """
     length = _header_length(header_length, len(content))
-    if length == 0:
+    is_image = binary and header_length is None and content[:_PREFIX].lstrip()[:1] != b"{"
+    if length == 0 or is_image:
         return Inference([uploads.image(bytes(content))])
     tensor = 3 * crop * crop
     numbers = min(uploads.most_images * tensor, max(_JSON_NUMBERS, tensor))
@@ -137,9 +142,8 @@ def _outputs(given: object, binary: bool) -> list[Output]:
 
 
 def _output(given: dict[str, object], binary: bool) -> Output:
-    if "name" not in given:
-        raise MalformedRequest("an output must have a name, scores or logits")
-    name = given["name"]
+    name = given.get("name")
+    name = "scores" if name is None else name
     if not isinstance(name, str) or name not in ("scores", "logits"):
         raise InvalidParameter(f"the name of an output must be scores or logits, got {shown(name)}")
     parameters = members(given.get("parameters"), "the parameters of an output")

@@ -50,9 +50,9 @@ class ModelMetadata(BaseModel):
 
 
 class InputTensor(BaseModel):
-    name: str
+    name: str | None = None
     shape: list[_Positive] = Field(max_length=DIMENSIONS)
-    datatype: Literal["BYTES", "FP32"]
+    datatype: Literal["BYTES", "UINT8", "FP32"]
     data: Annotated[list[Base64], Field(min_length=1)] | list[float | list[Any]]
 
 
@@ -66,7 +66,7 @@ class OutputParameters(BaseModel):
 
 
 class OutputRequest(BaseModel):
-    name: Literal["scores", "logits"]
+    name: Literal["scores", "logits"] = "scores"
     parameters: OutputParameters | None = None
 
 
