@@ -36,6 +36,11 @@ def from_text(value: object, most: int) -> bytes | TopkError:
         return MalformedRequest("the image is not valid base64; send the bytes of the file in base64")
 
 
+def longest_base64(size: int) -> int:
+    """The most bytes that so many bytes have as base64 in lines of 76 characters."""
+    return size * 4 * 78 // (3 * 76) + 4
+
+
 def _decoded(value: str, most: int) -> bytes | TopkError:
     """The bytes of base64 or of a ``data:`` URL, either of which may be percent-encoded. Raises ValueError."""
     if _ENCODED_HEAD.match(value[:_DATA_HEAD]):
@@ -50,6 +55,6 @@ def _decoded(value: str, most: int) -> bytes | TopkError:
             return bounded(percent_decoded(value), most)
     if "%" in value:
         value = percent_decoded(value).decode("ascii")
-    if len(value) * 3 // 4 > most + 3:
+    if len(value) > longest_base64(most):
         return too_many_bytes(most)
     return bounded(from_base64(value), most)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from app.api.encoded import is_text
+from app.api.encoded import is_text, longest_base64
 from app.api.excerpts import shortened, shown
 from app.api.forms import Form, Upload, several_images, too_many_bytes
 from app.api.parameters import decoded, file_name, parameters
@@ -175,11 +175,6 @@ class Multipart:
         if part.filename is None:
             part.error = part.error or _file_name(part.name, content)
         part.upload = Upload(part.error or content or EmptyBody("the image is empty"), part.filename)
-
-
-def longest_base64(size: int) -> int:
-    """The most bytes that so many bytes have as base64 in lines of 76 characters."""
-    return size * 4 * 78 // (3 * 76) + 4
 
 
 def _file_name(field: str, content: bytes) -> TopkError | None:

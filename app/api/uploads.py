@@ -5,6 +5,7 @@ import codecs
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -13,11 +14,11 @@ from app.api import urlencoded
 from app.api.budget import Budget, Hold
 from app.api.chunks import MANY, MEAN_BYTES, TINY
 from app.api.documents import Body, Desk, loads
-from app.api.encoded import from_text, is_text
+from app.api.encoded import from_text, is_text, longest_base64
 from app.api.excerpts import json_type, shown
 from app.api.exchange import ClientGone, Exchange
 from app.api.forms import Contents, Form, Upload, bounded, media_type, only
-from app.api.multipart import Multipart, longest_base64
+from app.api.multipart import Multipart
 from app.errors import (
     EmptyBody,
     MalformedRequest,
@@ -158,7 +159,7 @@ class Uploads:
         if kind == "raw":
             if content[:_PREFIX].removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"{":
                 if media_type(request) == urlencoded.TYPE and not is_text(content):
-                    images, options = urlencoded.images_and_options(content, form)
+                    images, options = await self._desk.parse(partial(urlencoded.images_and_options, form), content)
                     if images:
                         self.check_count(len(images))
                         return await self._plain(form, images, options)

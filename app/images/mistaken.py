@@ -44,8 +44,8 @@ def _describe_unknown(data: bytes) -> str | None:
     head = data[:_HEAD]
     if (before := _BEFORE.match(head)) and (format := sniff(head[before.end() :])):
         return (
-            f"the bytes look like a {format} image that begins at byte {before.end()}, behind white space or a byte-order"
-            " mark; send the bytes of the file alone"
+            f"the bytes look like a {format} image that begins at byte {before.end()}, behind white space or a"
+            " byte-order mark; send the bytes of the file alone"
         )
     if format := sniff_base64(head):
         return f"the bytes look like a {format} image in base64; send the decoded bytes"
