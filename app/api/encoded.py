@@ -11,15 +11,16 @@ from app.images import sniff_base64
 _PREFIX = 64  # characters that are enough to recognise a value
 _DATA_HEAD = 1024  # characters before the comma of a data: URL
 _MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # the byte-order mark
-_DATA = re.compile(rb"(\xef\xbb\xbf)?\s*data(:|%3a)", re.IGNORECASE)
+_URL = re.compile(rb"(\xef\xbb\xbf)?\s*(data|https?|ftp|file|s3|gs)(:|%3a)", re.IGNORECASE)
 _ENCODED_HEAD = re.compile(r"\s*data(%3a|:[^,]*%2c)", re.IGNORECASE)
 _BASE64_HEAD = re.compile(r"; *base64\s*", re.IGNORECASE)
 _URLS = ("http:", "https:", "ftp:", "file:", "s3:", "gs:")
 
 
 def is_text(content: Body) -> bool:
-    """Whether the content of a raw body or of a part is an image in base64 or a ``data:`` URL."""
-    return bool(_DATA.match(content)) or sniff_base64(bytes(content[:_DATA_HEAD])) is not None
+    """Whether the content of a raw body or of a part is an image in base64, or a URL."""
+    head = bytes(content[:_DATA_HEAD])
+    return bool(_URL.match(head)) or sniff_base64(head) is not None
 
 
 def from_text(value: object, most: int) -> bytes | TopkError:

@@ -185,6 +185,13 @@ def test_broken_base64_is_a_400(app_server: InProcess) -> None:
             assert "base64" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("url", [b"https://example.com/cat.jpg", b" HTTP://example.com/a", b"s3://bucket/cat.jpg"])
+def test_an_image_url_is_refused_with_the_reason(app_server: InProcess, url: bytes) -> None:
+    for answer in (post(app_server, url, "text/plain"), form(app_server, ("image", None, url))):
+        assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+        assert "image URLs are not fetched" in answer.json()["detail"]
+
+
 # What forms send beside the image
 
 NAMES = ["files", "files[]", "images", "images[]", "file[]", "image[]", "data[]", "files[0]", "image[12]"]
