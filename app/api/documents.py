@@ -150,6 +150,8 @@ def _unescaped(piece: bytes) -> bytes:
         return piece
     given = np.frombuffer(piece, np.uint8)
     escapes = np.flatnonzero(given == ord("%"))
+    if escapes[-1] + _ESCAPE > len(given):
+        raise ValueError("an escape is incomplete")
     high, low = _HEX[given[escapes + 1]], _HEX[given[escapes + 2]]
     if max(high.max(), low.max()) > 15:
         raise ValueError("an escape has no two hexadecimal digits")

@@ -1,5 +1,6 @@
 """The request bodies that a route accepts, and the images in them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from starlette.requests import Request
 from app.errors import EmptyBody, MalformedRequest, PayloadTooLarge, TopkError
 
 FIELDS = ("file", "image", "data")
+_INDEX = re.compile(r"\[\d*\]$")
+_PLURALS = {"files": "file", "images": "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Form:
         if not self.fields or kind == "application/json" or kind.endswith("+json"):
             return "json"
         return "multipart" if kind.startswith("multipart/") else "raw"  # unknown ones are like mixed: RFC 2046, 5.1.7
+
+    def holds_image(self, field: str) -> bool:
+        """Whether a field of a form holds an image: ``file``, also as ``files``, ``file[]`` or ``files[0]``."""
+        name = _INDEX.sub("", field)
+        return _PLURALS.get(name, name) in self.fields
 
     @property
     def hint(self) -> str:

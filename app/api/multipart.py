@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from app.api.encoded import is_text, longest_base64
 from app.api.excerpts import shortened, shown
-from app.api.forms import Form, Upload, bounded, several_images, too_many_bytes
+from app.api.forms import Form, Upload, several_images, too_many_bytes
 from app.api.parameters import decoded, file_name, parameters
 from app.api.parts import Calls, Headers, Parts
 from app.api.transfer import Decoder, decoder
-from app.errors import MalformedRequest, PayloadTooLarge, TopkError, UnsupportedMediaType
+from app.errors import EmptyBody, MalformedRequest, PayloadTooLarge, TopkError, UnsupportedMediaType
 from app.settings import Settings
 
 OTHER_PARTS = 32  # beside the images
@@ -26,11 +27,16 @@ _NAMES_SHOWN = 5
 
 @dataclass(slots=True)
 class _Part:
-    """``bytes`` is the size of the decoded content. ``upload`` is set once an image is complete."""
+    """One part. ``bytes`` is the size of the decoded content. ``upload`` is set once an image is complete.
+
+    ``counted`` is true for an image that is not blank.
+    """
 
     name: str
+    is_image: bool
     filename: str | None
     decoder: Decoder
+    counted: bool = False
     content: bytearray = field(default_factory=bytearray)
     bytes: int = 0
     error: TopkError | None = None
@@ -53,10 +59,10 @@ class Multipart:
                 " sets it together with the boundary"
             )
         self._max_bytes = settings.max_upload_bytes
-        self._several = form.several
+        self._form = form
         self._max_images = settings.max_batch_images if form.several else 1
-        self._fields = form.fields
         self._images: list[_Part] = []
+        self._blank: list[_Part] = []
         self.options: list[tuple[str, str]] = []
         self._part: _Part | None = None
         most = self._max_images + OTHER_PARTS
@@ -81,39 +87,44 @@ class Multipart:
             )
         if not self._parts.whole:
             raise MalformedRequest("the multipart body is truncated: its last boundary is missing")
-        if not self._images:
+        images = self._images or self._blank[:1]
+        if not images:
             raise self._no_image([name for name, _ in self.options])
-        return [part.upload for part in self._images if part.upload]
+        return [part.upload for part in images if part.upload]
 
     def clear(self) -> None:
         """Free the images' memory."""
         self._images.clear()
+        self._blank.clear()
         self._part = None
 
     def _no_image(self, received: list[str]) -> MalformedRequest:
         """The error for a form without an image, which names the fields that were received."""
         names = ", ".join(f"`{shortened(name)}`" for name in received[:_NAMES_SHOWN])
         got = f"got the fields {names}" if len(received) > 1 else f"got the field {names}" if names else "got no field"
-        return MalformedRequest(f"the form has no image; send it as the field {_either(self._fields)}; {got}")
+        return MalformedRequest(f"the form has no image; send it as the field {_either(self._form.fields)}; {got}")
 
     def _begin(self, headers: Headers) -> None:
         values = parameters(headers.get("content-disposition", ""))
         filename = file_name(decoded(values, "filename")) or None
-        part = _Part(decoded(values, "name"), filename, decoder(headers.get("content-transfer-encoding", "")))
-        self._part = part
-        if self._is_image(part):
-            self._images.append(part)
-            if len(self._images) > self._max_images:
-                if not self._several:
-                    raise several_images()
-                raise PayloadTooLarge(f"the request has more than {self._max_images} images")
+        name = decoded(values, "name")
+        decoding = decoder(headers.get("content-transfer-encoding", ""))
+        self._part = _Part(name, self._form.holds_image(name), filename, decoding)
 
-    def _is_image(self, part: _Part) -> bool:
-        return part.name in self._fields
+    def _count(self, part: _Part) -> None:
+        """Count an image. Raises MalformedRequest or PayloadTooLarge if there are too many."""
+        part.counted = True
+        self._images.append(part)
+        if len(self._images) > self._max_images:
+            if not self._form.several:
+                raise several_images()
+            raise PayloadTooLarge(f"the request has more than {self._max_images} images")
 
     def _content(self, data: bytes) -> None:
         part = self._part
         assert part
+        if part.is_image and not part.counted:
+            self._count(part)
         if not part.error:
             self._add(part, part.decoder.decode, data)
 
@@ -125,20 +136,24 @@ class Multipart:
             self._fail(part, MalformedRequest(f"the field `{shortened(part.name)}` is not valid base64"))
             return
         part.bytes += len(content)
-        if not self._is_image(part):
+        if not part.is_image:
             if part.bytes > OPTION_BYTES:
                 raise MalformedRequest(
                     f"the field `{shortened(part.name)}` has more than {OPTION_BYTES} bytes; send an image as the field"
-                    f" {_either(self._fields)}"
+                    f" {_either(self._form.fields)}"
                 )
-        elif part.bytes > self._max_bytes:
+        elif part.bytes > self._max_bytes and not self._may_be_text(part):
             self._fail(part, too_many_bytes(self._max_bytes))
             return
         part.content += content
 
+    def _may_be_text(self, part: _Part) -> bool:
+        """Whether a part may be an image of a permitted size as base64 or a ``data:`` URL."""
+        return part.bytes <= longest_base64(self._max_bytes) and is_text(part.content)
+
     def _fail(self, part: _Part, error: TopkError) -> None:
         """Raise an error, unless it is that of one of several images: the rest of it is then skipped."""
-        if not (self._several and self._is_image(part)):
+        if not (self._form.several and part.is_image):
             raise error
         part.error = error
         part.content.clear()
@@ -149,23 +164,22 @@ class Multipart:
         if not part.error:
             self._add(part, part.decoder.end)
         content = bytes(part.content)
-        if not self._is_image(part):
+        if not part.is_image:
             self.options.append((part.name, content.decode("utf-8", "replace")))
             return
         part.content.clear()
+        if not part.counted and part.filename:
+            self._count(part)
+        elif not part.counted:  # an input of a form that is left blank
+            self._blank.append(part)
         if part.filename is None:
             part.error = part.error or _file_name(part.name, content)
-        part.upload = Upload(part.error or bounded(content, self._max_bytes), part.filename)
-
-
-def longest_base64(size: int) -> int:
-    """The most bytes that so many bytes have as base64 in lines of 76 characters."""
-    return size * 4 * 78 // (3 * 76) + 4
+        part.upload = Upload(part.error or content or EmptyBody("the image is empty"), part.filename)
 
 
 def _file_name(field: str, content: bytes) -> TopkError | None:
     """The error for text in place of a file, which curl sends for ``-F file=cat.jpg`` without the ``@``."""
-    if not content or len(content) > OPTION_BYTES:
+    if not content or len(content) > OPTION_BYTES or is_text(content):
         return None
     try:
         text = content.decode()

@@ -2,21 +2,23 @@
 
 import asyncio
 import codecs
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request
 
+from app.api import urlencoded
 from app.api.budget import Budget, Hold
 from app.api.chunks import MANY, MEAN_BYTES, TINY
-from app.api.documents import Body, Desk, from_base64, loads, percent_decoded
+from app.api.documents import Body, Desk, loads
+from app.api.encoded import from_text, is_text, longest_base64
 from app.api.excerpts import json_type, shown
 from app.api.exchange import ClientGone, Exchange
-from app.api.forms import Contents, Form, Upload, bounded, media_type, only, too_many_bytes
-from app.api.multipart import Multipart, longest_base64
+from app.api.forms import Contents, Form, Upload, bounded, media_type, only
+from app.api.multipart import Multipart
 from app.errors import (
     EmptyBody,
     MalformedRequest,
@@ -30,10 +32,6 @@ from app.settings import Settings
 
 _PREFIX = 64  # characters that are enough to recognise a value
 _LENGTH_DIGITS = 19
-_DATA_HEAD = 1024  # characters before the comma of a data: URL
-_ENCODED_HEAD = re.compile(r"\s*data(%3a|:[^,]*%2c)", re.IGNORECASE)
-_BASE64_HEAD = re.compile(r"; *base64\s*", re.IGNORECASE)
-_STRIPPED = b"\r\n\0"  # the bytes that curl -d removes from a file
 _MEMBERS_SHOWN = 5
 
 T = TypeVar("T")
@@ -116,7 +114,7 @@ class Uploads:
         if not isinstance(values, list) or not values:
             raise MalformedRequest(f"{name} must be a list of at least one image")
         self.check_count(len(values))
-        return [Upload(self._base64(value)) for value in values]
+        return [Upload(from_text(value, self._settings.max_upload_bytes)) for value in values]
 
     def check_count(self, images: int) -> None:
         """Raises PayloadTooLarge if a request may not have so many images."""
@@ -154,19 +152,33 @@ class Uploads:
         self, request: Request, form: Form, kind: str, body: "_Whole | Multipart", parse: Callable[[Body], T]
     ) -> Contents | T:
         if isinstance(body, Multipart):
-            images = body.images()
-            return Contents(images if form.several else only(images), body.options)
+            return await self._plain(form, body.images(), body.options)
         content = body.take()
         if not content:
             raise EmptyBody("the body is empty")
         if kind == "raw":
             if content[:_PREFIX].removeprefix(codecs.BOM_UTF8).lstrip()[:1] != b"{":
-                if media_type(request) == "application/x-www-form-urlencoded":
-                    _check_form_encoded(content)
-                return Contents([Upload(bytes(content))])
+                if media_type(request) == urlencoded.TYPE and not is_text(content):
+                    images, options = await self._desk.parse(partial(urlencoded.images_and_options, form), content)
+                    if images:
+                        self.check_count(len(images))
+                        return await self._plain(form, images, options)
+                    urlencoded.check(content)
+                return await self._plain(form, [Upload(bytes(content))], [])
             if not form.documents:
                 raise UnsupportedMediaType("the body is JSON; send it with Content-Type: application/json")
         return await self._desk.parse(parse, content)
+
+    async def _plain(self, form: Form, images: list[Upload], options: list[tuple[str, str]]) -> Contents:
+        """The images of a raw body or a form, decoded where they are text. Raises the error of a single one."""
+        for number, upload in enumerate(images):
+            if isinstance(upload.content, bytes) and is_text(upload.content):
+                content = await self._desk.parse(self._from_text, upload.content)
+                images[number] = Upload(content, upload.filename)
+        return Contents(images if form.several else only(images), options)
+
+    def _from_text(self, content: Body) -> bytes | TopkError:
+        return from_text(content, self._settings.max_upload_bytes)
 
     async def _chunks(self, request: Request, hold: Hold) -> AsyncIterator[bytes]:
         """The body's chunks. Raises UploadTimeout, ClientGone, and MalformedRequest for tiny chunks."""
@@ -220,36 +232,6 @@ class Uploads:
     def _full(self) -> Overloaded:
         return Overloaded("the memory for uploads is full; try again later", retry_after_s=self._predicted_wait())
 
-    def _base64(self, value: object) -> bytes | TopkError:
-        if not isinstance(value, str):
-            return MalformedRequest(f"an image must be a base64 string or a data: URL, got {json_type(value)}")
-        beginning = value[:_PREFIX].lstrip().lower()
-        if beginning.startswith(("http:", "https:", "ftp:", "file:", "s3:", "gs:")):
-            return MalformedRequest("image URLs are not fetched: the server makes no outgoing requests; send the bytes")
-        try:
-            return self._decoded(value)
-        except ValueError:
-            return MalformedRequest("the image is not valid base64; send the bytes of the file in base64")
-
-    def _decoded(self, value: str) -> bytes | TopkError:
-        """The bytes of base64 or of a data: URL, either of which may be percent-encoded. Raises ValueError."""
-        most = self._settings.max_upload_bytes
-        if _ENCODED_HEAD.match(value[:_DATA_HEAD]):
-            value = percent_decoded(value).decode()
-        if value[:_PREFIX].lstrip().lower().startswith("data:"):
-            comma = value.find(",", 0, _DATA_HEAD)
-            parameters = value[: max(comma, 0)].rpartition(";")
-            value = value[comma + 1 :]
-            if not _BASE64_HEAD.fullmatch("".join(parameters[1:])):
-                if "%" not in value:
-                    return MalformedRequest("the data: URL is not base64; send the bytes of the file in base64")
-                return bounded(percent_decoded(value), most)
-        if "%" in value:
-            value = percent_decoded(value).decode("ascii")
-        if len(value) * 3 // 4 > most + 3:
-            return too_many_bytes(most)
-        return bounded(from_base64(value), most)
-
 
 def _check_kept(hold: Hold) -> None:
     """Raises UploadTimeout if the upload was dropped to make room."""
@@ -257,18 +239,6 @@ def _check_kept(hold: Hold) -> None:
         raise UploadTimeout(
             "the memory for uploads is full, and this was the slowest upload of the largest caller; try again with"
             " fewer or smaller uploads at once"
-        )
-
-
-def _check_form_encoded(content: Body) -> None:
-    """Recognise a file that ``curl -d`` has damaged. Raises UnsupportedMediaType.
-
-    curl removes line breaks and zeros. Every image file contains some of them, also one sent with --data-binary.
-    """
-    if not any(byte in content for byte in _STRIPPED):
-        raise UnsupportedMediaType(
-            "the body is application/x-www-form-urlencoded and no image file; with curl, send the file with"
-            " -F file=@FILE or --data-binary @FILE, because -d removes line breaks"
         )
 
 

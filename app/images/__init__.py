@@ -1,6 +1,7 @@
 """Bytes to a uint8 RGB crop.
 
     formats.py    detects the format of a file by its first bytes
+    mistaken.py   recognises what clients send in place of an image file
     header.py     the image properties that a container header states
     containers.py reads and checks the header before any decoder sees the file
     jpeg.py png.py gif.py bmp.py webp.py tiff.py heif.py   the header parsers, one per container
@@ -22,6 +23,7 @@ from app.images.cost import decode_bytes, decode_seconds
 from app.images.formats import heif_installed, sniff
 from app.images.geometry import Preprocessing
 from app.images.header import Header
+from app.images.mistaken import sniff_base64
 from app.images.pillow import Crop, decode, decode_whole
 
 __all__ = [
@@ -36,4 +38,5 @@ __all__ = [
     "heif_installed",
     "read_header",
     "sniff",
+    "sniff_base64",
 ]

@@ -4,7 +4,7 @@ import struct
 from collections.abc import Callable
 
 from app.errors import TooManyPixels, UndecodableImage, UnsupportedMediaType
-from app.images import bmp, gif, heif, jpeg, png, tiff, webp
+from app.images import bmp, gif, heif, jpeg, mistaken, png, tiff, webp
 from app.images.formats import sniff
 from app.images.header import Header
 
@@ -33,6 +33,8 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     Raises UnsupportedMediaType, TooManyPixels or UndecodableImage.
     """
     format = sniff(data)
+    if mistake := mistaken.describe(data, format):
+        raise UnsupportedMediaType(mistake)
     if format is None:
         raise UnsupportedMediaType(
             "the bytes are not a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or (if installed) HEIC image;"

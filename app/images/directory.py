@@ -15,6 +15,7 @@ _ORIENTATION = 0x0112
 
 _ENTRY = ("HHL4s", "HHQ8s")  # TIFF 6.0, BigTIFF
 _INTEGERS = {1: "B", 3: "H", 4: "L", 16: "Q"}  # by type: BYTE, SHORT, LONG, LONG8
+_ANY_INTEGER = _INTEGERS | {6: "b", 8: "h", 9: "l", 17: "q"}  # and SBYTE, SSHORT, SLONG, SLONG8
 
 Entry = tuple[int, int, int, bytes]
 """Tag, type, count, and the value or its offset."""
@@ -75,11 +76,14 @@ class Directory:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Return the orientation tag of an EXIF block or a TIFF file. Returns 1 if the tag is missing or invalid."""
+    """Return the orientation tag of an EXIF block or a TIFF file, which may be an integer of any type.
+
+    Returns 1 if the tag is missing or invalid.
+    """
     try:
         for tag, kind, count, value in (directory := Directory(exif.removeprefix(b"Exif\0\0"))).entries:
-            if tag == _ORIENTATION and kind in (3, 4) and count == 1:
-                return int(struct.unpack_from(directory.order + _INTEGERS[kind], value)[0])
+            if tag == _ORIENTATION and kind in _ANY_INTEGER and count == 1:
+                return int(struct.unpack_from(directory.order + _ANY_INTEGER[kind], value)[0])
     except (KeyError, OverflowError, struct.error, UndecodableImage):
         pass  # the image may be valid even if its EXIF block is not
     return 1
