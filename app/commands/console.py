@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from rich.console import Console
 
-from app.commands.filenames import printable
+from app.commands.filenames import UNSAFE, printable
 
 out, err = Console(markup=False, emoji=False), Console(stderr=True, markup=False, emoji=False)
 
@@ -17,8 +17,9 @@ def print_line(console: Console, line: str, style: str | None = None) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on a line of stdout."""
-    out.file.write(orjson.dumps(value).decode() + "\n")
+    """Print one JSON value on a line of stdout. What would control a terminal is escaped."""
+    text = orjson.dumps(value).decode()
+    out.file.write(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def warn(text: str) -> None:

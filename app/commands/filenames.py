@@ -1,18 +1,17 @@
 """Files as text: their names, and what is left out of folders."""
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from unicodedata import category
 
 if TYPE_CHECKING:
     from app.images.files import Skipped
 
 _MOST_NAMES = 10  # in one message
-_UNSAFE = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control characters, bytes that are not UTF-8, and separators of lines."""
-_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that change the order in which a terminal shows the others."""
+_NOT_UTF_8 = re.compile("[\ud800-\udfff]")
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What could control a terminal, change the order of other characters, or is a byte that is not UTF-8."""
 
 
 def printable(name: Path | str) -> str:
@@ -20,13 +19,13 @@ def printable(name: Path | str) -> str:
 
     Joiners, soft hyphens and spaces of every kind are part of a name.
     """
-    return "".join(_shown(character) for character in str(name))
+    return UNSAFE.sub("\N{REPLACEMENT CHARACTER}", str(name))
 
 
 def exact(name: Path | str) -> str:
     """A name for JSON: as it is, or ``printable`` if it is not UTF-8."""
     text = str(name)
-    return printable(text) if any(category(character) == "Cs" for character in text) else text
+    return printable(text) if _NOT_UTF_8.search(text) else text
 
 
 def shorten(names: Iterable[str], separator: str = ", ") -> str:
@@ -64,8 +63,3 @@ def _parts(skipped: "Skipped") -> Iterator[str]:
 
 def _count(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
-
-
-def _shown(character: str) -> str:
-    unsafe = category(character) in _UNSAFE or character in _OVERRIDES
-    return "\N{REPLACEMENT CHARACTER}" if unsafe else character
