@@ -217,7 +217,8 @@ def test_a_terminal_never_sees_control_characters_and_json_escapes_them(tmp_path
 def test_names_are_no_markup(tmp_path: Path) -> None:
     file = tmp_path / "[red]cat[bold] :smile:.jpg"
     file.write_bytes(CAT.read_bytes())
-    assert file.name in topk("predict", file, *TINY, columns=300).stdout
+    printed = "".join(topk("predict", file, *TINY).stdout.split())  # long titles are wrapped
+    assert "[red]cat[bold]:smile:.jpg" in printed
     (tmp_path / "empty [red] :cat:.jpg").touch()
     assert "empty [red] :cat:.jpg: the file is empty" in topk("predict", tmp_path, *TINY, columns=300).stderr
 
