@@ -4,6 +4,7 @@ Parts are counted, and a large chunk is parsed in slices, with a turn of the eve
 """
 
 import asyncio
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -185,7 +186,7 @@ def _file_name(field: str, content: bytes) -> TopkError | None:
         text = content.decode()
     except UnicodeDecodeError:
         return None
-    if not text.isprintable():
+    if any(unicodedata.category(character) == "Cc" for character in text):
         return None
     return UnsupportedMediaType(
         f"the field `{field}` contains the text {shown(text)} instead of a file; with curl, send the file with"

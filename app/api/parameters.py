@@ -33,7 +33,8 @@ def decoded(values: dict[str, str], name: str) -> str:
         if (found := _EXTENDED.fullmatch(key)) and found[1] == name:
             sections.append((int(found[2] or 0), bool(found[3]) or not found[2], value))
     extended = _joined(sections) if sections else None
-    return _text(values.get(name, "")) if extended is None else extended
+    text = _text(values.get(name, "")) if extended is None else extended
+    return text.encode(errors="replace").decode()  # some charsets produce lone surrogates, which JSON cannot hold
 
 
 def file_name(text: str) -> str:

@@ -3,7 +3,7 @@
 cli.py       the Typer app; turns errors into one line and an exit code
 options.py   command-line options made from settings
 console.py   printing
-filenames.py, files.py   printable names; reading many files concurrently
+filenames.py, files.py   names as text; reading many files concurrently
 inference.py a model in this process, applied to image files
 store.py     key-value pairs in an SQLite file: `evaluate` resumes from it, `train` keeps features in it
 training_images.py   the digests that `train` leaves in a model folder, for a warning by `evaluate`

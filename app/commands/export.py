@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from app.commands.console import err, out, print_line, warn
+from app.commands.console import err, note, out, print_line, warn
+from app.commands.filenames import left_out
 from app.commands.options import with_settings
 from app.settings import Settings
 
@@ -60,6 +61,8 @@ def export(
         )
     training_images.copy(Path(models.check(settings)), out_folder)
     if judgement:
+        for text in left_out(judgement.skipped):
+            note(text)
         print_line(out, f"int8: {judgement}")
         if judgement.images < FEW_PHOTOGRAPHS:
             warn(

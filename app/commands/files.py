@@ -1,10 +1,12 @@
 """Reading many files, several at a time."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from app.errors import EmptyBody, TopkError
+from app.imagenet.labels import normalized
 
 READ_ERRORS = (OSError, EmptyBody)
 """What ``read_file`` raises."""
@@ -50,6 +52,34 @@ def check_regular(path: Path) -> None:
     """Raise OSError unless this is a regular file: reading from a pipe may block for ever."""
     if not path.is_file():
         raise OSError("not a regular file" if path.exists() else "no such file")
+
+
+class Finder:
+    """Finds files by names that may have another Unicode form than on disk.
+
+    A list of files is often written on another system than the one that named them.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, str]] = {}
+
+    def find(self, path: Path) -> Path:
+        """The path as on disk; ``path`` itself if there is no such file or folder."""
+        if os.path.lexists(path) or path.parent == path:
+            return path
+        parent = self.find(path.parent)
+        if parent not in self._names:
+            self._names[parent] = _names(parent)
+        name = self._names[parent].get(normalized(path.name))
+        return parent / name if name else path
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """The names in a folder by their form NFC."""
+    try:
+        return {normalized(name): name for name in sorted(os.listdir(folder), reverse=True)}
+    except OSError:
+        return {}
 
 
 def reason(error: OSError) -> str:

@@ -14,8 +14,8 @@ from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
 
-from app.commands.console import err, out, print_json, print_line, warn
-from app.commands.filenames import printable, skipped_files
+from app.commands.console import err, note, out, print_json, print_line, warn
+from app.commands.filenames import exact, left_out, printable
 from app.commands.options import MODEL_OPTIONS, JsonLines, with_settings
 from app.errors import EmptyBody, ModelError, TopkError
 from app.settings import Settings
@@ -23,6 +23,7 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.classifier import Classifier
     from app.commands.inference import Outcome
+    from app.images.files import ImageFiles
 
 STDIN = Path("-")
 _TOP_K = 5
@@ -67,20 +68,23 @@ def predict(
     """Classify image files.
 
     Prints a table for each file, or one JSON object per line with --json. The exit code is 1 if a file cannot be
-    classified. Files in a folder that are not images are skipped.
+    classified or a folder cannot be read. Files in a folder that are not images are skipped.
     """
     options = PredictionOptions(top_k, min_score, _confidence(taxonomy, confidence))
-    answers = _answers(_paths(files), options, settings)
+    found = _paths(files)
+    for text in left_out(found.skipped):
+        note(text)
+    answers = _answers(found.paths, options, settings)
     for answer in answers:
         if json:
             print_json(answer)
         elif "error" in answer:
-            print_line(err, f"{answer['file']}: {answer['error']['detail']}")
+            print_line(err, f"{printable(answer['file'])}: {answer['error']['detail']}")
         else:
             out.print(_table(answer))
             if taxonomy:
                 out.print(_tree(answer))
-    raise typer.Exit(any("error" in answer for answer in answers))
+    raise typer.Exit(any("error" in answer for answer in answers) or bool(found.skipped.unreadable))
 
 
 def _confidence(taxonomy: bool, confidence: float | None) -> float | None:
@@ -92,32 +96,33 @@ def _confidence(taxonomy: bool, confidence: float | None) -> float | None:
         raise ModelError(f"--{error}") from error
 
 
-def _paths(files: Sequence[Path]) -> list[Path]:
+def _paths(files: Sequence[Path]) -> "ImageFiles":
     """The files to classify, those in folders included. Raises ModelError before any work if one does not exist."""
-    from app.images.files import find_images
+    from app.commands.files import Finder
+    from app.images.files import ImageFiles, Skipped, find_images
 
+    finder = Finder()
+    files = [path if path == STDIN else finder.find(path) for path in files]
     if missing := [printable(path) for path in files if path != STDIN and not path.exists()]:
         raise ModelError(f"no such file or folder: {', '.join(missing)}")
-    found: list[Path] = []
-    skipped = 0
+    paths: list[Path] = []
+    skipped = Skipped()
     for path in files:
         if path.is_dir():
             try:
                 images = find_images(path)
             except OSError as error:
                 raise ModelError(f"{printable(path)} cannot be read: {error.strerror}") from error
-            found += images.paths
-            skipped += images.others
+            paths += images.paths
+            skipped.add(images.skipped)
         else:
-            found.append(path)
-    if not found:
-        raise ModelError(f"no image files in {', '.join(map(printable, files))}")
-    if skipped:
-        print_line(err, skipped_files(skipped))
-    return found
+            paths.append(path)
+    if not paths:
+        raise ModelError("; ".join([f"no image files in {', '.join(map(printable, files))}", *left_out(skipped)]))
+    return ImageFiles(tuple(paths), skipped)
 
 
-def _answers(paths: list[Path], options: PredictionOptions, settings: Settings) -> list[dict[str, Any]]:
+def _answers(paths: Sequence[Path], options: PredictionOptions, settings: Settings) -> list[dict[str, Any]]:
     from app.commands import inference
     from app.engine import Want
     from app.telemetry.logging import configure_logging
@@ -135,7 +140,7 @@ def _answers(paths: list[Path], options: PredictionOptions, settings: Settings) 
             task = progress.add_task("classifying", total=len(paths))
 
             def done(position: int, outcome: "Outcome") -> None:
-                found[position] = {"file": printable(paths[position])} | _answer(classifier, outcome, options)
+                found[position] = {"file": exact(paths[position])} | _answer(classifier, outcome, options)
                 progress.advance(task)
 
             inference.classify_files(classifier, paths, want, done, _read)
@@ -180,7 +185,8 @@ async def _read(path: Path) -> bytes:
 
 
 def _table(answer: dict[str, Any]) -> Table:
-    table = Table(Column("score", justify="right"), "label", "wnid", title=answer["file"], title_justify="left")
+    title = printable(answer["file"])
+    table = Table(Column("score", justify="right"), "label", "wnid", title=title, title_justify="left")
     for prediction in answer["predictions"]:
         table.add_row(f"{prediction['score']:.4f}", prediction["label"], prediction["wnid"] or "")
     return table

@@ -4,6 +4,7 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from unicodedata import normalize
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +13,11 @@ class Label:
 
     label: str
     wnid: str | None = None
+
+
+def normalized(name: str) -> str:
+    """A name in Unicode's form NFC, in which names are compared: macOS separates letters from their accents."""
+    return normalize("NFC", name)
 
 
 @cache

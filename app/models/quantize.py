@@ -8,7 +8,7 @@ the extra ``int8``; serving does not.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import ModelError, TopkError
-from app.imagenet.labels import Label
+from app.imagenet.labels import Label, normalized
 from app.images import Preprocessing
 from app.images.decoder import Decoder
-from app.images.files import find_images
+from app.images.files import Skipped, find_images
 from app.images.sandbox import Sandbox
 from app.models.openvino import auto_precision, ov
 
@@ -38,12 +38,14 @@ class Photographs:
     """Crops, float32 [n, crop, crop, 3] in 0..255: decoded as in serving, and as by the reference.
 
     ``classes`` are the true class ids if every photograph is in a folder named by wnid or label, else None.
+    ``skipped`` is what was left out of the folder.
     """
 
     served: Pixels
     reference: Pixels
     classes: npt.NDArray[np.int64] | None
     unreadable: int
+    skipped: Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Judgement:
 
     ``top1`` and ``top5`` are the accuracies of (int8, float32), or None if the true classes are unknown. ``speedup`` is
     the throughput of int8 on this machine as a multiple of the one in ``precision``, which ``auto`` selects here.
+    ``skipped`` is what was left out of the folder.
     """
 
     images: int
@@ -60,6 +63,7 @@ class Judgement:
     top5: tuple[float, float] | None
     speedup: float
     precision: str
+    skipped: Skipped = field(default_factory=Skipped)
 
     @property
     def holds(self) -> bool:
@@ -81,11 +85,12 @@ def read(
 ) -> Photographs:
     """Decode up to ``MAX_PHOTOGRAPHS``, spread evenly over the folder. Raises ModelError if there are too few."""
     try:
-        found = find_images(folder).paths
+        found, skipped = find_images(folder)
     except OSError as error:
         raise ModelError(f"{folder} cannot be read: {error.strerror}") from error
     paths = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, MAX_PHOTOGRAPHS).astype(int))] if found else []
     served, reference, names = [], [], []
+    ids = {label.wnid or normalized(label.label): i for i, label in enumerate(labels)}
     step("reading the photographs")
     with Sandbox() as sandbox:
         decoders = [Decoder(preprocessing, max_pixels, None, fast, sandbox) for fast in (True, False)]
@@ -97,19 +102,24 @@ def read(
                 continue
             served.append(crops[0])
             reference.append(crops[1])
-            names.append(path.parent.name)
+            names.append(_class_name(path.relative_to(folder.parent), ids))
     if len(served) < MIN_PHOTOGRAPHS:
         raise ModelError(
             f"{len(served)} photographs can be read in {folder}; calibration needs at least {MIN_PHOTOGRAPHS}"
         )
-    ids = {label.wnid or label.label: i for i, label in enumerate(labels)}
-    classes = np.array([ids[name] for name in names]) if all(name in ids for name in names) else None
+    classes = np.array([ids[name] for name in names if name]) if all(names) else None
     return Photographs(
         np.stack(served).astype(np.float32),
         np.stack(reference).astype(np.float32),
         classes,
         unreadable=len(paths) - len(served),
+        skipped=skipped,
     )
+
+
+def _class_name(file: Path, ids: dict[str, int]) -> str | None:
+    """The name of the innermost folder that is a class: links may lead to folders with other names."""
+    return next((name for name in map(normalized, reversed(file.parent.parts)) if name in ids), None)
 
 
 def quantize(network: ov.Model, pixels: Pixels) -> ov.Model:
@@ -147,6 +157,7 @@ def judge(network: ov.Model, photographs: Photographs, step: Step) -> Judgement:
         top5=None if truth is None else (_accuracy(found, truth, 5), _accuracy(expected, truth, 5)),
         speedup=speedup(network, quantized, precision, photographs.served),
         precision=precision,
+        skipped=photographs.skipped,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.api.conftest import InProcess
 from tests.conftest import CAT
+from tests.names import HUMAN
 
 PHOTO = CAT.read_bytes()
 
@@ -29,6 +30,11 @@ def test_a_file_name_without_an_at_sign(app_server: InProcess) -> None:
     found = curl(app_server, "-F", "file=docs/cat.jpg")
     assert "the field `file` contains the text 'docs/cat.jpg' instead of a file" in found
     assert "-F file=@docs/cat.jpg" in found
+
+
+@HUMAN
+def test_a_human_file_name_without_an_at_sign(app_server: InProcess, name: str) -> None:
+    assert f"-F file=@{name}.jpg" in curl(app_server, "-F", f"file={name}.jpg")
 
 
 def test_a_file_name_fails_alone_in_a_batch(app_server: InProcess) -> None:

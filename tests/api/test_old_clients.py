@@ -19,6 +19,7 @@ from PIL import Image
 from tests.api.conftest import InProcess, served
 from tests.api.wire import Wire
 from tests.conftest import CAT
+from tests.names import NAMES as HUMAN_NAMES
 
 PHOTO = CAT.read_bytes()
 BASE64 = base64.b64encode(PHOTO).decode()
@@ -212,6 +213,10 @@ NAMES = [
     (b'filename="50% off.jpg"', "50% off.jpg"),
     (rb'filename="C:\pictures\cat.jpg"', "cat.jpg"),
     (b'filename="long;\r\n name.jpg"', "long; name.jpg"),
+    (b"filename*=unicode_escape''%5Cud800.jpg", "?.jpg"),
+    (b"filename*=utf-7''+2AA-.jpg", "?.jpg"),
+    (b'filename="=?utf-7?Q?+2AA-?=.jpg"', "?.jpg"),
+    *((f'filename="{name}.jpg"'.encode(), f"{name}.jpg") for name in HUMAN_NAMES.values()),
 ]
 
 

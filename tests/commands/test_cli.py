@@ -3,16 +3,20 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
+from app.commands.filenames import printable
 from app.settings import Settings
 from tests import tiny
 from tests.commands.runner import topk
 from tests.conftest import CAT, REPOSITORY, environment
+from tests.names import HUMAN, forbidden, open_folder
 
 MODEL = ("--model", "efficientnet_lite0")
 TINY = tiny.model()
@@ -71,7 +75,7 @@ def test_predict_checks_that_files_exist_before_it_loads_a_model(tmp_path: Path)
     assert ran.stderr == f"topk: no such file or folder: {tmp_path}/none.jpg, {tmp_path}/neither.jpg\n"
     (tmp_path / "notes.txt").touch()
     ran = topk("predict", tmp_path, "--model", "no such model")
-    assert ran.stderr == f"topk: no image files in {tmp_path}\n"
+    assert ran.stderr == f"topk: no image files in {tmp_path}; skipped 1 file that is not an image\n"
 
 
 def test_predict_shows_the_path_through_wordnet_as_a_tree() -> None:
@@ -187,6 +191,72 @@ def test_a_file_name_may_contain_anything(tmp_path: Path) -> None:
     first, second = (json.loads(line) for line in ran.stdout.splitlines())
     assert first["file"].endswith("/bad\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}[31m.jpg")
     assert second["error"]["code"] == "empty_body"
+
+
+@HUMAN
+def test_json_has_the_real_name_of_a_file(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name / f"{name}.jpg"
+    file.parent.mkdir()
+    file.touch()
+    ran = topk("predict", tmp_path, *TINY, "--json")
+    assert json.loads(ran.stdout)["file"] == str(file)
+    assert Path(json.loads(ran.stdout)["file"]).exists()
+    assert f"{file}: the file is empty" in topk("predict", file, *TINY).stderr
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "line\nbreak", "C1\x9b2J", "tab\t", "order\u202egpj", "\x7f"])
+def test_a_terminal_never_sees_control_characters_and_json_escapes_them(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.jpg"
+    file.touch()
+    ran = topk("predict", file, *TINY, "--json")
+    assert json.loads(ran.stdout)["file"] == str(file)
+    shown = ran.stdout.rstrip("\n") + topk("predict", file, *TINY).stderr.rstrip("\n")
+    assert not set(name) & set(shown) - set(printable(name))
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    file = tmp_path / "[red]cat[bold] :smile:.jpg"
+    file.write_bytes(CAT.read_bytes())
+    printed = "".join(topk("predict", file, *TINY).stdout.split())  # long titles are wrapped
+    assert "[red]cat[bold]:smile:.jpg" in printed
+    (tmp_path / "empty [red] :cat:.jpg").touch()
+    assert "empty [red] :cat:.jpg: the file is empty" in topk("predict", tmp_path, *TINY, columns=300).stderr
+
+
+@pytest.mark.parametrize(("given", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_predict_finds_a_file_in_either_form(tmp_path: Path, given: str, stored: str) -> None:
+    file = tmp_path / normalize(stored, "Crème.jpg")
+    file.write_bytes(CAT.read_bytes())
+    ran = topk("predict", tmp_path / normalize(given, "Crème.jpg"), *TINY, "--json")
+    assert (ran.returncode, json.loads(ran.stdout)["file"]) == (0, str(file))
+
+
+def test_predict_follows_links_and_reports_what_it_skips(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "cat.jpg").write_bytes(CAT.read_bytes())
+    (tmp_path / "in" / "__MACOSX").mkdir(parents=True)
+    (tmp_path / "in" / "old").symlink_to("../store")
+    (tmp_path / "in" / "loop").symlink_to(".")
+    ran = topk("predict", tmp_path / "in", *TINY, "--json")
+    assert json.loads(ran.stdout)["file"] == str(tmp_path / "in" / "old" / "cat.jpg")
+    said = "skipped 1 system file or folder (__MACOSX), 1 link to a folder that contains it\n"
+    assert (ran.returncode, ran.stderr) == (0, said)
+
+
+def test_predict_reports_folders_that_it_may_not_read() -> None:
+    with open_folder() as folder:
+        model = shutil.copytree(TINY[1], folder / "model")
+        model.chmod(0o755)
+        for name in ("open", "secret"):
+            (folder / "in" / name).mkdir(parents=True)
+            (folder / "in" / name / "cat.jpg").write_bytes(CAT.read_bytes())
+        command = ("predict", folder / "in", "--model", model, "--cache-dir", folder, "--json")
+        assert topk(*command).returncode == 0  # imports what the other user may not be able to read
+        with forbidden(folder / "in" / "secret"):
+            ran = topk(*command)
+        assert json.loads(ran.stdout)["file"] == str(folder / "in" / "open" / "cat.jpg")
+        said = f"could not read 1 file or folder: {folder}/in/secret (Permission denied)\n"
+        assert (ran.returncode, ran.stderr) == (1, said)
 
 
 def test_ctrl_c_during_the_imports_gives_only_an_exit_code(tmp_path: Path) -> None:

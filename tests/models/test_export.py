@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -163,3 +164,18 @@ def test_photographs_in_folders_of_own_classes_have_labels_too(tmp_path: Path) -
     assert found.classes is not None
     assert found.classes.tolist() == [1] * 10 + [0] * 10
     assert read(shapes, preprocessing, labels[:1], 10**6, lambda _: None).classes is None
+
+
+def test_photographs_behind_links_have_the_class_of_the_link_in_either_form(tmp_path: Path) -> None:
+    shapes = make(tmp_path / "store", count=10)
+    photographs = tmp_path / "photographs"
+    for name, target in {normalize("NFD", "Carré"): "square", "Rond": "disc"}.items():
+        (photographs / name).mkdir(parents=True)
+        (photographs / name / "2024").symlink_to(shapes / target)
+    (photographs / "@eaDir").mkdir()
+    labels = (Label(normalize("NFC", "Carré")), Label("Rond"))
+    preprocessing = Preprocessing(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    found = read(photographs, preprocessing, labels, 10**6, lambda _: None)
+    assert found.classes is not None
+    assert found.classes.tolist() == [0] * 10 + [1] * 10
+    assert found.skipped.system == {"@eaDir": 1}

@@ -5,13 +5,16 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from app import images
+from app.commands.filenames import left_out, printable
+from app.commands.files import check_regular, reason
 from app.errors import LoadTestError
-from app.images.files import find_images
+from app.images.files import Skipped, find_images
 
 GENERATED = 48
 SIZES = ((500, 375), (375, 500), (500, 333), (480, 360))
@@ -28,35 +31,49 @@ class Body:
     content_type: str
 
 
-def bodies(folder: Path | None, multipart: bool) -> list[Body]:
+class Bodies(NamedTuple):
+    """Request bodies, and sentences about what was left out of their folder."""
+
+    bodies: list[Body]
+    notes: list[str]
+
+
+def bodies(folder: Path | None, multipart: bool) -> Bodies:
     """At least one body. Raises LoadTestError if the folder has no image."""
-    found = list(read(folder) if folder else generated())
-    return [form(body) for body in found] if multipart else found
+    skipped = Skipped()
+    found = list(read(folder, skipped) if folder else generated())
+    return Bodies([form(body) for body in found] if multipart else found, left_out(skipped))
 
 
-def read(folder: Path) -> Iterator[Body]:
+def read(folder: Path, skipped: Skipped) -> Iterator[Body]:
     """The images in a folder and its subfolders, in a shuffled but constant order, up to ``MAX_BYTES``.
 
-    Raises LoadTestError.
+    What is left out is added to ``skipped``. Raises LoadTestError.
     """
     try:
-        paths = [path for path in find_images(folder).paths if path.is_file()]
+        found = find_images(folder)
     except OSError as error:
-        raise LoadTestError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+        raise LoadTestError(f"{printable(folder)} cannot be read: {reason(error)}") from error
+    skipped.add(found.skipped)
+    paths = list(found.paths)
     random.Random(SEED).shuffle(paths)  # noqa: S311  # not for cryptography
     held = 0
     for path in paths:
         try:
+            check_regular(path)
             content = path.read_bytes()
         except OSError as error:
-            raise LoadTestError(f"{path} cannot be read: {error.strerror}") from error
+            skipped.unreadable[path] = reason(error)
+            continue
         if held and held + len(content) > MAX_BYTES:
             break
         if format := images.sniff(content):
             held += len(content)
             yield Body(content, f"image/{format.lower()}")
+        else:
+            skipped.others += 1
     if not held:
-        raise LoadTestError(f"no images in {folder}")
+        raise LoadTestError("; ".join([f"no images in {printable(folder)}", *left_out(skipped)]))
 
 
 def generated(count: int = GENERATED) -> Iterator[Body]:

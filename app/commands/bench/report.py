@@ -7,6 +7,7 @@ from typing import Any
 from app.commands.bench import table
 from app.commands.bench.points import Point
 from app.commands.bench.run import LoadResult
+from app.commands.filenames import printable
 from app.commands.reports import page as html
 
 _PAGE = Path(__file__).with_name("report.html")
@@ -57,7 +58,7 @@ def _chart(title: str, unit: str, parts: Sequence[Any], svg: str) -> str:
 
 def _how(result: LoadResult) -> str:
     plan = result.plan
-    images = f"images of {plan.images.name}" if plan.images else "generated JPEGs of about 500x375"
+    images = f"images of {printable(plan.images.name)}" if plan.images else "generated JPEGs of about 500x375"
     return f"{_MODES[plan.mode]}, {plan.seconds:g} s per point after {plan.warmup:g} s of warm-up, {images}"
 
 

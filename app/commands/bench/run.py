@@ -36,7 +36,10 @@ _FAILURES = {
 
 @dataclass(slots=True)
 class LoadResult:
-    """The result of a run. ``server`` is the target's ``/v1/info``, ``capacity`` the highest sustained rate."""
+    """The result of a run. ``server`` is the target's ``/v1/info``, ``capacity`` the highest sustained rate.
+
+    ``notes`` say what was left out of the folder of images.
+    """
 
     url: str
     plan: LoadPlan
@@ -45,12 +48,13 @@ class LoadResult:
     server: dict[str, Any] | None = None
     client: Overhead | None = None
     points: list[Point] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     capacity: float | None = None
     interrupted: bool = False
 
     @property
     def warnings(self) -> list[str]:
-        return [warning for point in self.points for warning in point.warnings(self.plan.slo_ms)]
+        return [*self.notes, *(warning for point in self.points for warning in point.warnings(self.plan.slo_ms))]
 
     @property
     def ordered(self) -> list[Point]:
@@ -99,7 +103,7 @@ def run(target: Target, plan: LoadPlan, watch: Watch) -> LoadResult:
 
 
 async def _run(target: Target, plan: LoadPlan, watch: Watch, result: LoadResult) -> None:
-    request_bodies = bodies(plan.images, plan.multipart)
+    request_bodies, result.notes = bodies(plan.images, plan.multipart)
     async with session(plan.headers) as connections:
         client = Client(connections, target.url, request_bodies)
         await _check(client)

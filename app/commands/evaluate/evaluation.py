@@ -23,7 +23,7 @@ from app.commands.evaluate.read import Samples, find, match
 from app.commands.evaluate.remote import Remote
 from app.commands.evaluate.run import Answers, Watch, run
 from app.commands.evaluate.source import Source
-from app.commands.filenames import printable
+from app.commands.filenames import exact, printable
 from app.errors import EvaluationError
 from app.imagenet.labels import Label
 from app.settings import Settings
@@ -116,12 +116,12 @@ class Evaluation:
         return {
             **self.metrics.as_dict(),
             **self.facts,
-            "source": str(self.source),
+            "source": exact(self.source),
             "started": self.started.isoformat(timespec="seconds"),
             "asked": self.answers.classified,
             "seconds": round(self.answers.seconds, 3),
             "unreadable": [
-                {"file": printable(self.samples.files[i]), "code": why.code, "detail": why.detail}
+                {"file": exact(self.samples.files[i]), "code": why.code, "detail": why.detail}
                 for i, why in sorted(self.answers.unreadable.items())
             ],
             "notes": self.notes,
@@ -140,7 +140,7 @@ class Evaluation:
             "top5": {"evaluated": found.top5[0], "reference": found.top5[1]},
             "differ": [
                 {
-                    "file": printable(self.samples.files[i]),
+                    "file": exact(self.samples.files[i]),
                     "truth": self.truth(i),
                     "evaluated": self.guess(i)._asdict(),
                     "reference": self.guess(i, found.answers)._asdict(),

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from app.commands.evaluate.metrics import Ints
-from app.commands.filenames import skipped_files
+from app.commands.filenames import left_out, printable, shorten
+from app.commands.files import Finder, reason
 from app.errors import EvaluationError
-from app.imagenet.labels import Label
-from app.images.files import find_images, visible
+from app.imagenet.labels import Label, normalized
+from app.images.files import find_images, listing
 
 _MOST_NAMES = 10  # in one message
 _SUGGESTIONS = 3
@@ -58,20 +59,20 @@ def read(path: Path, labels: Sequence[Label]) -> Samples:
 def find(path: Path) -> LabelledFiles:
     """The images of a folder of class folders (torchvision's ImageFolder layout), or of a CSV with a header file,label.
 
-    Paths in a CSV are relative to it. Hidden files are ignored. Raises EvaluationError.
+    Paths in a CSV are relative to it. Raises EvaluationError.
     """
     if path.is_dir():
         return _folders(path)
     if path.is_file():
         return _table(path)
-    raise EvaluationError(f"no such folder or CSV file: {path}")
+    raise EvaluationError(f"no such folder or CSV file: {printable(path)}")
 
 
 def match(found: LabelledFiles, labels: Sequence[Label]) -> Samples:
     """Convert class names to class ids. Raises EvaluationError with the names that match no class.
 
-    A name is a label (in any case, with spaces or underscores) or a wnid. If no name is either, all names are class
-    indices.
+    A name is a label (in any case and Unicode form, with spaces or underscores) or a wnid. If no name is either, all
+    names are class indices.
     """
     classes = _classes(set(found.names), labels)
     if unknown := sorted(set(found.names) - classes.ids.keys()):
@@ -83,50 +84,53 @@ def match(found: LabelledFiles, labels: Sequence[Label]) -> Samples:
 def _folders(root: Path) -> LabelledFiles:
     files: list[Path] = []
     names: list[str] = []
-    skipped = 0
     try:
-        children = visible(root)
-        folders = [child for child in children if child.is_dir()]
-        for folder in folders:
-            images = find_images(folder)
-            files += images.paths
-            names += [folder.name] * len(images.paths)
-            skipped += images.others
+        found = listing(root)
     except OSError as error:
-        raise EvaluationError(f"{error.filename or root} cannot be read: {error.strerror}") from error
+        raise EvaluationError(f"{printable(root)} cannot be read: {error.strerror}") from error
+    skipped = found.skipped
+    for folder in sorted(found.folders + found.links):
+        try:
+            images = find_images(folder)
+        except OSError as error:
+            skipped.unreadable[folder] = reason(error)
+            continue
+        files += images.paths
+        names += [folder.name] * len(images.paths)
+        skipped.add(images.skipped)
+    notes = left_out(skipped)
     if not files:
-        raise EvaluationError(
-            f"{root} has no folders with images; create one folder per class, named by wnid, label or index, or give a"
-            " CSV file with the header file,label"
+        missing = (
+            f"{printable(root)} has no folders with images; create one folder per class, named by wnid, label or index,"
+            " or give a CSV file with the header file,label"
         )
-    notes = []
-    if len(children) > len(folders):
-        notes.append("files next to the class folders have no class and are ignored")
-    if skipped:
-        notes.append(skipped_files(skipped))
+        raise EvaluationError("; ".join([missing, *notes]))
+    if found.files:
+        notes.insert(0, "files next to the class folders have no class and are ignored")
     return LabelledFiles(root, tuple(files), tuple(names), tuple(notes))
 
 
 def _table(path: Path) -> LabelledFiles:
     files: list[Path] = []
     names: list[str] = []
+    finder = Finder()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
             if not set(_HEADER) <= set(rows.fieldnames or ()):
                 found = ",".join(rows.fieldnames or ())[:_LONG]
-                raise EvaluationError(f"{path}: the first line must be the header file,label, got {found!r}")
+                raise EvaluationError(f"{printable(path)}: the first line must be the header file,label, got {found!r}")
             for row in rows:
                 if not (row["file"] and (row["label"] or "").strip()) or "\0" in row["file"]:
-                    raise EvaluationError(f"{path}, line {rows.line_num}: needs a file and a label")
-                files.append(path.parent / row["file"])
+                    raise EvaluationError(f"{printable(path)}, line {rows.line_num}: needs a file and a label")
+                files.append(finder.find(path.parent / row["file"]))
                 names.append(row["label"].strip())
     except (UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path} is not a CSV file in UTF-8 ({error}); save it as one") from error
+        raise EvaluationError(f"{printable(path)} is not a CSV file in UTF-8 ({error}); save it as one") from error
     except OSError as error:
-        raise EvaluationError(f"{path} cannot be read: {error.strerror}") from error
+        raise EvaluationError(f"{printable(path)} cannot be read: {error.strerror}") from error
     if not files:
-        raise EvaluationError(f"{path} lists no files")
+        raise EvaluationError(f"{printable(path)} lists no files")
     again = sum(times > 1 for times in Counter(files).values())
     notes = (f"{again:,} file{'s' * (again != 1)} listed more than once, counted each time",) if again else ()
     return LabelledFiles(path, tuple(files), tuple(names), notes)
@@ -134,14 +138,14 @@ def _table(path: Path) -> LabelledFiles:
 
 def _classes(names: Iterable[str], labels: Sequence[Label]) -> Classes:
     exact = {label.wnid: i for i, label in enumerate(labels) if label.wnid}
-    exact |= {label.label: i for i, label in enumerate(labels)}
+    exact |= {normalized(label.label): i for i, label in enumerate(labels)}
     folded = _folded(labels)
-    found = {name: exact.get(name, folded.get(_fold(name))) for name in names}
+    found = {name: exact.get(normalized(name), folded.get(_fold(name))) for name in names}
     ids = {name: i for name, i in found.items() if i is not None}
     if not ids:
         return Classes({name: int(name) for name in found if _is_index(name, len(labels))}, ())
     indices = sorted(name for name, i in ids.items() if _is_index(name, len(labels)) and int(name) != i)
-    note = f"{', '.join(indices[:_MOST_NAMES])}: read as labels, not as class indices"
+    note = f"{shorten(indices)}: read as labels, not as class indices"
     return Classes(ids, (note,) if indices else ())
 
 
@@ -150,7 +154,7 @@ def _is_index(name: str, classes: int) -> bool:
 
 
 def _fold(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").split())
+    return " ".join(normalized(normalized(name).casefold()).replace("_", " ").split())
 
 
 def _folded(labels: Sequence[Label]) -> dict[str, int]:
@@ -170,10 +174,10 @@ def _unknown(names: Sequence[str], labels: Sequence[Label], source: Path) -> str
     lines = []
     for name in names[:_MOST_NAMES]:
         near = [known[key] for key in _near(_fold(name), known)]
-        lines.append(f"  {name}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+        lines.append(f"  {printable(name)}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
     more = [f"  and {len(names) - _MOST_NAMES} more"] if len(names) > _MOST_NAMES else []
     what = "one name that matches" if len(names) == 1 else f"{len(names)} names that match"
-    return "\n".join([f"{source} has {what} no class of the model:", *lines, *more])
+    return "\n".join([f"{printable(source)} has {what} no class of the model:", *lines, *more])
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:

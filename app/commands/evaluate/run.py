@@ -13,6 +13,7 @@ from app.commands.evaluate.journal import ImageOutcome, Journal, Stamp
 from app.commands.evaluate.metrics import Floats, Ints, K, Outcomes
 from app.commands.evaluate.read import Samples
 from app.commands.evaluate.source import Classify, Source, TopClasses, Unreadable
+from app.commands.filenames import printable
 from app.commands.files import for_each, read_file, reason
 from app.errors import EmptyBody, EvaluationError
 
@@ -43,9 +44,9 @@ class Answers:
         """The predictions and their truth. Raises EvaluationError if there are none."""
         there = self.answered
         if not there.any():
-            first = self.unreadable[0]
+            file, first = printable(samples.files[0]), self.unreadable[0]
             raise EvaluationError(
-                f"none of {len(there)} images could be evaluated; {samples.files[0]}: {first.detail} ({first.code})"
+                f"none of {len(there)} images could be evaluated; {file}: {first.detail} ({first.code})"
             )
         return Outcomes(samples.truth[there], self.class_ids[there], self.scores[there])
 

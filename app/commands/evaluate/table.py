@@ -7,6 +7,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from app.commands.console import print_line
 from app.commands.evaluate.evaluation import Comparison, Evaluation
 from app.commands.evaluate.intervals import Interval
 from app.commands.evaluate.metrics import AccuracyMetrics
@@ -33,7 +34,7 @@ def print_figures(evaluation: Evaluation, console: Console) -> None:
 
 def _print(console: Console, *lines: str) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def model_description(facts: dict[str, Any]) -> Iterator[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.commands.evaluate.table import count
-from app.commands.filenames import printable, skipped_files
+from app.commands.filenames import left_out, printable, shorten
 from app.commands.files import check_regular, reason
-from app.commands.train.listing import ClassFolders, shorten
+from app.commands.train.listing import ClassFolders
 from app.errors import TrainingError
 
 FOLDS = 5
@@ -29,16 +29,21 @@ class Example:
 
 @dataclass(slots=True)
 class TrainingSet:
-    """The images ``found`` for these classes. ``unreadable`` has the reasons by file; ``warnings`` are sentences."""
+    """The images ``found`` for these classes. ``warnings`` are sentences.
+
+    ``unreadable`` has the reasons by file, and ``lost`` the number of such files by class.
+    """
 
     classes: tuple[str, ...]
     found: list[Example] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
+    lost: Counter[int] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
 
     def leave_out(self, unreadable: dict[Path, str]) -> None:
         """Remove these files, with their reasons."""
         self.unreadable |= unreadable
+        self.lost.update(example.class_id for example in self.found if example.path in unreadable)
         self.found = [example for example in self.found if example.path not in unreadable]
 
     def remove(self, digests: Collection[bytes]) -> int:
@@ -60,14 +65,15 @@ def read(listing: ClassFolders, classes: Sequence[str], advance: Advance) -> Tra
         examples.warnings.append(
             f"ignored {count(listing.strays, 'file')} without a class in {printable(listing.folder)}"
         )
-    if listing.others:
-        examples.warnings.append(skipped_files(listing.others))
+    examples.warnings += left_out(listing.skipped)
     for name, files in listing.files.items():
+        class_id = examples.classes.index(name)
         for path in files:
             try:
-                examples.found.append(Example(path, examples.classes.index(name), _digest(path)))
+                examples.found.append(Example(path, class_id, _digest(path)))
             except OSError as error:
                 examples.unreadable[path] = reason(error)
+                examples.lost[class_id] += 1
             advance()
     _remove_duplicates(examples)
     return examples
@@ -78,11 +84,10 @@ def check(examples: TrainingSet, held_out: bool) -> None:
     if len(examples.classes) < 2:
         raise TrainingError(f"there is only one class, {examples.classes[0]}: training needs two or more")
     counts = Counter(example.class_id for example in examples.found)
-    lost = Counter(path.parent.name for path in examples.unreadable)
     least = FOLDS + held_out
-    few = [(name, counts[i]) for i, name in enumerate(examples.classes) if counts[i] < least]
+    few = [i for i in range(len(examples.classes)) if counts[i] < least]
     if few:
-        counted = shorten(_class_count(name, count, lost[name]) for name, count in few)
+        counted = shorten(_class_count(examples.classes[i], counts[i], examples.lost[i]) for i in few)
         why = f"{FOLDS} to choose the regularisation by cross-validation{', 1 to hold out' if held_out else ''}"
         first = _first_unreadable(examples)
         raise TrainingError(

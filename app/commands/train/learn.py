@@ -8,6 +8,7 @@ from torch import nn
 
 from app import models
 from app.commands.evaluate.table import count
+from app.commands.filenames import left_out, printable, shorten
 from app.commands.train import examples, features, finetune, head, holdout, listing
 from app.commands.train.examples import Example, TrainingSet
 from app.commands.train.plan import TrainingPlan
@@ -89,14 +90,15 @@ def _put(linear: head.Head, layer: nn.Linear | nn.Conv2d) -> None:
 def _read(plan: TrainingPlan, progress: TrainingProgress) -> tuple[TrainingSet, TrainingSet | None]:
     listed = listing.read(plan.folder)
     if len(listed.classes) < 2:
-        raise TrainingError(f"{plan.folder} has only one class, {listed.classes[0]}: training needs two or more")
+        only = f"{printable(plan.folder)} has only one class, {listed.classes[0]}: training needs two or more"
+        raise TrainingError("; ".join([only, *left_out(listed.skipped)]))
     beside = listing.read(plan.val) if plan.val else None
     files = sum(map(len, listed.files.values())) + (sum(map(len, beside.files.values())) if beside else 0)
     with progress.bar("reading", files) as advance:
         found = examples.read(listed, listed.classes, advance)
         val = examples.read(beside, listed.classes, advance) if beside else None
     if val and (both := found.remove({example.digest for example in val.found})):
-        found.warnings.append(f"ignored {count(both, 'training image')}, also in {plan.val}")
+        found.warnings.append(f"ignored {count(both, 'training image')}, also in {printable(str(plan.val))}")
     examples.check(found, held_out=val is None)
     return found, val
 
@@ -109,10 +111,10 @@ def _hold_out(plan: TrainingPlan, found: TrainingSet, val: TrainingSet | None) -
         learned, held_out = holdout.split(class_ids, plan.holdout, plan.seed)
         return Sides([found.found[i] for i in learned], [found.found[i] for i in held_out])
     if not val.found:
-        raise TrainingError(f"{plan.val} has no readable image")
+        raise TrainingError(f"{printable(str(plan.val))} has no readable image")
     there = {example.class_id for example in val.found}
     if unseen := [name for i, name in enumerate(found.classes) if i not in there]:
-        val.warnings.append(f"not evaluated, because {plan.val} has no images of: {listing.shorten(unseen)}")
+        val.warnings.append(f"not evaluated, because {printable(str(plan.val))} has no images of: {shorten(unseen)}")
     return Sides(found.found, val.found)
 
 

@@ -11,6 +11,7 @@ from app.commands.evaluate.evaluation import Evaluation
 from app.commands.evaluate.metrics import AccuracyMetrics
 from app.commands.evaluate.read import Samples
 from app.commands.evaluate.table import count
+from app.commands.filenames import exact
 from app.commands.train import result
 from app.commands.train.learn import Learned, learn
 from app.commands.train.plan import TrainingPlan
@@ -45,7 +46,7 @@ class Trained:
         """The object that ``--json`` prints: the evaluation of the held-out images, and ``training``."""
         learned, tuning = self.learned, self.learned.tuning
         training = {
-            "out": str(self.plan.out),
+            "out": exact(self.plan.out),
             "parent": f"sha256:{learned.parent.digest}",
             "seed": self.plan.seed,
             "learned": len(learned.sides.learned),

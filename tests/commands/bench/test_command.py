@@ -1,6 +1,7 @@
 """``topk bench`` against a server whose responses are known, and against topk itself."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -153,9 +154,12 @@ def test_a_server_that_takes_no_images_is_one_plain_line(answer: int | str, word
 
 def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
     """At a rate that leaves the client idle: busy as 16 clients would keep it, it would have to say so."""
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(CAT, images)
     with Known() as server:
         options = ("--rate", "20", "--seconds", "60", "--warmup", "0", "--json")
-        options += ("--images", str(CAT.parent), "--report", str(tmp_path / "report.html"))
+        options += ("--images", str(images), "--report", str(tmp_path / "report.html"))
         process = subprocess.Popen(
             [*COMMAND, server.url, *options], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -168,6 +172,18 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
     assert result["points"][0]["requests"] > 0
     assert result["points"][0]["seconds"] < 60
     assert "20/s" in (tmp_path / "report.html").read_text()
+
+
+def test_what_is_left_out_of_the_folder_is_reported(tmp_path: Path) -> None:
+    shutil.copy(CAT, tmp_path)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "loop").symlink_to(".")
+    options = ("--clients", "1", "--seconds", "0.1", "--warmup", "0", "--json", "--images", str(tmp_path))
+    with Known() as server:
+        ran = bench(server.url, *options)
+    said = "skipped 1 system file or folder (__MACOSX), 1 link to a folder that contains it"
+    assert (ran.returncode, said in json.loads(ran.stdout)["warnings"]) == (0, True)
+    assert f"warning: {said}\n" in ran.stderr
 
 
 def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> None:

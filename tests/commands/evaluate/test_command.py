@@ -1,6 +1,7 @@
 """``topk evaluate``: over HTTP, and, as a process, interrupted and resumed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tests.commands.evaluate.service import Problem, Service
 from tests.commands.runner import topk
 from tests.conftest import REPOSITORY, Server, environment, slow
+from tests.names import HUMAN
 
 COMMAND = [sys.executable, "-m", "app", "evaluate"]
 AT_ONCE = 32  # that many are under way over HTTP
@@ -110,6 +112,28 @@ def test_topk_itself_is_evaluated_over_http(embedded_server: Server, pictures: P
     assert {Path(one["file"]).name for one in found["unreadable"]} == {"torn.jpg", "empty.jpg"}
     assert [level["accuracy"] for level in found["levels"] if level["label"] == "cat"] == [1.0]
     assert embedded_server.url in page.read_text()
+
+
+@HUMAN
+def test_json_has_the_real_names_of_files(tmp_path: Path, name: str) -> None:
+    root = tmp_path / name
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "1.jpg").write_bytes(b"\0")
+    empty = root / "cat" / f"{name}.jpg"
+    empty.touch()
+    with Service(first=lambda content: 0) as service:
+        ran = evaluate(str(root), "--url", service.url, "--json", cache=tmp_path)
+    found = json.loads(ran.stdout)
+    assert (found["source"], [one["file"] for one in found["unreadable"]]) == (str(root), [str(empty)])
+
+
+def test_a_source_that_is_not_utf_8_is_evaluated(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "1.jpg").write_bytes(b"\0")
+    with Service(first=lambda content: 0) as service:
+        ran = evaluate(str(root), "--url", service.url, "--json", cache=tmp_path)
+    assert json.loads(ran.stdout)["source"] == f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_the_table_has_all_results(evaluation: Evaluation) -> None:
         "agreement: ",
         "every pixel decoded",
         "2 files could not be read",
-        "torn.jpg: the image is truncated or corrupt (undecodable_image)",
+        "torn.jpg: the JPEG is truncated or corrupt: pixels are missing (undecodable_image)",
         "Most confused",
         "right at level",
     ):

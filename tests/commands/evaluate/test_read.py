@@ -1,12 +1,14 @@
 """Folders and tables of images become class ids, or a sentence."""
 
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
 from app.commands.evaluate.read import find, read
 from app.errors import EvaluationError
 from app.imagenet.labels import Label, imagenet1k
+from tests.names import HUMAN, forbidden, open_folder
 
 LABELS = imagenet1k()
 
@@ -83,8 +85,72 @@ def test_files_below_and_beside_the_folders(tmp_path: Path) -> None:
     assert [LABELS[i].label for i in found.truth] == ["goldfish", "goldfish", "tench", "tench"]
     assert found.notes == (
         "files next to the class folders have no class and are ignored",
-        "skipped 1 file that is not an image",
+        "skipped 1 file that is not an image, 2 system files and folders (.DS_Store)",
     )
+
+
+def test_what_is_left_out_is_reported(tmp_path: Path) -> None:
+    root = folders(tmp_path / "in", "goldfish", "__MACOSX/goldfish", "@eaDir/tench")
+    folders(tmp_path / "store", "more")
+    for name, target in {"old": "../../store/more", "loop": "..", "2023": "nowhere"}.items():
+        (root / "goldfish" / name).symlink_to(target)
+    (root / "Thumbs.db").touch()
+    found = read(root, LABELS)
+    assert [file.relative_to(root).as_posix() for file in found.files] == ["goldfish/a.jpg", "goldfish/old/a.jpg"]
+    assert found.truth.tolist() == [1, 1]
+    assert found.notes == (
+        "skipped 3 system files and folders (@eaDir, Thumbs.db, __MACOSX), 1 link to a folder that contains it,"
+        f" 1 broken link ({root}/goldfish/2023)",
+    )
+
+
+def test_folders_that_may_not_be_read_are_reported() -> None:
+    with open_folder() as root:
+        folders(root, "goldfish", "tench")
+        with forbidden(root / "tench"):
+            found = read(root, LABELS)
+            assert found.notes == (f"could not read 1 file or folder: {root}/tench (Permission denied)",)
+            assert found.truth.tolist() == [1]
+        with (
+            forbidden(root / "tench", root / "goldfish"),
+            pytest.raises(EvaluationError, match=r"no folders with images; .*; could not read 2 files and folders: "),
+        ):
+            read(root, LABELS)
+        with forbidden(root), pytest.raises(EvaluationError, match="cannot be read: Permission denied"):
+            read(root, LABELS)
+
+
+@HUMAN
+@pytest.mark.parametrize(("label", "given"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_equal_in_either_form(tmp_path: Path, name: str, label: str, given: str) -> None:
+    labels = (Label("Tea"), Label(normalize(label, name)))
+    table = tmp_path / "list.csv"
+    table.write_text(f"file,label\n1.jpg,{normalize(given, name)}\n", encoding="utf-8")
+    assert read(table, labels).truth.tolist() == [1]
+    assert read(folders(tmp_path / "in", normalize(given, name)), labels).truth.tolist() == [1]
+
+
+@pytest.mark.parametrize("given", ["CRÈME BRÛLÉE", "crème_brûlée", "Crème\u202fBrûlée", "crème\u3000brûlée"])
+def test_names_in_another_case_are_equal_in_either_form(tmp_path: Path, given: str) -> None:
+    labels = (Label("Tea"), Label(normalize("NFD", "Crème brûlée")))
+    for form in ("NFC", "NFD"):
+        assert read(folders(tmp_path / form, normalize(form, given)), labels).truth.tolist() == [1]
+
+
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_table_names_files_in_either_form(tmp_path: Path, written: str, stored: str) -> None:
+    there = tmp_path / normalize(stored, "Été") / normalize(stored, "crème.jpg")
+    there.parent.mkdir()
+    there.touch()
+    table = tmp_path / "list.csv"
+    table.write_text(f"file,label\n{normalize(written, 'Été/crème.jpg')},goldfish\nété.jpg,tench\n", encoding="utf-8")
+    assert find(table).files == (there, tmp_path / "été.jpg")
+
+
+def test_unknown_names_cannot_control_the_terminal(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError) as raised:
+        read(folders(tmp_path, "a\x1b[2Jb\nc"), LABELS)
+    assert raised.value.detail.splitlines()[1:] == ["  a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c"]
 
 
 def test_a_table_names_files_relative_to_itself(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The same bytes once, the unreadable ones left out, enough for each class."""
 
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 
@@ -8,6 +9,7 @@ from app.commands.train import examples, listing
 from app.commands.train.examples import TrainingSet
 from app.errors import TrainingError
 from tests.commands.train.test_listing import put
+from tests.names import forbidden, open_folder
 
 
 def read(folder: Path) -> TrainingSet:
@@ -96,6 +98,35 @@ def test_the_error_explains_why_a_class_has_no_images_left(tmp_path: Path) -> No
 
 def test_enough_is_enough(tmp_path: Path) -> None:
     examples.check(read(put(tmp_path, *numbered("cat", 6), *numbered("dog", 6))), True)
+
+
+def test_an_unreadable_folder_explains_why_a_class_is_empty() -> None:
+    with open_folder() as folder:
+        put(folder, *numbered("cat", 9), *numbered("dog", 9))
+        with forbidden(folder / "dog"):
+            found = read(folder)
+        with pytest.raises(TrainingError, match=r"dog has none; could not read 1 file or folder: .*dog \(Permission"):
+            examples.check(found, True)
+
+
+def test_unreadable_files_behind_a_link_count_for_their_class(tmp_path: Path) -> None:
+    put(tmp_path, *(f"in/{name}" for name in (*numbered("cat", 9), *numbered("dog", 3))))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "in" / "dog" / "more").symlink_to(tmp_path / "store")
+    with pytest.raises(TrainingError, match="dog has 3 and 1 that cannot be read"):
+        examples.check(read(tmp_path / "in"), True)
+
+
+@pytest.mark.parametrize(("trained", "val"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_class_is_the_same_in_both_folders_in_any_form(tmp_path: Path, trained: str, val: str) -> None:
+    put(tmp_path, f"train/{normalize(trained, 'Crème')}/1.jpg", "train/Tea/2.jpg")
+    put(tmp_path, f"val/{normalize(val, 'Crème')}/3.jpg")
+    classes = listing.read(tmp_path / "train").classes
+    found = examples.read(listing.read(tmp_path / "val"), classes, lambda: None)
+    assert [(found.classes[example.class_id], example.path.name) for example in found.found] == [
+        (normalize("NFC", "Crème"), "3.jpg")
+    ]
 
 
 def test_classes_that_are_not_trained_are_refused(tmp_path: Path) -> None:

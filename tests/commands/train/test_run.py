@@ -181,11 +181,12 @@ def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> 
 def test_unreadable_images_are_reported_and_left_out(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     (copy / "disc" / "Thumbs.db").write_bytes(b"thumbs")
+    (copy / "disc" / "notes.txt").write_text("no picture")
     (copy / "disc" / "torn.jpg").write_bytes(b"no picture")
     found = learn(TrainingPlan(copy, tmp_path / "out"), settings(), PROGRESS)
     assert (len(found.sides.learned), len(found.sides.held_out)) == (12, 4)
     skipped, unreadable = found.warnings
-    assert skipped == "skipped 1 file that is not an image"
+    assert skipped == "skipped 1 file that is not an image, 1 system file or folder (Thumbs.db)"
     assert unreadable.startswith("ignored 1 unreadable file: ")
     assert "disc/torn.jpg (" in unreadable
 
