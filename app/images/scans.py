@@ -15,8 +15,9 @@ from app.errors import UndecodableImage
 from app.images import jpeg
 from app.images.jpeg import Frame
 
-# The marker behind the data of a scan, neither stuffing nor RSTn, with the fill bytes before it
-_END = re.compile(rb"(?<!\xff)\xff++(?:[^\x00\xd0-\xd7]|\Z)")
+# The marker behind the data of a scan, neither stuffing nor RSTn, with the fill bytes before it. The look-behind keeps
+# the search linear; it follows the first byte because a search is fast only if its pattern begins with a literal.
+_END = re.compile(rb"\xff(?<!\xff\xff)\xff*+(?:[^\x00\xd0-\xd7]|\Z)")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 _PADDING = 7  # libjpeg fills a buffer of 64 bits, and at least one of them belongs to the scan
