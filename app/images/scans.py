@@ -15,14 +15,19 @@ from app.errors import UndecodableImage
 from app.images import jpeg
 from app.images.jpeg import Frame
 
-_END = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the marker behind the data of a scan: neither stuffing nor RSTn
+# The marker behind the data of a scan, neither stuffing nor RSTn, with the fill bytes before it. The look-behind keeps
+# the search linear; it follows the first byte because a search is fast only if its pattern begins with a literal.
+_END = re.compile(rb"\xff(?<!\xff\xff)\xff*+(?:[^\x00\xd0-\xd7]|\Z)")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_END_OF_IMAGE = b"\xff\xd9"
+_START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
 _PADDING = 7  # libjpeg fills a buffer of 64 bits, and at least one of them belongs to the scan
-_ZEROS = bytes(_PADDING)  # the first code of a table; where it is a coefficient, a block takes more than the padding
+# libjpeg takes padding for pixels where data is missing. It must not end the last block before the padding ends.
+_ZEROS = bytes(_PADDING)  # the first code of a table, if this code is a coefficient
+_ALTERNATING = b"\xaa" * _PADDING  # never two zeros, if the code for the end of a block is two zeros or more
 _ONES = b"\xff\0" * _PADDING  # no code: libjpeg takes 17 bits of them for the end of a block
 _MIN_BITS = 2  # per block: a code for DC and a code for the end of the block
 _COEFFICIENTS = 64  # per block
+_MIN_FILLED = 16  # zeros at the end of a file without a marker: a download that stopped, not pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +72,39 @@ def _read(data: bytes) -> tuple[Frame, list[_Scan]]:
     """Return the frame and its scans. Raises UndecodableImage."""
     frame: Frame | None = None
     scans: list[_Scan] = []
-    interval, position, found, padding = 0, 2, True, _ZEROS
+    paddings: dict[int, bytes] = {}
+    interval, position, found = 0, 2, True
     while found:
         found = False
         for marker, start, stop in jpeg.segments(data, position):
             frame = frame or jpeg.read_frame(data, marker, start)
             if marker == jpeg.DRI:
                 interval = int.from_bytes(data[start + 4 : start + 6], "big")
-            if marker == jpeg.DHT and _ends_blocks(data[start + 4 : stop]):
-                padding = _ONES
+            if marker == jpeg.DHT:
+                paddings |= _paddings(data[start + 4 : stop])
             if marker == jpeg.SOS:
-                scans.append(_scan(data, start, stop, interval, _ONES if frame and frame.progressive else padding))
-                position, found = scans[-1].end, True
+                scans.append(_scan(data, start, stop, interval, paddings))
+                position = scans[-1].end
+                found = not data.startswith(_START_OF_IMAGE, position)  # of another image
                 break
     if frame is None or not scans:
         raise UndecodableImage("the JPEG has no scan")
     return frame, scans
 
 
-def _ends_blocks(tables: bytes) -> bool:
-    """Return whether zeros are the end of a block in one of these Huffman tables for AC (T.81, B.2.4.2)."""
+def _paddings(tables: bytes) -> dict[int, bytes]:
+    """Return the padding for each Huffman table for AC, by the number of the table (T.81, B.2.4.2)."""
+    found = {}
     position = 0
     while position + 17 < len(tables):
-        if tables[position] >> 4 and tables[position + 17] & 15 == 0:
-            return True
+        if tables[position] >> 4:
+            ends_block = tables[position + 17] & 15 == 0  # the first code, which is all zeros
+            found[tables[position] & 15] = (_ONES if tables[position + 1] else _ALTERNATING) if ends_block else _ZEROS
         position += 17 + sum(tables[position + 1 : position + 17])
-    return False
+    return found
 
 
-def _scan(data: bytes, start: int, begin: int, interval: int, padding: bytes) -> _Scan:
+def _scan(data: bytes, start: int, begin: int, interval: int, paddings: dict[int, bytes]) -> _Scan:
     count = data[start + 4]
     if begin > len(data) or begin != start + 8 + 2 * count:
         raise UndecodableImage("the JPEG scan header is invalid")
@@ -103,7 +112,10 @@ def _scan(data: bytes, start: int, begin: int, interval: int, padding: bytes) ->
     end = found.start() if found else len(data)
     if _RESTART.match(data, max(begin, end - 2), end):  # this marker also keeps libjpeg from asking for data
         end -= 2
-    first, last, approximation = data[begin - 3 : begin]
+    if not found and (stripped := data.rstrip(b"\0")) and end - len(stripped) >= _MIN_FILLED:
+        end = max(begin, len(stripped))
+    table, first, last, approximation = data[begin - 4 : begin]
+    padding = paddings.get(table & 15, _ONES)  # the table of the last block
     return _Scan(data[start + 5 : begin - 3 : 2], first, last, approximation & 15, begin, end, interval, padding)
 
 

@@ -70,7 +70,7 @@ def test_large_metadata_of_other_formats(format: str, kind: str) -> None:
 
 def test_large_metadata_of_a_gif() -> None:
     whole = encode(PICTURE, "GIF")
-    frame = whole.index(b",")
+    frame = whole.index(b",", 13 + 3 * (2 << (whole[10] & 7)))  # behind the palette
     text = b"!\xff\x0bXMP DataXMP" + (b"\xff" + b"x" * 255) * 12_000 + b"\0"
     data = whole[:frame] + text + whole[frame:]
     assert images.read_header(data, MAX_PIXELS).data != data
@@ -144,14 +144,13 @@ def test_only_jpegs_of_a_single_scan_may_have_more_than_50_million_pixels() -> N
 
 @pytest.mark.parametrize("size", [(8160, 6144), (8688, 5792), (12_000, 9_000)])
 def test_photographs_of_phones_are_answered(size: tuple[int, int]) -> None:
-    small = sharp((510, 384)).convert("L")
-    data = encode(small.resize(size, Image.Resampling.NEAREST), "JPEG", quality=90)
+    whole = sharp((510, 384)).convert("L").resize(size, Image.Resampling.NEAREST)
+    data = encode(whole, "JPEG", quality=90)
     with Sandbox() as sandbox:
         decoder = Decoder(PRESET, 200_000_000, None, True, sandbox)
         header = decoder.read(data)
         assert images.decode_bytes(header, PRESET, True) < 4 * header.pixels
-        theirs = reference(small.resize((size[0] // 8, size[1] // 8), Image.Resampling.BOX))
-        assert np.abs(decoder.decode_now(data) - theirs).mean() < 3
+        assert np.abs(decoder.decode_now(data) - reference(whole.reduce(8))).mean() < 3
     assert containers.MAX_PIXELS_UNSCALED < header.pixels < 200_000_000
 
 

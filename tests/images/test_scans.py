@@ -1,5 +1,6 @@
 """JPEGs with and without all their pixels: the end of the file does not matter, missing pixels do."""
 
+import contextlib
 import struct
 
 import pytest
@@ -41,6 +42,10 @@ def jpeg(kind: str, mode: str = "RGB", size: tuple[int, int] = (301, 403)) -> by
     return data[:-2]
 
 
+def pixels(data: bytes) -> images.Crop:
+    return images.decode_whole(images.read_header(data, MAX_PIXELS), PRESET)
+
+
 @kinds
 @modes
 @pytest.mark.parametrize("tail", TAILS)
@@ -51,7 +56,7 @@ def test_jpeg_with_all_pixels_is_decoded_whatever_follows(kind: str, mode: str, 
 
 @kinds
 @modes
-@pytest.mark.parametrize("tail", [tail for tail in TAILS if tail != "zeros"])  # a decoder may take them for pixels
+@pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("missing", [300, 1000, 0.1, 0.5, 0.9])
 def test_jpeg_with_missing_pixels_is_refused_whatever_follows(kind: str, mode: str, tail: str, missing: float) -> None:
     data = jpeg(kind, mode)
@@ -60,6 +65,24 @@ def test_jpeg_with_missing_pixels_is_refused_whatever_follows(kind: str, mode: s
     for fast in (False, True):
         with pytest.raises(UndecodableImage, match="pixels are missing"):
             crop(short + TAILS[tail], fast=fast)
+
+
+@kinds
+@modes
+@pytest.mark.parametrize("tail", ["nothing", "an end-of-image marker", "zeros"])
+def test_jpeg_without_its_last_bytes_is_refused_or_has_the_same_pixels(kind: str, mode: str, tail: str) -> None:
+    data = jpeg(kind, mode, (83, 61))
+    whole = pixels(data)
+    for missing in range(1, 41):
+        with contextlib.suppress(UndecodableImage):
+            shown = pixels(data[:-missing] + TAILS[tail])
+            assert (shown != whole).any(axis=2).sum() <= 16 * 16  # the last MCU at most
+
+
+def test_optimised_jpeg_filled_up_with_zeros_is_refused() -> None:
+    data = encode(sharp((301, 403)).resize((901, 1203)), "JPEG", quality=30, optimize=True)
+    with pytest.raises(UndecodableImage, match="pixels are missing"):
+        crop(data[: len(data) // 2] + bytes(len(data) // 2))
 
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive"])
