@@ -161,7 +161,8 @@ def test_a_list_with_what_is_no_string_is_no_batch(app_server: InProcess) -> Non
 
 def test_a_response_has_the_size_of_the_largest_batch(app_server: InProcess) -> None:
     before = _ceiling(app_server)
-    answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16)
+    patient = {"X-Request-Timeout-Ms": "10000"}  # whatever other clients did
+    answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16, headers=patient)
     batch = answer.headers["server-timing"].rsplit('batch;desc="', 1)[1].rstrip('"')
     assert 1 <= int(batch) <= 16
     # a busy machine may have measured that batches do not pay, before or with these images
