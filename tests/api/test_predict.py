@@ -160,11 +160,17 @@ def test_a_list_with_what_is_no_string_is_no_batch(app_server: InProcess) -> Non
 
 
 def test_a_response_has_the_size_of_the_largest_batch(app_server: InProcess) -> None:
-    answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16)
+    before = _ceiling(app_server)
+    patient = {"X-Request-Timeout-Ms": "10000"}  # whatever other clients did
+    answer = post(app_server, "/v1/predict/batch", files=[("file", ("a.jpg", PHOTO))] * 16, headers=patient)
     batch = answer.headers["server-timing"].rsplit('batch;desc="', 1)[1].rstrip('"')
-    ceiling = httpx2.get(f"{app_server.url}/v1/info").json()["batching"]["ceiling"]
     assert 1 <= int(batch) <= 16
-    assert int(batch) > 1 or ceiling == 1  # a busy machine may have measured that batches do not pay
+    # a busy machine may have measured that batches do not pay, before or with these images
+    assert int(batch) > 1 or 1 in (before, _ceiling(app_server))
+
+
+def _ceiling(server: InProcess) -> int:
+    return int(httpx2.get(f"{server.url}/v1/info").json()["batching"]["ceiling"])
 
 
 def test_too_many_images_are_refused_whole(app_server: InProcess) -> None:
