@@ -49,7 +49,7 @@ def _merged(module: FeaturesAndLogits) -> nn.Module:
     """Merge each batch normalisation into the convolution before it: a third of ResNet's layers need no tracing.
 
     Returns ``module`` itself if it has no such pair, if its control flow depends on the images, or if it calls a
-    convolution twice. It does not change, and shares its other tensors with the result.
+    convolution twice. ``module`` stays as it is; the result shares its other tensors.
     """
     if isinstance(module, SeveralHeads) or not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()):
         return module
