@@ -24,7 +24,7 @@ from app.api.info import describe
 from app.batching import BatchQueue
 from app.classifier import Classifier, Result
 from app.decoding import DecodeThreads
-from app.engine import Row, Want
+from app.engine import Rows, Want
 from app.errors import (
     DeadlineExceeded,
     Internal,
@@ -88,7 +88,7 @@ class Held:
     def load(self) -> None:
         """It is."""
 
-    def forward(self, images: Sequence[Any], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Any], wants: Sequence[Want], alone: bool = False) -> Rows:
         self.batches.append(len(images))
         self._entered.release()
         assert self.gate.wait(60)

@@ -37,15 +37,13 @@ class Runner:
         ended = time.monotonic()
         for job in jobs:
             job.inference_s, job.computed_at = ended - started, ended
-        return [row if _is_finite(row) else Internal("the model computes no finite scores") for row in rows]
+        return [
+            rows.row(place, job.want.k) if finite else Internal("the model computes no finite scores")
+            for place, (job, finite) in enumerate(zip(jobs, rows.finite.tolist(), strict=True))
+        ]
 
 
 def _pixels(job: Job) -> Pixels:
     if isinstance(job.image, bytes):
         raise TypeError("the image of a job must be decoded before it runs")
     return job.image
-
-
-def _is_finite(row: Row) -> bool:
-    parts = (row.scores, row.features, row.logits, row.probabilities)
-    return all(part is None or bool(np.isfinite(part).all()) for part in parts)

@@ -3,7 +3,7 @@
 import importlib.util
 
 from app import machine, models
-from app.engine.base import Engine, Facts, Floats, Pixels, Row, Want, check_outputs, memory_errors
+from app.engine.base import Engine, Facts, Floats, Pixels, Row, Rows, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 
@@ -13,6 +13,7 @@ __all__ = [
     "Floats",
     "Pixels",
     "Row",
+    "Rows",
     "Want",
     "check_outputs",
     "choose",

@@ -1,9 +1,9 @@
 """The interface of an engine: numpy in, numpy out. Nothing here imports torch or OpenVINO."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -44,6 +44,36 @@ class Row:
     features: Floats | None = None
     logits: Floats | None = None
     probabilities: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The outputs for a batch of n images, as arrays.
+
+    ``class_ids`` (int64) and ``scores`` (float32 softmax) are [n, k], highest first, for the largest k of the batch.
+    ``finite`` (bool) is [n]: whether all features and logits of an image are finite. ``features`` [dim], ``logits`` and
+    ``probabilities`` [classes] are float32, keyed by the place of each image that needs them.
+    """
+
+    class_ids: npt.NDArray[np.int64]
+    scores: Floats
+    finite: npt.NDArray[np.bool_]
+    features: Mapping[int, Floats] = field(default_factory=dict)
+    logits: Mapping[int, Floats] = field(default_factory=dict)
+    probabilities: Mapping[int, Floats] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    def row(self, place: int, k: int) -> Row:
+        """The outputs for one image, with its ``k`` best classes. The arrays are views."""
+        return Row(
+            self.class_ids[place, :k],
+            self.scores[place, :k],
+            self.features.get(place),
+            self.logits.get(place),
+            self.probabilities.get(place),
+        )
 
 
 class Facts(Protocol):
@@ -89,12 +119,12 @@ class Engine(Facts, Protocol):
     def load(self) -> None:
         """Bring the model onto the device. Blocks. Raises ModelError, also if the labels do not fit the network."""
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         """Classify one batch. If it is ``alone`` on the device, an engine that spreads uses all cores for it.
 
         Each image is a uint8 RGB crop of shape [crop, crop, 3], which is normalised on the device, or a preprocessed
-        float32 tensor of shape [3, crop, crop]. Returns one row per image, in order. Raises MemoryError if the device
-        has no memory for a batch of this size.
+        float32 tensor of shape [3, crop, crop]. Returns the outputs in the order of the images. The caller owns
+        them. Raises MemoryError if the device has no memory for a batch of this size.
         """
 
 

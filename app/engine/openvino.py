@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from app import machine, models
-from app.engine.base import Floats, Pixels, Row, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Pixels, Rows, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.openvino import auto_precision, ov
@@ -62,31 +62,27 @@ class OpenVinoEngine:
                 self._requests[False].put(self._narrow.create_infer_request())
             # Run once before the streams start. Threads that pass their first arrays to the bindings at the same time
             # can deadlock: one holds the interpreter lock, the other the lock of an initialisation.
-            [row] = self.forward([np.zeros(self._shape, np.uint8)], [Want(features=True, logits=True)])
+            rows = self.forward([np.zeros(self._shape, np.uint8)], [Want(features=True, logits=True)])
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ModelError(f"OpenVINO cannot run {self._model.name} on this machine: {reason}") from error
-        assert row.logits is not None
-        assert row.features is not None
-        check_outputs(self._model, len(row.logits), len(row.features))
+        check_outputs(self._model, len(rows.logits[0]), len(rows.features[0]))
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         with self._request(alone) as request:
             with memory_errors():
                 outputs = request.infer([self._pixels(images)], share_inputs=True)
             features, logits = outputs["features"], outputs["logits"]
         probabilities = _softmax(logits)
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(want.k for want in wants)]
-        return [
-            Row(
-                best[i, : want.k],
-                probabilities[i, best[i, : want.k]],
-                features=features[i] if want.features else None,
-                logits=logits[i] if want.logits else None,
-                probabilities=probabilities[i] if want.probabilities else None,
-            )
-            for i, want in enumerate(wants)
-        ]
+        class_ids = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(want.k for want in wants)]
+        return Rows(
+            class_ids,
+            np.take_along_axis(probabilities, class_ids, 1),
+            np.isfinite(features).all(1) & np.isfinite(logits).all(1),
+            features={i: features[i] for i, want in enumerate(wants) if want.features},
+            logits={i: logits[i] for i, want in enumerate(wants) if want.logits},
+            probabilities={i: probabilities[i] for i, want in enumerate(wants) if want.probabilities},
+        )
 
     def _network(self) -> ov.Model:
         if self._model.openvino:

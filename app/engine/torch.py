@@ -15,7 +15,7 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Pixels, Row, Want, check_outputs, memory_errors
+from app.engine.base import Pixels, Rows, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.split import split
@@ -128,7 +128,7 @@ class TorchEngine:
             raise RuntimeError(f"compiled logits deviate by {deviation:.1%} of their range at batch size {bucket}")
 
     @torch.inference_mode()
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         with self._on_own_stream():
             try:
                 with memory_errors():
@@ -138,21 +138,20 @@ class TorchEngine:
                     torch.cuda.empty_cache()  # frees the blocks that torch caches for other batch sizes
                 raise
 
-    def _forward(self, images: Sequence[Pixels], wants: Sequence[Want]) -> list[Row]:
+    def _forward(self, images: Sequence[Pixels], wants: Sequence[Want]) -> Rows:
         features, logits = self._network(self._padded(self._batch(images)).to(self._dtype))
-        logits = logits[: len(images)].float()
+        features, logits = features[: len(images)].float(), logits[: len(images)].float()
         probabilities = logits.softmax(1)
         k = min(max((want.k for want in wants), default=0), logits.shape[1])
         scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(k, 1))
-        rows_of = {
-            "features": self._selected(features, [want.features for want in wants]),
-            "logits": self._selected(logits, [want.logits for want in wants]),
-            "probabilities": self._selected(probabilities, [want.probabilities for want in wants]),
-        }
-        return [
-            Row(class_ids[i, : want.k], scores[i, : want.k], **{name: rows.get(i) for name, rows in rows_of.items()})
-            for i, want in enumerate(wants)
-        ]
+        return Rows(
+            class_ids,
+            scores,
+            (features.isfinite().all(1) & logits.isfinite().all(1)).cpu().numpy(),
+            features=self._selected(features, [want.features for want in wants]),
+            logits=self._selected(logits, [want.logits for want in wants]),
+            probabilities=self._selected(probabilities, [want.probabilities for want in wants]),
+        )
 
     def _on_own_stream(self) -> AbstractContextManager[Any]:
         """Give each calling thread its own CUDA stream. On a CPU, limit the thread to one core instead."""

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from app import engine
-from app.engine import Row, Want
+from app.engine import Rows, Want
 from app.main import create_app, start_loading
 from app.readiness import Readiness
 from app.server.serving import Server, bind, config
@@ -36,7 +36,7 @@ class HeldEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def forward(self, images: Sequence[Any], wants: Sequence[Want], alone: bool = False) -> list[Row]:
+    def forward(self, images: Sequence[Any], wants: Sequence[Want], alone: bool = False) -> Rows:
         self.images += len(images)
         self.entered.release()
         assert self.gate.wait(60)

@@ -19,6 +19,7 @@ from app.errors import ModelError
 from app.models import folder
 from app.models.model import Model
 from tests.conftest import REPOSITORY
+from tests.engine.rows import forward
 
 CROPS = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(5)]
 ALL = Want(k=5, features=True, logits=True, probabilities=True)
@@ -42,7 +43,7 @@ def engine(model: Model) -> OpenVinoEngine:
 def expected(model: Model) -> list[Row]:
     engine = TorchEngine(model, "cpu", "float32")
     engine.load()
-    return engine.forward(CROPS, [ALL] * len(CROPS))
+    return forward(engine, CROPS, [ALL] * len(CROPS))
 
 
 def tensor_of(crop: np.ndarray, model: Model) -> np.ndarray:
@@ -58,34 +59,34 @@ def assert_same(rows: list[Row], expected: list[Row]) -> None:
 
 
 def test_rows_are_those_of_the_torch_engine(engine: OpenVinoEngine, expected: list[Row]) -> None:
-    assert_same(engine.forward(CROPS, [ALL] * len(CROPS)), expected)
+    assert_same(forward(engine, CROPS, [ALL] * len(CROPS)), expected)
 
 
 def test_an_image_that_is_alone_gets_the_same_row(engine: OpenVinoEngine, expected: list[Row]) -> None:
     for crop, row in zip(CROPS, expected, strict=True):
-        assert_same(engine.forward([crop], [ALL], alone=True), [row])
+        assert_same(forward(engine, [crop], [ALL], alone=True), [row])
 
 
 def test_crops_and_tensors_share_a_batch(engine: OpenVinoEngine, model: Model, expected: list[Row]) -> None:
     mixed = [tensor_of(crop, model) if i % 2 else crop for i, crop in enumerate(CROPS)]
-    assert_same(engine.forward(mixed, [ALL] * len(CROPS)), expected)
+    assert_same(forward(engine, mixed, [ALL] * len(CROPS)), expected)
 
 
 def test_a_batch_may_hold_nothing_but_tensors(engine: OpenVinoEngine, model: Model, expected: list[Row]) -> None:
     tensors = [tensor_of(crop, model) for crop in CROPS]
-    assert_same(engine.forward(tensors, [ALL] * len(CROPS)), expected)
+    assert_same(forward(engine, tensors, [ALL] * len(CROPS)), expected)
 
 
 def test_inputs_are_left_as_they_were(engine: OpenVinoEngine, model: Model) -> None:
     crop, tensor = CROPS[0].copy(), tensor_of(CROPS[1], model)
-    engine.forward([crop, tensor], [Want(k=1)] * 2)
+    forward(engine, [crop, tensor], [Want(k=1)] * 2)
     assert np.array_equal(crop, CROPS[0])
     assert np.array_equal(tensor, tensor_of(CROPS[1], model))
 
 
 def test_each_item_gets_what_it_wants_and_no_more(engine: OpenVinoEngine) -> None:
     wants = [Want(k=3), Want(), Want(k=1, features=True), Want(k=1000, logits=True), Want(probabilities=True)]
-    rows = engine.forward(CROPS, wants)
+    rows = forward(engine, CROPS, wants)
     assert [len(row.class_ids) for row in rows] == [len(row.scores) for row in rows] == [3, 0, 1, 1000, 0]
     assert [row.features is not None for row in rows] == [want.features for want in wants]
     assert [row.logits is not None for row in rows] == [want.logits for want in wants]
@@ -93,13 +94,13 @@ def test_each_item_gets_what_it_wants_and_no_more(engine: OpenVinoEngine) -> Non
 
 
 def test_features_are_found_where_nobody_wants_a_class(engine: OpenVinoEngine, expected: list[Row]) -> None:
-    rows = engine.forward(CROPS[:2], [Want(features=True)] * 2)
+    rows = forward(engine, CROPS[:2], [Want(features=True)] * 2)
     assert [len(row.scores) for row in rows] == [0, 0]
     assert np.allclose(rows[1].features, expected[1].features, atol=1e-4)
 
 
 def test_rows_have_the_documented_shapes_and_types(engine: OpenVinoEngine) -> None:
-    [row] = engine.forward(CROPS[:1], [ALL])
+    [row] = forward(engine, CROPS[:1], [ALL])
     assert engine.dim == 512
     assert (row.features.shape, row.logits.shape, row.probabilities.shape) == ((512,), (1000,), (1000,))
     assert row.class_ids.dtype == np.int64
@@ -109,14 +110,14 @@ def test_rows_have_the_documented_shapes_and_types(engine: OpenVinoEngine) -> No
 
 
 def test_a_row_outlives_the_next_batch_of_its_thread(engine: OpenVinoEngine, expected: list[Row]) -> None:
-    first = engine.forward(CROPS[:1], [ALL])
-    engine.forward(CROPS[1:2], [ALL])
+    first = forward(engine, CROPS[:1], [ALL])
+    forward(engine, CROPS[1:2], [ALL])
     assert_same(first, expected[:1])
 
 
 def test_threads_do_not_mix_up_their_rows(engine: OpenVinoEngine, expected: list[Row]) -> None:
     def run(i: int) -> list[Row]:
-        return engine.forward([CROPS[i % 5]], [ALL], alone=i % 3 == 0)
+        return forward(engine, [CROPS[i % 5]], [ALL], alone=i % 3 == 0)
 
     with ThreadPoolExecutor(4) as pool:
         for i, rows in enumerate(pool.map(run, range(40))):
@@ -128,7 +129,7 @@ def test_auto_is_bfloat16_where_the_processor_computes_it(model: Model, expected
     engine = OpenVinoEngine(model, "auto")
     engine.load()
     assert engine.precision == "bfloat16"
-    rows = engine.forward(CROPS, [ALL] * len(CROPS))
+    rows = forward(engine, CROPS, [ALL] * len(CROPS))
     for row, other in zip(rows, expected, strict=True):
         assert row.class_ids[0] == other.class_ids[0]
         assert np.allclose(row.scores, other.scores, atol=0.01)
@@ -200,7 +201,7 @@ def test_a_file_that_is_no_network_is_a_clear_error(model: Model, tmp_path: Path
 def test_a_model_that_is_not_converted_is_converted_at_load(model: Model, expected: list[Row]) -> None:
     engine = OpenVinoEngine(replace(model, openvino=None), "float32")
     engine.load()
-    assert_same(engine.forward(CROPS, [ALL] * len(CROPS)), expected)
+    assert_same(forward(engine, CROPS, [ALL] * len(CROPS)), expected)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ from app.engine import Want, create
 from app.models import folder
 engine = create(folder.load(Path(sys.argv[1])), "openvino", "cpu", "float32")
 engine.load()
-[row] = engine.forward([np.zeros((224, 224, 3), np.uint8)], [Want(k=1)])
+row = engine.forward([np.zeros((224, 224, 3), np.uint8)], [Want(k=1)]).row(0, 1)
 print(len(row.scores), sorted({"torch", "torchvision", "timm"} & sys.modules.keys()))
 """
 

@@ -17,6 +17,7 @@ from app.errors import ModelError
 from app.models import zoo
 from app.models.model import Model
 from tests.conftest import slow
+from tests.engine.rows import forward
 from tests.models.seeded import seeded
 
 CROPS = [np.random.default_rng(seed).integers(0, 256, (224, 224, 3), np.uint8) for seed in range(5)]
@@ -67,7 +68,7 @@ def assert_same(row: Row, expected: Row, tolerance: float = 1e-5) -> None:
 
 
 def test_scores_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: torch.Tensor) -> None:
-    rows = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
+    rows = forward(engine, CROPS, [Want(k=5)] * len(CROPS))
     scores, class_ids = logits.softmax(1).topk(5)
     for row, expected, ids in zip(rows, scores.numpy(), class_ids.numpy(), strict=True):
         assert row.class_ids.tolist() == ids.tolist()
@@ -75,7 +76,7 @@ def test_scores_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: tor
 
 
 def test_whole_rows_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: torch.Tensor) -> None:
-    rows = engine.forward(CROPS, [Want(features=True, logits=True, probabilities=True)] * len(CROPS))
+    rows = forward(engine, CROPS, [Want(features=True, logits=True, probabilities=True)] * len(CROPS))
     head = engine._module.head
     for row, expected in zip(rows, logits, strict=True):
         assert np.allclose(row.logits, expected, atol=1e-4)
@@ -85,7 +86,7 @@ def test_whole_rows_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits:
 
 def test_each_item_gets_what_it_wants_and_no_more(engine: TorchEngine) -> None:
     wants = [Want(k=3), Want(), Want(k=1, features=True), Want(k=1000, logits=True), Want(probabilities=True)]
-    rows = engine.forward(CROPS, wants)
+    rows = forward(engine, CROPS, wants)
     assert [len(row.class_ids) for row in rows] == [len(row.scores) for row in rows] == [3, 0, 1, 1000, 0]
     assert [row.features is not None for row in rows] == [want.features for want in wants]
     assert [row.logits is not None for row in rows] == [want.logits for want in wants]
@@ -93,7 +94,7 @@ def test_each_item_gets_what_it_wants_and_no_more(engine: TorchEngine) -> None:
 
 
 def test_rows_have_the_documented_shapes_and_types(engine: TorchEngine) -> None:
-    [row] = engine.forward(CROPS[:1], [Want(k=2, features=True, logits=True, probabilities=True)])
+    [row] = forward(engine, CROPS[:1], [Want(k=2, features=True, logits=True, probabilities=True)])
     assert engine.dim == 512
     assert (row.features.shape, row.logits.shape, row.probabilities.shape) == ((512,), (1000,), (1000,))
     assert row.class_ids.dtype == np.int64
@@ -103,29 +104,29 @@ def test_rows_have_the_documented_shapes_and_types(engine: TorchEngine) -> None:
 
 
 def test_rows_are_found_where_nobody_wants_a_class(engine: TorchEngine) -> None:
-    rows = engine.forward(CROPS[:2], [Want(features=True), Want()])
+    rows = forward(engine, CROPS[:2], [Want(features=True), Want()])
     assert [len(row.scores) for row in rows] == [0, 0]
     assert rows[0].features is not None
 
 
 def test_crops_and_tensors_share_a_batch(engine: TorchEngine, model: Model) -> None:
     want = Want(k=5, features=True, logits=True)
-    alone = [engine.forward([crop], [want])[0] for crop in CROPS]
+    alone = [forward(engine, [crop], [want])[0] for crop in CROPS]
     mixed = [tensor_of(crop, model) if i % 2 else crop for i, crop in enumerate(CROPS)]
-    for row, expected in zip(engine.forward(mixed, [want] * 5), alone, strict=True):
+    for row, expected in zip(forward(engine, mixed, [want] * 5), alone, strict=True):
         assert_same(row, expected)
 
 
 def test_a_batch_of_tensors_is_the_same_as_their_crops(engine: TorchEngine, model: Model) -> None:
     want = Want(k=5, probabilities=True)
     tensors = [tensor_of(crop, model) for crop in CROPS]
-    for row, expected in zip(engine.forward(tensors, [want] * 5), engine.forward(CROPS, [want] * 5), strict=True):
+    for row, expected in zip(forward(engine, tensors, [want] * 5), forward(engine, CROPS, [want] * 5), strict=True):
         assert_same(row, expected)
 
 
 def test_inputs_are_left_as_they_were(engine: TorchEngine, model: Model) -> None:
     crop, tensor = CROPS[0].copy(), tensor_of(CROPS[1], model)
-    engine.forward([crop, tensor], [Want(k=1)] * 2)
+    forward(engine, [crop, tensor], [Want(k=1)] * 2)
     assert np.array_equal(crop, CROPS[0])
     assert np.array_equal(tensor, tensor_of(CROPS[1], model))
 
@@ -154,12 +155,12 @@ def test_a_gpu_runs_batches_of_few_sizes(model: Model, monkeypatch: pytest.Monke
 
 def test_padding_changes_no_answer(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     wants = [Want(k=5, features=True, logits=True, probabilities=True)] * 3
-    expected = engine.forward(CROPS[:3], wants)
+    expected = forward(engine, CROPS[:3], wants)
     sizes: list[int] = []
     hook = engine._module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     monkeypatch.setattr(engine, "_to_device", torch.from_numpy)
     monkeypatch.setattr(engine, "_device", torch.device("cuda:0"))
-    rows = engine.forward(CROPS[:3], wants)
+    rows = forward(engine, CROPS[:3], wants)
     hook.remove()
     assert sizes == [4]
     for row, alone in zip(rows, expected, strict=True):
@@ -169,7 +170,7 @@ def test_padding_changes_no_answer(engine: TorchEngine, monkeypatch: pytest.Monk
 def test_lower_precision_still_answers_in_float32(model: Model) -> None:
     engine = TorchEngine(model, "cpu", "bfloat16")
     engine.load()
-    [row] = engine.forward(CROPS[:1], [Want(k=5, features=True, logits=True, probabilities=True)])
+    [row] = forward(engine, CROPS[:1], [Want(k=5, features=True, logits=True, probabilities=True)])
     assert {a.dtype for a in (row.scores, row.features, row.logits, row.probabilities)} == {np.dtype(np.float32)}
     assert row.probabilities.sum() == pytest.approx(1, abs=1e-3)
 
@@ -213,7 +214,7 @@ def test_a_gpu_scores_as_a_plain_torch_loop(model: Model, logits: torch.Tensor) 
     engine = TorchEngine(model, "cuda", "float32")
     engine.load()
     mixed = [CROPS[0], tensor_of(CROPS[1], model), *CROPS[2:]]
-    rows = engine.forward(mixed, [Want(k=5, logits=True)] * len(mixed))
+    rows = forward(engine, mixed, [Want(k=5, logits=True)] * len(mixed))
     for row, expected in zip(rows, logits, strict=True):
         assert np.allclose(row.logits, expected, atol=2e-2)  # cuDNN convolves in TF32 unless told otherwise
         assert np.allclose(row.scores, expected.softmax(0)[row.class_ids], atol=1e-3)
@@ -251,20 +252,20 @@ def compilable(request: pytest.FixtureRequest, model: Model) -> Model:
 def test_what_compiles_to_the_same_answers_is_served_compiled(compilable: Model) -> None:
     engine = TorchEngine(compilable, "cpu", "float32")
     engine.load()
-    before = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
+    before = forward(engine, CROPS, [Want(k=5)] * len(CROPS))
     engine.compile(backend="aot_eager")
     assert engine.compilation == "compiled"
-    for row, expected in zip(engine.forward(CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
+    for row, expected in zip(forward(engine, CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
         assert_same(row, expected)
 
 
 def test_what_compiles_to_other_answers_is_served_eagerly(compilable: Model) -> None:
     engine = TorchEngine(compilable, "cpu", "float32")
     engine.load()
-    before = engine.forward(CROPS, [Want(k=5)] * len(CROPS))
+    before = forward(engine, CROPS, [Want(k=5)] * len(CROPS))
     engine.compile(backend=lambda graph, inputs: lambda *values: tuple(2 * out for out in graph(*values)))
     assert engine.compilation == "eager"
-    for row, expected in zip(engine.forward(CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
+    for row, expected in zip(forward(engine, CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
         assert_same(row, expected)
 
 
@@ -276,4 +277,4 @@ def test_what_does_not_compile_is_served_eagerly(compilable: Model) -> None:
     engine.load()
     engine.compile(backend=refuse)
     assert engine.compilation == "eager"
-    assert len(engine.forward(CROPS[:2], [Want(k=1)] * 2)) == 2
+    assert len(forward(engine, CROPS[:2], [Want(k=1)] * 2)) == 2
