@@ -23,7 +23,6 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, _imaging
-from PIL.JpegImagePlugin import JpegImageFile
 
 from app.errors import BadImage, TooManyPixels, UndecodableImage
 from app.images import jpeg, samples, scans, tiff
@@ -87,6 +86,8 @@ def _opened(header: Header) -> Iterator[Image.Image]:
 def _open(header: Header) -> ImageFile.ImageFile:
     """Open the file. A JPEG is not subject to Pillow's own limit on pixels; other formats stay below it."""
     if header.format == "JPEG":
+        from PIL.JpegImagePlugin import JpegImageFile  # the import changes Pillow's registry of formats
+
         return JpegImageFile(io.BytesIO(header.data))
     return Image.open(io.BytesIO(header.data), formats=[header.format])
 

@@ -167,7 +167,9 @@ def expire(service: Service) -> None:
     try:
         with ThreadPoolExecutor(12) as pool:
             leaving = [pool.submit(hang_up, service) for _ in range(8)]
-            statuses = set(pool.map(lambda _: service.predict(**{"X-Request-Timeout-Ms": "400"}).status_code, range(4)))
+            statuses = set(
+                pool.map(lambda _: service.predict(**{"X-Request-Timeout-Ms": "2000"}).status_code, range(4))
+            )
             for future in leaving:
                 future.result()
         assert 504 in statuses

@@ -153,7 +153,7 @@ def test_a_server_that_takes_no_images_is_one_plain_line(answer: int | str, word
 
 
 def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
-    """At a rate that leaves the client idle: busy as 16 clients would keep it, it would have to say so."""
+    """At a rate that leaves the client idle on most machines. On a busy one it says that it was late."""
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(CAT, images)
@@ -167,7 +167,8 @@ def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     result = json.loads(out)
-    assert (process.returncode, err) == (130, "")
+    assert process.returncode == 130
+    assert all(line.startswith("warning: 20/s: the client was ") for line in err.splitlines())
     assert result["interrupted"]
     assert result["points"][0]["requests"] > 0
     assert result["points"][0]["seconds"] < 60
