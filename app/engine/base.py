@@ -22,6 +22,19 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Jpeg:
+    """A JPEG file for a device that decodes: without metadata, and with the EXIF orientation, which is 0 or 1 to 8.
+
+    ``width`` and ``height`` are the stored size in pixels.
+    """
+
+    data: bytes | memoryview
+    width: int
+    height: int
+    orientation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
     """The outputs that one image needs: its k best classes (all of a model with fewer), and whole rows if required."""
 
