@@ -1,7 +1,7 @@
 """The interface of an engine: numpy in, numpy out. Nothing here imports torch or OpenVINO."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -65,7 +65,8 @@ class Rows:
 
     ``class_ids`` (int64) and ``scores`` (float32 softmax) are [n, k], highest first, for the largest k of the batch.
     ``finite`` (bool) is [n]: whether all features and logits of an image are finite. ``features`` [dim], ``logits`` and
-    ``probabilities`` [classes] are float32, keyed by the place of each image that needs them.
+    ``probabilities`` [classes] are float32, keyed by the place of each image that needs them. ``undecodable`` has the
+    places of JPEGs that the device could not decode; the other outputs for these are meaningless.
     """
 
     class_ids: npt.NDArray[np.int64]
@@ -74,6 +75,7 @@ class Rows:
     features: Mapping[int, Floats] = field(default_factory=dict)
     logits: Mapping[int, Floats] = field(default_factory=dict)
     probabilities: Mapping[int, Floats] = field(default_factory=dict)
+    undecodable: Collection[int] = ()
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -115,6 +117,10 @@ class Facts(Protocol):
         """Batch sizes, ascending."""
 
     @property
+    def decodes_jpegs(self) -> bool:
+        """Whether it takes a ``Jpeg`` in place of a crop."""
+
+    @property
     def dim(self) -> int:
         """Length of a row of features."""
 
@@ -132,12 +138,13 @@ class Engine(Facts, Protocol):
     def load(self) -> None:
         """Bring the model onto the device. Blocks. Raises ModelError, also if the labels do not fit the network."""
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+    def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         """Classify one batch. If it is ``alone`` on the device, an engine that spreads uses all cores for it.
 
         Each image is a uint8 RGB crop of shape [crop, crop, 3], which is normalised on the device, or a preprocessed
-        float32 tensor of shape [3, crop, crop]. Returns the outputs in the order of the images. The caller owns
-        them. Raises MemoryError if the device has no memory for a batch of this size.
+        float32 tensor of shape [3, crop, crop], or a ``Jpeg`` if the engine decodes it. Returns the outputs in the
+        order of the images. The caller owns them. Raises MemoryError if the device has no memory for a batch of this
+        size.
         """
 
 

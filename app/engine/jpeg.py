@@ -3,24 +3,32 @@
 On the threads of the streams. On CUDA each of them has a stream of its own, which is the current one.
 """
 
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import structlog
 import torch
+from PIL import Image
 
+from app import images
 from app.engine.base import Jpeg
 from app.images import Preprocessing
 from app.images.geometry import resized_size
+
+log = structlog.get_logger(__name__)
 
 SOURCE = Path(__file__).with_name("resize.cu")
 
 _RADIUS = {"bilinear": 1, "bicubic": 2}
 _MIRRORED, _UPSIDE_DOWN, _TRANSPOSED = {2, 3, 7, 8}, {3, 4, 6, 7}, {5, 6, 7, 8}  # orientations (EXIF 2.3, 4.6.4)
 _PIXELS = 2**26  # decoded at once: 192 MiB
+_TOLERANCE = 2.0  # grey levels by which decoders may differ on average, for the picture of ``check``
 
 Decode = Callable[[list[torch.Tensor]], list[torch.Tensor]]
 """Decodes files, each a uint8 tensor on the CPU, to RGB of shape [3, height, width] on the device, as they are stored.
@@ -61,6 +69,19 @@ class JpegDecoder:
                 self._resize(found, crops)
         return failed
 
+    def check(self) -> None:
+        """Decode a picture, and raise RuntimeError if its crop is not that of ``images.decode``."""
+        side = 2 * self._preprocessing.resize
+        picture = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+        picture.paste((200, 100, 0), (0, 0, side // 2, side // 2))
+        picture.save(file := io.BytesIO(), "JPEG", quality=95)
+        expected = images.decode(images.read_header(file.getvalue(), side**2), self._preprocessing, fast=False)
+        crops = torch.empty((1, *expected.shape), dtype=torch.uint8, device=self._device)
+        failed = self.decode([Jpeg(file.getvalue(), side, side, 1)], [0], crops)
+        difference = np.abs(crops.cpu().numpy()[0].astype(np.int16) - expected).mean()
+        if failed or difference > _TOLERANCE:
+            raise RuntimeError("it decodes a JPEG wrongly" if not failed else "it cannot decode a JPEG")
+
     def _decoded(self, files: Sequence[Jpeg]) -> list[torch.Tensor | None]:
         """Decode files at once, or one by one if that fails. An image that cannot be decoded is None.
 
@@ -70,25 +91,48 @@ class JpegDecoder:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         try:
-            images = self._decode([torch.frombuffer(file.data, dtype=torch.uint8) for file in files])
+            decoded = self._decode([torch.frombuffer(file.data, dtype=torch.uint8) for file in files])
         except (torch.AcceleratorError, torch.OutOfMemoryError):
             raise
         except RuntimeError:
             return [None] if len(files) == 1 else [self._decoded([file])[0] for file in files]
         shapes = [(3, file.height, file.width) for file in files]
-        return [image if image.shape == shape else None for image, shape in zip(images, shapes, strict=True)]
+        return [image if image.shape == shape else None for image, shape in zip(decoded, shapes, strict=True)]
 
     def _resize(self, found: Sequence[tuple[torch.Tensor, Jpeg, int]], crops: torch.Tensor) -> None:
         rows = [_row(*image, self._preprocessing) for image in found]
-        images = torch.from_numpy(np.array(rows, np.int64))
+        table = torch.from_numpy(np.array(rows, np.int64))
         if self._device.type == "cuda":
-            images = images.pin_memory().to(self._device, non_blocking=True)
+            table = table.pin_memory().to(self._device, non_blocking=True)
         crop, radius = self._preprocessing.crop, _RADIUS[self._preprocessing.interpolation]
         length = 2 + max(_most_weights(row, radius) for row in rows)
         weights = torch.empty((len(rows), 2, crop, length), dtype=torch.int32, device=self._device)
-        shared = images.data_ptr(), len(rows), crop
+        shared = table.data_ptr(), len(rows), crop
         self._kernels.launch("weights", weights[..., 0].numel(), *shared, radius, weights.data_ptr(), length)
         self._kernels.launch("resize", len(rows) * crop**2, *shared, weights.data_ptr(), length, crops.data_ptr())
+
+
+def create(preprocessing: Preprocessing, device: torch.device) -> JpegDecoder | None:
+    """A decoder that uses nvJPEG, by torchcodec. None if that is not installed or does not work; the log has a reason.
+
+    It does not turn images upright, because the files that it gets contain no EXIF.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        from torchcodec.decoders import decode_jpeg
+
+        from app.engine.nvrtc import CudaKernels
+
+        decode = partial(decode_jpeg, device=device)
+        decoder = JpegDecoder(preprocessing, device, decode, CudaKernels(SOURCE.read_bytes(), device))
+        decoder.check()
+    except Exception as error:  # packages that do not fit each other or the driver raise various exceptions
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("the GPU decodes no JPEGs; install the extra gpu", reason=reason)
+        return None
+    log.info("the GPU decodes JPEGs")
+    return decoder
 
 
 def _parts(files: Sequence[Jpeg]) -> Iterator[slice]:
