@@ -146,6 +146,7 @@ def test_rows_belong_to_the_caller(lane: Lane, network: Network) -> None:
     assert_right(lane.run(CROPS[:4], [ALL] * 4), network, CROPS[:4])
 
 
+@torch.inference_mode()
 def poison(lane: Lane) -> None:
     """Fill the buffers with values that no batch leaves behind."""
     lane._staging.fill_(255)
