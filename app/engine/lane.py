@@ -128,6 +128,8 @@ class Lane:
     def _normalised(self, size: int) -> Tensor:
         """The crops as normalised [size, 3, crop, crop], channels last, computed in float32."""
         pixels = self._pixels[:size].permute(0, 3, 1, 2)
+        if self._device.type == "mps":  # where addcmul is not known to mix types
+            pixels = pixels.float()
         images = torch.empty_like(pixels, dtype=self._dtype)
         return torch.addcmul(self._shift, pixels, self._scale, out=images)
 
