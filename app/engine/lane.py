@@ -82,12 +82,13 @@ class Lane:
     def _reserve(self, count: int) -> None:
         """Allocate the buffers for batches of up to ``count`` images."""
         shape = (count, self._crop, self._crop, 3)
-        self._staging = torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
+        staging = torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
         on_cpu = self._device.type == "cpu"
-        self._pixels = self._staging if on_cpu else torch.empty(shape, dtype=torch.uint8, device=self._device)
+        self._pixels = staging if on_cpu else torch.empty(shape, dtype=torch.uint8, device=self._device)
         self._scores = torch.empty((count, self._k), pin_memory=self._cuda)
         self._class_ids = torch.empty((count, self._k), dtype=torch.int64, pin_memory=self._cuda)
         self._finite = torch.empty(count, dtype=torch.bool, pin_memory=self._cuda)
+        self._staging = staging  # the last one, whose length tells how many images there is room for
 
     def _fill(self, images: Sequence[Pixels]) -> dict[int, Pixels]:
         """Copy the crops to their places in the device's input. Returns the preprocessed tensors by their places."""
