@@ -73,7 +73,8 @@ def build(
     ``ahead``: whether decode threads work ahead of the queue; None chooses by the device. ``changed`` is called when
     the state of the queue has changed.
     """
-    machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
+    if not device.device.startswith("cuda"):  # where streams launch work and wait: if they are late, the GPU idles
+        machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
     log.info("starting the engine and measuring its speed", engine=device.name, usually=_USUALLY.get(device.name))
     device.load()
     decoding = JobDecoder(

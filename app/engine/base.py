@@ -110,7 +110,7 @@ class Facts(Protocol):
 
     @property
     def compilation(self) -> str:
-        """``eager``, ``compiling`` (in the background) or ``compiled``."""
+        """``eager`` (calls of torch), ``captured`` (CUDA graphs) or ``compiled`` (by OpenVINO)."""
 
     @property
     def buckets(self) -> tuple[int, ...]:
