@@ -29,7 +29,7 @@ log = structlog.get_logger("topk")
 _USUALLY = {"openvino": "1 to 3 s", "torch": "3 to 20 s"}  # from the start of an engine until it is warm
 _CHECKS = 4  # of the device within the limit: a hang is found a quarter of the limit late at most
 
-Create = Callable[[Model, str, str, str], Engine]
+Create = Callable[[Model, str, str, str, bool], Engine]
 
 
 def load(classifier: Classifier, create: Create = engine.create) -> None:
@@ -55,7 +55,8 @@ def resolve(settings: Settings, create: Create = engine.create) -> tuple[Model, 
             raise
         log.warning("served by torch instead", reason=error.detail)
         name, model = "torch", models.resolve(settings)
-    return model, create(model, name, settings.device, settings.precision)
+    gpu_decode = settings.gpu_decode and settings.fast_decode
+    return model, create(model, name, settings.device, settings.precision, gpu_decode)
 
 
 def build(

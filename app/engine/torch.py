@@ -19,9 +19,11 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Floats, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.jpeg import JpegDecoder
 from app.engine.lane import Lane
 from app.errors import ModelError
+from app.images import Preprocessing
 from app.models.fuse import fold, fuse
 from app.models.model import Model
 from app.models.split import FeaturesAndLogits, split
@@ -36,6 +38,7 @@ _CUDA_STREAMS = 2  # one copies its batch or fetches its outputs while the other
 _CHECKED_TOGETHER = 8  # images of a float32 pass, which needs more memory than a captured one
 
 Rewrite = Callable[[FeaturesAndLogits], FeaturesAndLogits]
+CreateJpegDecoder = Callable[[Preprocessing, torch.device], JpegDecoder | None]
 
 
 class Sample(NamedTuple):
@@ -46,11 +49,16 @@ class Sample(NamedTuple):
 
 
 class TorchEngine:
-    """Computes in float32, bfloat16 or float16, in channels-last memory format."""
+    """Computes in float32, bfloat16 or float16, in channels-last memory format.
+
+    ``create_jpegs`` creates a decoder for JPEGs on the device, or returns None.
+    """
 
     name = "torch"
 
-    def __init__(self, model: Model, device: str, precision: str) -> None:
+    def __init__(
+        self, model: Model, device: str, precision: str, create_jpegs: CreateJpegDecoder | None = None
+    ) -> None:
         self._model = model
         self._device = device_of(device)
         self.device = str(self._device)
@@ -70,8 +78,14 @@ class TorchEngine:
         self.compilation = "eager"
         self.start_s: dict[str, float] = {}
         self.dim = 0
+        self._create_jpegs = create_jpegs
+        self._jpegs: JpegDecoder | None = None
         self._lanes = SimpleQueue[Lane]()
         self._thread = threading.local()
+
+    @property
+    def decodes_jpegs(self) -> bool:
+        return self._jpegs is not None
 
     def memory(self) -> dict[str, int]:
         if not self._cuda:
@@ -98,10 +112,13 @@ class TorchEngine:
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not TF32
         with self._phase("check"):
             self._check_outputs(network)
+        if self._create_jpegs:
+            with self._phase("decoder"):
+                self._jpegs = self._create_jpegs(self._model.preprocessing, self._device)
         for lane in self._fastest_lanes(network):
             self._lanes.put(lane)
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+    def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         self._limit_threads()
         lane = self._lanes.get()
         try:
@@ -185,7 +202,8 @@ class TorchEngine:
 
     def _lane(self, network: FeaturesAndLogits, graphs: bool) -> Lane:
         model, sizes = self._model, self.buckets if self.pads else ()
-        return Lane(network, len(model.labels), model.preprocessing, self._device, self._dtype, sizes, graphs)
+        classes, preprocessing = len(model.labels), model.preprocessing
+        return Lane(network, classes, preprocessing, self._device, self._dtype, sizes, graphs, self._jpegs)
 
     def _check(self, lane: Lane, sample: Sample) -> None:
         """Raise RuntimeError if the logits of a batch size differ from the expected ones by more than the tolerance."""

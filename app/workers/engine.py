@@ -269,7 +269,7 @@ class EngineProcess(child.Child):
 
     def _facts(self) -> dict[str, Any]:
         engine = self.device.served.engine
-        names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim")
+        names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim", "decodes_jpegs")
         return {name: getattr(engine, name) for name in names}
 
 

@@ -178,6 +178,7 @@ class RemoteFacts:
     compilation: str
     buckets: tuple[int, ...]
     dim: int
+    decodes_jpegs: bool
 
 
 def _receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
