@@ -231,7 +231,7 @@ def _count(clients: list[Process]) -> tuple[int, int]:
 def run_engine(control: socket.socket, crop: int, slower: float) -> int:
     preprocessing = Preprocessing(crop, crop, "bilinear", (0.5,) * 3, (0.5,) * 3)
     model = Model("sleeping", "sleeping", "none", "", preprocessing, imagenet1k(), lambda: NotImplemented)
-    with mock.patch.object(loading, "resolve", lambda settings: (model, SleepingEngine(slower))):
+    with mock.patch.object(loading, "resolve", return_value=(model, SleepingEngine(slower))):
         return asyncio.run(_run_engine(control))
 
 
@@ -257,9 +257,7 @@ def main() -> int:
         uvloop.run(clients.run())
     print("CPU microseconds per image: user + system = all")
     for http in options.http:
-        figures = measure(
-            http, options.in_flight, options.crop, options.slower, options.seconds, options.rounds
-        )
+        figures = measure(http, options.in_flight, options.crop, options.slower, options.seconds, options.rounds)
         print(
             f"{http:>2} HTTP processes, {options.in_flight} in flight, {figures.rate:>6.0f} images/s:"
             f"  engine {_sum(figures.engine)}  http {_sum(figures.http)}  wrong answers {figures.wrong}",
