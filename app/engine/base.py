@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,7 @@ class Want:
     probabilities: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """The outputs for one image of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
 
     ``features`` [dim] is the input of the last classification layer; ``logits`` and ``probabilities`` are [classes];
