@@ -6,6 +6,7 @@ passes an expensive picture to the sandbox, which puts the job back. If the devi
 them to it, unless the device is so busy that the thread decodes the image before the device would take it.
 """
 
+import math
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from app import machine
 from app.batching import CostCurve, Job, Put, fail
 from app.engine.base import Jpeg
 from app.errors import Internal, NotReady, TopkError
-from app.images import device
+from app.images import Header, device
 from app.images.decoder import Decoded, Decoder
 
 log = structlog.get_logger(__name__)
@@ -33,9 +34,10 @@ def ahead_of_queue(device: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class JobDecoder:
-    """Decodes jobs with one decoder. Thread-safe."""
+    """Decodes jobs with one decoder. Thread-safe. ``jpeg_bytes``: the largest JPEG that it may leave to the device."""
 
     decoder: Decoder
+    jpeg_bytes: float = math.inf
 
     def prepare(self, job: Job, put: Put, later_s: float | None = None) -> bool:
         """Replace a job's image file by its crop; False if the sandbox does it, which calls ``put`` afterwards.
@@ -63,13 +65,16 @@ class JobDecoder:
             job.pending = future = self.decoder.decode_in_sandbox(header, seconds, job.deadline)
             future.add_done_callback(partial(_put_back, job, put))
             return False
-        if later_s is not None and later_s <= self.decoder.seconds(header) and device.takes(header):
+        if later_s is not None and later_s <= self.decoder.seconds(header) and self._device_takes(header):
             job.image = Jpeg(header.data, header.width, header.height, header.orientation)
         else:
             job.image = self.decoder.decode(header)
         job.decoded_at = time.monotonic()
         job.decode_s = job.decoded_at - started
         return True
+
+    def _device_takes(self, header: Header) -> bool:
+        return len(header.data) <= self.jpeg_bytes and device.takes(header)
 
 
 def _put_back(job: Job, put: Put, future: "Future[Decoded]") -> None:

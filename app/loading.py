@@ -108,14 +108,17 @@ def build(
     return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads)
 
 
-def decode_threads(model: Model, settings: Settings, sandbox: Sandbox) -> DecodeThreads:
-    """Threads of an HTTP process that decode for a device in another process: its share of cores and memory."""
+def decode_threads(model: Model, settings: Settings, sandbox: Sandbox, jpeg_bytes: int) -> DecodeThreads:
+    """Threads of an HTTP process that decode for a device in another process: its share of cores and memory.
+
+    ``jpeg_bytes``: the size of the largest JPEG that can be sent to the device.
+    """
     workers = max(1, settings.workers)
     largest = min(settings.max_pixels, MAX_PIXELS_UNSCALED, default_pixels())
     pixels = settings.decode_pixels or max(default_pixels() // workers, largest)
     lanes = max(1, default_lanes() // workers)
     decoder = Decoder(model.preprocessing, settings.max_pixels, pixels, settings.fast_decode, sandbox, lanes)
-    return DecodeThreads(JobDecoder(decoder), max(1, machine.cores() // workers))
+    return DecodeThreads(JobDecoder(decoder, jpeg_bytes), max(1, machine.cores() // workers))
 
 
 def build_remote(model: Model, facts: Facts, threads: DecodeThreads, queue: Queue) -> Served:

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from app.batching import Backlog, CostCurve, Job, Outlook, fail, settle
-from app.engine.base import Facts, Pixels
+from app.engine.base import Facts, Jpeg, Pixels
 from app.errors import Internal, NotReady
 from app.workers import wire
 from app.workers.memory import Board, Slots, curve
@@ -91,7 +91,8 @@ class EngineQueue:
         """Send jobs whose images are decoded. From any thread. Raises NotReady once the engine has ended."""
         now = time.monotonic()
         for job in jobs:
-            if _pixels(job).shape not in self._shapes:
+            image = _decoded(job)
+            if not isinstance(image, Jpeg) and image.shape not in self._shapes:
                 raise NotReady(ENGINE_ENDED)  # decoded for the model of an earlier engine process
             job.waiting_since = now
         with self._lock:
@@ -178,10 +179,15 @@ class EngineQueue:
 
     def _task(self, number: int, slot: int, job: Job) -> wire.ImageTask:
         """A task whose image is in its slot."""
-        pixels = _pixels(job)
-        tensor = pixels.dtype == np.float32
-        self._slots.view(slot, tensor)[:] = pixels
-        return wire.ImageTask(number, slot, tensor, job.want, job.deadline, job.received_at, job.stated, job.caller)
+        image = _decoded(job)
+        terms = job.want, job.deadline, job.received_at, job.stated, job.caller
+        if isinstance(image, Jpeg):
+            self._slots.file(slot, len(image.data))[:] = image.data
+            file = wire.JpegFile(len(image.data), image.width, image.height, image.orientation)
+            return wire.ImageTask(number, slot, False, *terms, file)
+        tensor = image.dtype == np.float32
+        self._slots.view(slot, tensor)[:] = image
+        return wire.ImageTask(number, slot, tensor, *terms)
 
     def _finished(self, kind: int, payload: bytes) -> list[Job]:
         """The jobs that a frame belongs to, with their outcomes set."""
@@ -262,7 +268,7 @@ class _RemoteBacklog(Backlog):
         return max(self.ahead_s(), max(self.outlook.rest, left) + uncounted)
 
 
-def _pixels(job: Job) -> Pixels:
+def _decoded(job: Job) -> Jpeg | Pixels:
     if isinstance(job.image, bytes):
         raise Internal("the image is not decoded")
     return job.image

@@ -21,7 +21,7 @@ import structlog
 from app import loading
 from app.batching import Job, fail
 from app.classifier import Served
-from app.engine.base import Want
+from app.engine.base import Jpeg, Pixels, Want
 from app.errors import Internal, ModelError, NotReady, TopkError
 from app.images.sandbox import Sandbox
 from app.settings import Settings
@@ -183,7 +183,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _job(self, task: wire.ImageTask) -> Job:
         reply = self._replies[task.number] = _Reply(self, task.number, self._loop)
-        image = self.slots.view(task.slot, task.tensor)
+        image: Jpeg | Pixels = self.slots.view(task.slot, task.tensor)
+        if task.file.length:
+            image = Jpeg(self.slots.file(task.slot, task.file.length), *task.file[1:])
         return Job(image, task.want, task.deadline, reply, task.stated, task.caller, received_at=task.received_at)
 
     def _put(self, jobs: list[Job]) -> None:

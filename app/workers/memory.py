@@ -39,7 +39,7 @@ def create(size: int) -> int:
 class Slots:
     """Shared memory for the images that one HTTP process sends to the engine. Unmapped with its last view.
 
-    A slot holds a uint8 crop [crop, crop, 3] or a float32 tensor [3, crop, crop].
+    A slot holds a uint8 crop [crop, crop, 3], a float32 tensor [3, crop, crop], or a file of up to ``file_bytes``.
     """
 
     def __init__(self, descriptor: int, count: int, crop: int) -> None:
@@ -47,11 +47,11 @@ class Slots:
         self.crop = crop
         memory = mmap.mmap(descriptor, self.size(count, crop))
         self._taken = np.frombuffer(memory, np.int64, 1)
-        stride = _stride(crop)
-        slots: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8, offset=_HEADER).reshape(count, stride)
+        self.file_bytes = _stride(crop)
+        self._files = np.frombuffer(memory, np.uint8, offset=_HEADER).reshape(count, self.file_bytes)
         pixels = crop * crop * _CHANNELS
-        self._crops = slots[:, :pixels].reshape(count, crop, crop, _CHANNELS)
-        self._tensors = slots.view(np.float32)[:, :pixels].reshape(count, _CHANNELS, crop, crop)
+        self._crops = self._files[:, :pixels].reshape(count, crop, crop, _CHANNELS)
+        self._tensors = self._files.view(np.float32)[:, :pixels].reshape(count, _CHANNELS, crop, crop)
 
     @staticmethod
     def size(count: int, crop: int) -> int:
@@ -72,6 +72,12 @@ class Slots:
             raise IndexError(f"slot must be between 0 and {self.count - 1}, got {slot}")
         slots: npt.NDArray[Any] = self._tensors if tensor else self._crops
         return slots[slot, ...]
+
+    def file(self, slot: int, length: int) -> memoryview:
+        """A view of the file in a slot, without a copy. Raises IndexError for an invalid slot or length."""
+        if not (0 <= slot < self.count and 0 <= length <= self.file_bytes):
+            raise IndexError(f"no slot {slot} holds a file of {length} bytes")
+        return self._files[slot, :length].data
 
 
 class Board:

@@ -24,7 +24,7 @@ from app.errors import Internal, Overloaded, TopkError
 MESSAGE, TASKS, CANCEL, LEFT, ANSWERS, FAILURE = range(6)
 
 _FRAME = struct.Struct("=IB")
-_TASK = struct.Struct("=QIBIddI")
+_TASK = struct.Struct("=QIBIddIIHHB")
 _CANCEL = struct.Struct("=Q")
 _LEFT = struct.Struct("=dI")
 _COUNT = struct.Struct("=I")
@@ -32,6 +32,15 @@ _ANSWER = struct.Struct("=QddIIIII")
 _READ = 1 << 16
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _DESCRIPTORS = 4  # maximum in one read
+
+
+class JpegFile(NamedTuple):
+    """A ``Jpeg`` whose data lies in a slot: ``length`` bytes, or 0 if there is none."""
+
+    length: int = 0
+    width: int = 0
+    height: int = 0
+    orientation: int = 0
 
 
 class ImageTask(NamedTuple):
@@ -48,6 +57,7 @@ class ImageTask(NamedTuple):
     received_at: float
     stated: bool
     caller: int
+    file: JpegFile = JpegFile()  # rather than pixels
 
 
 class Answer(NamedTuple):
@@ -121,16 +131,34 @@ def tasks(tasks: Iterable[ImageTask]) -> bytes:
 
 
 def _task(
-    number: int, slot: int, tensor: bool, want: Want, deadline: float, received_at: float, stated: bool, caller: int
+    number: int,
+    slot: int,
+    tensor: bool,
+    want: Want,
+    deadline: float,
+    received_at: float,
+    stated: bool,
+    caller: int,
+    file: JpegFile,
 ) -> bytes:
     flags = want.features | want.logits << 1 | want.probabilities << 2 | tensor << 3 | stated << 4
-    return _TASK.pack(number, slot, flags, want.k, deadline, received_at, caller)
+    return _TASK.pack(number, slot, flags, want.k, deadline, received_at, caller, *file)
 
 
 def read_tasks(payload: bytes) -> list[ImageTask]:
     return [
-        ImageTask(number, slot, bool(flags & 8), _want(k, flags & 7), deadline, received_at, bool(flags & 16), caller)
-        for number, slot, flags, k, deadline, received_at, caller in _TASK.iter_unpack(payload)
+        ImageTask(
+            number,
+            slot,
+            bool(flags & 8),
+            _want(k, flags & 7),
+            deadline,
+            received_at,
+            bool(flags & 16),
+            caller,
+            JpegFile(*file),
+        )
+        for number, slot, flags, k, deadline, received_at, caller, *file in _TASK.iter_unpack(payload)
     ]
 
 
