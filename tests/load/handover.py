@@ -40,8 +40,8 @@ from app.processes import children
 from app.settings import Settings
 from app.workers import child
 from app.workers.client import EngineQueue
-from app.workers.engine import EngineProcess
-from app.workers.http import _receive_welcome
+from app.workers.engine import EngineProcess, loop_factory
+from app.workers.http import receive_welcome
 from app.workers.wire import Messages
 
 # Estimated for ResNet-50 in bfloat16 on an H100, not measured: seconds of a batch while two lanes share the device.
@@ -126,7 +126,7 @@ class Clients(child.Child):
                 self.exit_now(0)
 
     def _read(self, sock: socket.socket) -> None:
-        _, facts, slots, board = _receive_welcome(sock)
+        _, facts, slots, board = receive_welcome(sock)
         queue = EngineQueue(sock, slots, board, facts, lambda: 0.0)
         self._loop.call_soon_threadsafe(self._queue.set_result, queue)
         queue.read()
@@ -232,7 +232,8 @@ def run_engine(control: socket.socket, crop: int, slower: float) -> int:
     preprocessing = Preprocessing(crop, crop, "bilinear", (0.5,) * 3, (0.5,) * 3)
     model = Model("sleeping", "sleeping", "none", "", preprocessing, imagenet1k(), lambda: NotImplemented)
     with mock.patch.object(loading, "resolve", return_value=(model, SleepingEngine(slower))):
-        return asyncio.run(_run_engine(control))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(_run_engine(control))
 
 
 async def _run_engine(control: socket.socket) -> int:
