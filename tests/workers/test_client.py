@@ -94,8 +94,7 @@ def put(engine: Engine, grey: int, crop: int = CROP, **fields: Any) -> Numbered:
 
 def test_a_jpeg_goes_over_in_a_slot(engine: Engine) -> None:
     data = bytes(range(200))
-    job = Job(Jpeg(data, 300, 200, 6), Want(k=1), math.inf, Waiter(asyncio.new_event_loop()))
-    engine.queue.put(job)
+    engine.queue.put(Job(Jpeg(data, 300, 200, 6), Want(k=1), math.inf))
     task = engine.task()
     assert task.file == (len(data), 300, 200, 6)
     assert bytes(engine.slots.file(task.slot, len(data))) == data
