@@ -24,10 +24,8 @@ from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
 from app.settings import Settings
 from tests.conftest import CAT, PHOTOGRAPHS, RESNET50
-from tests.engine.kernels import COMPILER, cpu_decode, cpu_kernels
+from tests.engine.kernels import cpu_decode, cpu_kernels
 from tests.engine.test_jpeg import PRESET, exif, photo
-
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
 
 PHOTO = CAT.read_bytes()
 SETTINGS = Settings(model="efficientnet_lite0", precision="float32", device="cpu", _env_file=None)
