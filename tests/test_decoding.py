@@ -163,8 +163,8 @@ def test_pillow_decodes_what_the_device_refuses(served: tuple[Classifier, Device
 
 def test_a_bad_file_is_an_error_of_its_own(served: tuple[Classifier, Device]) -> None:
     classifier, device = served
-    tables = PHOTO.index(b"\xff\xc4")
-    bad, before = PHOTO[:tables] + b"\xff\xe5" + PHOTO[tables + 2 :], device.files  # without its Huffman tables
+    tables = PHOTO.index(b"\xff\xdb")
+    bad, before = PHOTO[:tables] + b"\xff\xe5" + PHOTO[tables + 2 :], device.files  # without its quantisation tables
     [error] = classify(classifier, bad)
     assert device.files > before
     assert isinstance(error, UndecodableImage)
