@@ -161,7 +161,9 @@ class TorchEngine:
                     self._check(lane, sample)
         except (MemoryError, ModelError):
             raise
-        except Exception as error:  # rewritten networks and drivers raise various exceptions
+        except (
+            Exception
+        ) as error:  # of the rewritten network, or a CUDA error of a capture, which leaves the device usable
             reason = str(error).partition("\n")[0]
             log.warning("a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason)
             return None
