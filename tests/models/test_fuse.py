@@ -19,7 +19,7 @@ FAST = ("alexnet", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "sque
 ARCHITECTURES = torchvision.models.list_models(module=torchvision.models)
 WITHOUT_NORMS = ("alexnet", "convnext", "squeezenet", "swin", "vit")
 CROPS = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}  # others accept 64
-LARGE = 2 * 10**8  # parameters, above which float64 takes too much memory
+LARGE = 10**8  # parameters, above which float64 takes too much memory
 
 
 def convolution_relu(
@@ -79,7 +79,8 @@ def test_torchvision_s_architectures_fold_and_fuse(architecture: str) -> None:
     crop = CROPS.get(architecture, 64)
     network = network_of(lambda: zoo.network(architecture, crop))
     norms = count(network.backbone, nn.BatchNorm2d)
-    assert (norms == 0) == architecture.startswith(WITHOUT_NORMS)
+    without_norms = architecture.startswith(WITHOUT_NORMS) or architecture in ("vgg11", "vgg13", "vgg16", "vgg19")
+    assert (norms == 0) == without_norms
     left = count(assert_folds_and_fuses(network, crop), nn.BatchNorm2d)
     if architecture.startswith(("densenet", "maxvit")):  # normalise before some convolutions
         assert 0 < left < norms
