@@ -19,7 +19,7 @@ FAST = ("alexnet", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "sque
 ARCHITECTURES = torchvision.models.list_models(module=torchvision.models)
 WITHOUT_NORMS = ("alexnet", "convnext", "squeezenet", "swin", "vit")
 CROPS = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 56}  # others accept 64
-LARGE = 10**8  # parameters, above which float64 takes too much memory
+LARGE = 2 * 10**8  # parameters, above which float64 takes too much memory
 
 
 def convolution_relu(
