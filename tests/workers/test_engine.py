@@ -41,7 +41,7 @@ class Device:
     def disconnect(self, connection: HttpConnection) -> None:
         pass
 
-    def publish(self, max_age_s: float) -> None:
+    def publish_soon(self) -> None:
         pass
 
     async def started(self) -> None:
