@@ -236,7 +236,8 @@ class Classifier:
         """
         try:
             with self._flight(deadline):
-                result = await self._result(image, want, deadline, stated, zlib.crc32(caller.encode()))
+                job = Job(image, want, deadline, waiter := Waiter(), stated, zlib.crc32(caller.encode()))
+                result = await self._result(job, waiter)
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -272,11 +273,12 @@ class Classifier:
                 self._in_flight -= 1
                 self._settled.notify_all()
 
-    async def _result(self, image: Image, want: Want, deadline: float, stated: bool, caller: int) -> Result:
-        job = Job(image, want, deadline, waiter := Waiter(), stated, caller)
+    async def _result(self, job: Job, waiter: Waiter) -> Result:
+        file = job.image
         await self._run(job, waiter, self.served.engine.decodes_jpegs)
         if isinstance(job.error, UndecodableImage) and isinstance(job.image, Jpeg):  # the device's decoder refused it
-            job = Job(image, want, deadline, waiter := Waiter(), stated, caller)
+            job.image, job.error, job.pending = file, None, None
+            job.completion = waiter = Waiter()
             await self._run(job, waiter, device_decodes=False)
         if job.error:
             raise job.error
