@@ -16,8 +16,8 @@ import structlog
 
 from app.batching import Image, Job, Queue, Wait
 from app.decoding import DecodeThreads
-from app.engine.base import Facts, Row, Want
-from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable
+from app.engine.base import Facts, Jpeg, Row, Want
+from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable, UndecodableImage
 from app.imagenet.taxonomy import Taxonomy
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
@@ -274,23 +274,12 @@ class Classifier:
                 self._settled.notify_all()
 
     async def _result(self, job: Job, waiter: Waiter) -> Result:
-        served = self.served
-        job.received_at = time.monotonic()
-        if served.ahead and isinstance(job.image, bytes):
-            served.ahead.submit(job, served.queue.put)
-        else:
-            served.queue.put(job)
-        try:
-            async with asyncio.timeout(job.deadline - job.received_at):
-                await waiter.future
-        except TimeoutError:
-            raise DeadlineExceeded("no answer by the deadline") from None
-        finally:
-            if job.row is None and job.error is None:
-                waiter.future.cancel()
-                if job.pending:
-                    job.pending.cancel()
-                served.queue.forget(job)
+        file = job.image
+        await self._run(job, waiter, self.served.engine.decodes_jpegs)
+        if isinstance(job.error, UndecodableImage) and isinstance(job.image, Jpeg):  # the device's decoder refused it
+            job.image, job.error, job.pending = file, None, None
+            job.completion = waiter = Waiter()
+            await self._run(job, waiter, device_decodes=False)
         if job.error:
             raise job.error
         assert job.row is not None
@@ -307,6 +296,26 @@ class Classifier:
                 tuple(job.waits),
             ),
         )
+
+    async def _run(self, job: Job, waiter: Waiter, device_decodes: bool) -> None:
+        """Wait until the job has its outcome. Raises DeadlineExceeded and NotReady."""
+        served = self.served
+        job.received_at = time.monotonic()
+        if served.ahead and isinstance(job.image, bytes):
+            served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
+        else:
+            served.queue.put(job)
+        try:
+            async with asyncio.timeout(job.deadline - job.received_at):
+                await waiter.future
+        except TimeoutError:
+            raise DeadlineExceeded("no answer by the deadline") from None
+        finally:
+            if job.row is None and job.error is None:
+                waiter.future.cancel()
+                if job.pending:
+                    job.pending.cancel()
+                served.queue.forget(job)
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import Callable
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from app.batching.costs import OUTLIER, CostCurve
@@ -21,6 +22,7 @@ _LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at 
 _TOGETHER_S = 0.05  # clients that leave within this time leave together
 _DIFFERENT = 1.2  # factor between waits that differ
 _SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
+_deadline = operator.attrgetter("deadline")
 
 
 class Outlook(NamedTuple):
@@ -41,6 +43,22 @@ class Outlook(NamedTuple):
     lateness: float = 1.0
 
 
+class Turns(NamedTuple):
+    """The predicted turns of the streams, all with full batches.
+
+    ``free``: seconds until the running batch of each stream ends, ascending. ``size`` of a full batch, and its seconds.
+    """
+
+    free: list[float]
+    size: int
+    batch_s: float
+
+    def start(self, place: int) -> float:
+        """Predict the seconds until a stream takes the item at this place in the queue."""
+        turn, stream = divmod(place // self.size, len(self.free))
+        return self.free[stream] + turn * self.batch_s
+
+
 class Backlog:
     """The waiting jobs and the running batches. Not thread-safe; callers pass the current time.
 
@@ -53,7 +71,8 @@ class Backlog:
         self.ahead_s = ahead_s
         self.patience = Patience()
         self.prepare_s = 0.0  # average seconds that a stream takes to prepare an item
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._soonest = math.inf  # deadline of all jobs that waited when the last batch was chosen
         self._unlikely = 0  # waiting jobs whose clients will probably leave before an answer
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
@@ -68,7 +87,7 @@ class Backlog:
 
     def predicted_wait(self, now: float) -> float:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
-        return max(self.ahead_s(), self._start(now, self._before))
+        return self._wait(now, self._turns(now))
 
     def rest_s(self, now: float) -> float:
         """Predict the wait as if the running batches ended now."""
@@ -105,12 +124,13 @@ class Backlog:
             if (short := now + self._best_s(now) - deadline) > 0:
                 raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
-        wait = self.predicted_wait(now)
-        start = max(wait, self._start(now, self._before + n - 1))
+        turns = self._turns(now)
+        wait = self._wait(now, turns)
+        start = max(wait, turns.start(self._before + n - 1))
         longest = allowed = deadline - now
-        excess = self.lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
+        excess = self.lateness * (start + self._batch_s(min(n, turns.size))) - allowed
         if not stated:
-            patience, batch = self.patience_s(now), self._batch_s(self.ceiling(now))
+            patience, batch = self.patience_s(now), turns.batch_s
             excess = max(excess, self.lateness * (wait + batch) - max(patience, 1.5 * self.lateness * batch))
             longest = min(longest, patience)
         if excess > 0:
@@ -178,14 +198,22 @@ class Backlog:
 
     def ceiling(self, now: float) -> int:
         """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
-        limit_s = self.patience_s(now) / 2
-        fitting = [b for b in self.costs.buckets if b <= self.costs.ceiling and self._batch_s(b) <= limit_s]
+        limit_s, largest = self.patience_s(now) / 2, self.costs.ceiling
+        if self._batch_s(largest) <= limit_s:
+            return largest
+        fitting = [b for b in self.costs.buckets if b < largest and self._batch_s(b) <= limit_s]
         return max(fitting, default=self.costs.buckets[0])
 
     def put(self, job: Job, now: float) -> None:
-        job.waiting_since = now
-        job.predicted_s = self.predicted_wait(now) + self._batch_s(self.ceiling(now))
-        self._waiting.append(job)
+        self.extend([job], now)
+
+    def extend(self, jobs: Sequence[Job], now: float) -> None:
+        """Put jobs that arrive together."""
+        ahead_s, turns = self.ahead_s(), self._turns(now)
+        for place, job in enumerate(jobs, self._before):
+            job.waiting_since = now
+            job.predicted_s = max(ahead_s, turns.start(place)) + turns.batch_s
+        self._waiting += jobs
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
         """Return the next batch for a free stream, and the jobs whose deadline cannot be met any more.
@@ -196,16 +224,19 @@ class Backlog:
         """
         self._taken_at = min(self._taken_at, now)
         earliest = now + self._best_s(now)
-        waiting: list[Job] = []
+        waiting = [job for job in self._waiting if not job.gone]
         late: list[Job] = []
-        for job in self._waiting:
-            if not job.gone:
-                (waiting if job.deadline >= earliest else late).append(job)
+        self._soonest = min(map(_deadline, waiting), default=math.inf)
+        if self._soonest < earliest:
+            late = [job for job in waiting if job.deadline < earliest]
+            waiting = [job for job in waiting if job.deadline >= earliest]
         for _ in late:
             self._learn_lateness(punctual=False)
         batch = self._choose(now, waiting)
-        chosen = set(map(id, batch))
-        self._waiting = deque(job for job in waiting if id(job) not in chosen)
+        self._waiting = waiting[len(batch) :]
+        if batch != waiting[: len(batch)]:
+            chosen = set(map(id, batch))
+            self._waiting = [job for job in waiting if id(job) not in chosen]
         for job in batch:
             job.taken_at = now
             job.end_wait(now)
@@ -230,7 +261,7 @@ class Backlog:
 
     def clear(self) -> list[Job]:
         """Remove and return all waiting jobs."""
-        waiting, self._waiting = list(self._waiting), deque()
+        waiting, self._waiting = self._waiting, []
         return waiting
 
     def finished(self, stream: int) -> None:
@@ -252,13 +283,13 @@ class Backlog:
         """Predict the seconds that a stream takes to prepare and run a batch of n items."""
         return n * self.prepare_s + self.costs.seconds(n)
 
-    def _start(self, now: float, place: int) -> float:
-        """Predict the seconds until a stream takes the item at this place in the queue, assuming full batches."""
-        ends = sorted(max(0.0, end - now) for end in self._running.values())
-        free = [0.0] * (self.streams - len(ends))
+    def _wait(self, now: float, turns: Turns) -> float:
+        return max(self.ahead_s(), turns.start(self._before))
+
+    def _turns(self, now: float) -> Turns:
+        ends = sorted([max(0.0, end - now) for end in self._running.values()])
         ceiling = self.ceiling(now)
-        turns, stream = divmod(place // ceiling, self.streams)
-        return (free + ends)[stream] + turns * self._batch_s(ceiling)
+        return Turns([0.0] * (self.streams - len(ends)) + ends, ceiling, self._batch_s(ceiling))
 
     @property
     def _before(self) -> int:
@@ -280,6 +311,8 @@ class Backlog:
         if len(likely) <= size:
             return (likely + last)[:size]
         first, next_end = likely[0], now + 2 * self._batch_s(size)
+        if self._soonest >= next_end:
+            return likely[:size]
         urgent = [job for job in likely if job.deadline < next_end and job is not first][: size - 1]
         if not urgent:
             return likely[:size]
@@ -297,6 +330,8 @@ class Backlog:
         """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
         end = now + _SLACK * seconds
         ages = self.patience.leaving(end - now, _LIKELY, now)
+        if not ages and self._soonest >= end:
+            return []
         return [
             job
             for job in waiting

@@ -14,7 +14,7 @@ import pytest
 
 from app.batching import CostCurve, Job, Outlook
 from app.classifier import Waiter
-from app.engine import Row, Want
+from app.engine import Jpeg, Row, Want
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.workers import memory, wire
 from app.workers.client import EngineQueue
@@ -35,6 +35,7 @@ class Engine:
         self.socket.settimeout(10)
         self._frames = wire.Frames()
         self._came: list[tuple[int, bytes]] = []
+        self._tasks: list[wire.ImageTask] = []
         memories = [memory.create(Slots.size(slots, CROP)), memory.create(Board.size(BUCKETS))]
         self.slots, self.board = Slots(memories[0], slots, CROP), Board(memories[1], BUCKETS)
         theirs = Slots(memories[0], slots, CROP), Board(memories[1], BUCKETS)
@@ -60,13 +61,19 @@ class Engine:
         return self._came.pop(0)
 
     def task(self) -> wire.ImageTask:
-        kind, payload = self.frame()
-        assert kind == wire.TASK
-        return wire.read_task(payload)
+        if not self._tasks:
+            kind, payload = self.frame()
+            assert kind == wire.TASKS
+            self._tasks += wire.read_tasks(payload)
+        return self._tasks.pop(0)
 
-    def answer(self, task: wire.ImageTask) -> None:
-        row = Row(np.array([int(self.slots.view(task.slot, False)[0, 0, 0])]), np.array([1], np.float32))
-        self.socket.sendall(wire.answer(wire.Answer(task.number, time.monotonic(), 0.5, 2, row)))
+    def answer(self, *tasks: wire.ImageTask) -> None:
+        greys = [int(self.slots.view(task.slot, False)[0, 0, 0]) for task in tasks]
+        rows = [Row(np.array([grey]), np.array([1], np.float32)) for grey in greys]
+        answers = [
+            wire.Answer(task.number, time.monotonic(), 0.5, 2, row) for task, row in zip(tasks, rows, strict=True)
+        ]
+        self.socket.sendall(wire.answers(answers))
 
     def end(self) -> None:
         self.socket.close()
@@ -87,6 +94,14 @@ def put(engine: Engine, grey: int, crop: int = CROP, **fields: Any) -> Numbered:
     job.future, job.decode_s = waiter.future, 0.25
     engine.queue.put(job)
     return job
+
+
+def test_a_jpeg_goes_over_in_a_slot(engine: Engine) -> None:
+    data = bytes(range(200))
+    engine.queue.put(Job(Jpeg(data, 300, 200, 6), Want(k=1), math.inf))
+    task = engine.task()
+    assert task.file == (len(data), 300, 200, 6)
+    assert bytes(engine.slots.file(task.slot, len(data))) == data
 
 
 def leave(engine: Engine, job: Numbered) -> None:
@@ -122,6 +137,21 @@ def test_what_finds_no_slot_waits_until_one_is_given_back(engine: Engine) -> Non
     assert len(engine.queue) == 0
 
 
+def test_images_that_can_be_sent_at_the_same_time_go_over_in_one_frame(engine: Engine) -> None:
+    async def run() -> list[int]:
+        entries = [put(engine, grey) for grey in (1, 2, 3, 4)]
+        first, second = engine.task(), engine.task()
+        engine.answer(first, second)
+        kind, payload = engine.frame()
+        assert kind == wire.TASKS
+        third, fourth = wire.read_tasks(payload)
+        assert {third.slot, fourth.slot} == {0, 1}
+        engine.answer(fourth, third)
+        return [answer(await entry.future) for entry in entries]
+
+    assert asyncio.run(run()) == [1, 2, 3, 4]
+
+
 def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done(engine: Engine) -> None:
     async def run() -> None:
         left, other = put(engine, 1), put(engine, 2)
@@ -129,7 +159,7 @@ def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done
         engine.task()
         leave(engine, left)
         kind, payload = engine.frame()
-        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, first.number)
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, [first.number])
         waiting = put(engine, 3)
         assert len(engine.queue) == 3
         engine.socket.sendall(wire.failure(first.number, None))
@@ -174,9 +204,9 @@ def test_the_engine_learns_how_long_a_client_has_waited_that_leaves(engine: Engi
         engine.task()
         leave(engine, sent)
         kind, payload = engine.frame()
-        assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
+        assert (kind, wire.read_left(payload)) == (wire.LEFT, [(12.5, 7)])
         kind, payload = engine.frame()
-        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, number)
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, [number])
         leave(engine, waiting)
 
     asyncio.run(run())
@@ -185,7 +215,7 @@ def test_the_engine_learns_how_long_a_client_has_waited_that_leaves(engine: Engi
 def test_a_client_that_leaves_before_its_image_is_decoded_is_learned_too(engine: Engine) -> None:
     engine.queue.forget(Job(b"", Want(), math.inf, received_at=12.5, caller=7))
     kind, payload = engine.frame()
-    assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
+    assert (kind, wire.read_left(payload)) == (wire.LEFT, [(12.5, 7)])
 
 
 @pytest.mark.parametrize("fields", [{"stated": True}, {"deadline": 100.0}], ids=["stated", "late"])
@@ -197,7 +227,7 @@ def test_one_that_states_a_deadline_or_waits_until_it_says_nothing_about_patienc
         number = engine.task().number
         leave(engine, left)
         kind, payload = engine.frame()
-        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, number)
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, [number])
 
     asyncio.run(run())
 
