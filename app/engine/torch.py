@@ -15,8 +15,8 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Pixels, Rows, Want, check_outputs, memory_errors
-from app.errors import ModelError
+from app.engine.base import Pixels, Rows, Want, check_outputs, device_errors
+from app.errors import DeviceLost, ModelError
 from app.models.model import Model
 from app.models.split import split
 
@@ -66,6 +66,7 @@ class TorchEngine:
         total = torch.cuda.get_device_properties(self._device).total_memory
         return {"held": torch.cuda.memory_reserved(self._device), "total": total}
 
+    @device_errors()
     def load(self) -> None:
         try:
             module = split(self._model.build()).eval().requires_grad_(False)
@@ -89,10 +90,12 @@ class TorchEngine:
         """Raise ModelError if the network does not accept the crops or does not have the classes of the model."""
         crop = self._model.preprocessing.crop
         try:
-            with memory_errors():
+            with device_errors():
                 features, logits = self._module(torch.zeros((1, 3, crop, crop), device=self._device, dtype=self._dtype))
         except MemoryError as error:
             raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
+        except DeviceLost:
+            raise
         except Exception as error:  # architectures raise various exceptions for an unsupported size
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{self._model.name} does not accept crops of {crop}x{crop}: {reason}") from error
@@ -131,7 +134,7 @@ class TorchEngine:
     def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         with self._on_own_stream():
             try:
-                with memory_errors():
+                with device_errors():
                     return self._forward(images, wants)
             except MemoryError:
                 if self._device.type == "cuda":
