@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from app.loading import hang
 from tests import tiny
 from tests.api.wire import Wire
-from tests.conftest import CAT, Server
+from tests.conftest import CAT, REPOSITORY, Server
 from tests.workers.conftest import Service, wait_until
 
 PHOTO = CAT.read_bytes()
@@ -40,7 +41,7 @@ openvino.OpenVinoEngine.forward = fail
 def failing(tmp_path: Path) -> dict[str, str]:
     """An environment whose devices hang when asked for seven classes, and are lost when asked for eight."""
     (tmp_path / "sitecustomize.py").write_text(FAILING)
-    return {"PYTHONPATH": str(tmp_path)}
+    return {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
 
 
 def ask(url: str, top_k: int = 5) -> httpx2.Response:
@@ -95,10 +96,13 @@ def check_not_ready(response: bytes) -> None:
 
 
 def test_a_lost_device_ends_the_process_and_everyone_is_answered(failing: dict[str, str]) -> None:
-    server = Server(*MODEL[:2], "--request-timeout-ms", "60000", env=failing)
-    for response in lose(server):
-        check_not_ready(response)
-    assert server.process.wait(30) == 1
+    server = Server(*MODEL[:2], "--request-timeout-ms", "60000", "--upload-idle-ms", "60000", env=failing)
+    with Wire(server.port) as uploading:
+        uploading.head("/v1/predict", f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
+        for response in lose(server):
+            check_not_ready(response)
+        assert uploading.status() == 503
+        assert server.process.wait(30) == 1
     server.stop()
     [lost, *_] = [line for line in server.log if line["event"] == "the device is lost"]
     assert "an illegal memory access was encountered" in str(lost["exception"])
