@@ -178,20 +178,19 @@ class Classifier:
                 self.readiness.suspend()
 
     def close(self) -> None:
-        """Finish what was accepted, then stop the threads. Has no effect if no model is served.
+        """Finish what was accepted, then stop the threads and the sandbox. Waits for nothing if no model is served.
 
         Blocks, so it must not be called on the event loop whose images it waits for.
         """
         with self._closing:
-            with self._settled:
-                if not self.ready:
-                    return
-                self.readiness.suspend()
-                # Expensive pictures enter the queue twice, so it stays open until the last one has its outcome. The
-                # deadlines end the wait if an event loop has died with its images.
-                patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
-                self._settled.wait_for(lambda: not self._in_flight, patience)
-            self.served.close()
+            if self.ready:
+                with self._settled:
+                    self.readiness.suspend()
+                    # Expensive pictures enter the queue twice, so it stays open until the last one has its outcome. The
+                    # deadlines end the wait if an event loop has died with its images.
+                    patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                    self._settled.wait_for(lambda: not self._in_flight, patience)
+                self.served.close()
             self.sandbox.close()
 
     def admit(self, count: int, deadline: float, stated: bool = False) -> None:
