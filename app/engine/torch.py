@@ -52,6 +52,10 @@ class TorchEngine:
         self.compilation = "eager"
 
     @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else machine.processor()
+
+    @property
     def dim(self) -> int:
         dim: int = self._module.dim
         return dim

@@ -51,6 +51,6 @@ def test_what_a_gpu_needs_is_pinned_apart() -> None:
     assert not pins("cuda.txt").keys() & pins("constraints.txt").keys()
 
 
-def test_the_image_installs_every_list() -> None:
-    dockerfile = (REPOSITORY / "Dockerfile").read_text()
-    assert set(re.findall(r"\bdeploy/(\w+\.txt)", dockerfile)) == set(LISTS)
+@pytest.mark.parametrize("file", ["Dockerfile", ".dockerignore"])
+def test_the_build_gets_every_list(file: str) -> None:
+    assert set(re.findall(r"\bdeploy/(\w+\.txt)", (REPOSITORY / file).read_text())) == set(LISTS)
