@@ -93,7 +93,7 @@ def test_custom_kinds_are_valid(kserve_python: str) -> None:
     assert not complaints(kserve_python, yaml.safe_dump_all(made))
 
 
-@pytest.mark.parametrize("name", ["inferenceservice.yaml", "runtime.yaml"])
+@pytest.mark.parametrize("name", ["inferenceservice.yaml", "inferenceservice-gpu.yaml", "runtime.yaml"])
 def test_kserve_s_kinds_are_valid(name: str, kserve_python: str) -> None:
     text = (KSERVE / name).read_text()
     assert not complaints(kserve_python, text)
@@ -138,6 +138,12 @@ def test_an_overlay_runs_its_image_with_its_device(overlay: str, tag: str) -> No
     assert container["image"] == f"topk:{tag}"
     assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (overlay == "gpu")
     assert one(made, "ConfigMap")["data"]["TOPK_DEVICE"] == {"cpu": "cpu", "gpu": "cuda"}[overlay]
+
+
+def test_a_gpu_is_never_needed_twice() -> None:
+    strategies = {overlay: one(rendered(overlay), "Deployment")["spec"]["strategy"] for overlay in OVERLAYS}
+    assert strategies["gpu"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    assert strategies["cpu"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
 
 
 def test_another_setting_is_a_rolling_update() -> None:
