@@ -119,6 +119,8 @@ def _timeseries(axes: Axes, panel: dict[str, Any], answers: Answers) -> None:
         axes.set_xlim(times[0], times[-1])
     axes.set_ylim(0, max(defaults["custom"].get("axisSoftMax", 0), axes.get_ylim()[1], 1e-6))
     _clothe(axes, defaults["unit"])
+    if "scaleDistribution" in defaults["custom"]:
+        axes.set_yscale("log", base=2)
     if not lines:
         nothing = defaults.get("noValue", "no data")
         axes.axis("off")
