@@ -2,7 +2,7 @@
 #
 # VARIANT  cpu   torch and OpenVINO: serves any model
 #          slim  OpenVINO only: serves exported models, the one in the image or a mounted folder
-#          cuda  torch with CUDA, for the NVIDIA container runtime, which provides the driver
+#          cuda  torch with CUDA, and torchcodec for JPEG, for NVIDIA's container runtime, which provides the driver
 # MODEL    the model to serve. The build exports it, so that a start needs neither network access nor a conversion
 #
 # The build context `given` may contain a weights file, named by WEIGHTS, or be a model folder, named by MODEL.
@@ -17,12 +17,13 @@ ARG VARIANT=cpu
 ARG TORCH_INDEX=auto
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY deploy/constraints.txt deploy/serving.txt deploy/image/install deploy/
+COPY deploy/constraints.txt deploy/serving.txt deploy/cuda.txt deploy/image/install deploy/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     case "$VARIANT" in \
       slim) deploy/install deploy/serving.txt ;; \
-      cpu | cuda) deploy/install deploy/constraints.txt ;; \
+      cpu) deploy/install deploy/constraints.txt ;; \
+      cuda) deploy/install deploy/constraints.txt deploy/cuda.txt ;; \
       *) echo "VARIANT is cpu, slim or cuda, not $VARIANT" >&2; exit 1 ;; \
     esac
 COPY pyproject.toml README.md LICENSE ./
@@ -54,6 +55,8 @@ LABEL org.opencontainers.image.title="topk" \
 RUN echo "topk:x:10001:10001::/tmp:/sbin/nologin" >> /etc/passwd && echo "topk:x:10001:" >> /etc/group
 COPY --from=packages /opt/topk /opt/topk
 COPY --from=model /models /models
+# NVIDIA's runtime mounts the libraries of the GPU's JPEG decoder only with the capability video.
+ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
 # The caches are written only for a model other than the image's. With a read-only root, mount a tmpfs at /tmp.
 # SageMaker mounts a model folder at /opt/ml/model. Elsewhere that does not exist, and the image's model is served.
 ENV PATH=/opt/topk/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp TOPK_CACHE_DIR=/tmp/topk TORCH_HOME=/tmp/torch \

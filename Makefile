@@ -56,7 +56,7 @@ test-image: $(VENV)/.test-all
 
 # Known vulnerabilities of the image's dependencies. Fails if PyPI cannot be reached.
 audit: $(VENV)/.test-all
-	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt
+	$(BIN)/python -m pip_audit --strict --disable-pip --no-deps -r deploy/constraints.txt -r deploy/cuda.txt
 
 # Pin the image's dependencies to the newest compatible releases.
 constraints: $(VENV)/.python

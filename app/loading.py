@@ -176,10 +176,15 @@ def _observe_queue(queue: BatchQueue, device: Engine, metrics: Metrics) -> None:
     metrics.queue_images.set_function(lambda: len(queue))
     metrics.predicted_wait.set_function(queue.predicted_wait)
     metrics.patience.set_function(lambda: queue.outlook().patience)
+    metrics.capacity.set_function(partial(_capacity, queue.costs, device.streams))
     for bucket in device.buckets:
         metrics.batch_cost.labels(bucket).set_function(partial(queue.costs.seconds, bucket))
     for kind in device.memory():
         metrics.device_memory.labels(kind).set_function(partial(_memory, device, kind))
+
+
+def _capacity(costs: CostCurve, streams: int) -> float:
+    return streams * costs.ceiling / costs.seconds(costs.ceiling)
 
 
 def _memory(device: Engine, kind: str) -> float:

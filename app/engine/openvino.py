@@ -45,6 +45,10 @@ class OpenVinoEngine:
         self._std = np.array(preprocessing.std, np.float32) * 255
 
     @property
+    def device_name(self) -> str:
+        return machine.processor()
+
+    @property
     def dim(self) -> int:
         dim: int = self._narrow.output("features").partial_shape[1].get_length()
         return dim

@@ -84,6 +84,10 @@ class TorchEngine:
         self._thread = threading.local()
 
     @property
+    def device_name(self) -> str:
+        return torch.cuda.get_device_name(self._device) if self._cuda else machine.processor()
+
+    @property
     def decodes_jpegs(self) -> bool:
         return self._jpegs is not None
 

@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from app import machine
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
 
 
@@ -59,6 +59,11 @@ class Metrics:
         self.patience.set(math.inf)
         self.batch_cost = Gauge(
             "topk_batch_cost_seconds", "Measured cost of a batch, by bucket", ["bucket"], registry=registry
+        )
+        self.capacity = Gauge(
+            "topk_capacity_images_per_second",
+            "Images per second that the device can run, by the measured cost of its largest batch",
+            registry=registry,
         )
         self.device_memory = Gauge(
             "topk_device_memory_bytes", "Memory of a device that has its own", ["kind"], registry=registry

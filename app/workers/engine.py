@@ -321,8 +321,8 @@ class EngineProcess(child.Child):
 
     def _facts(self) -> dict[str, Any]:
         engine = self.device.served.engine
-        names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim", "decodes_jpegs")
-        return {name: getattr(engine, name) for name in names}
+        names = ("name", "device", "device_name", "precision", "streams", "spreads", "compilation", "buckets", "dim")
+        return {name: getattr(engine, name) for name in (*names, "decodes_jpegs")}
 
 
 def main() -> int:

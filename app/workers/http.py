@@ -173,6 +173,7 @@ class RemoteFacts:
 
     name: str
     device: str
+    device_name: str
     precision: str
     streams: int
     spreads: bool

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from pydantic import BaseModel
 
+from app import machine
 from app.api.protocols import huggingface, kserve, torchserve
 from app.api.protocols.openinference import schemas as openinference
 from app.api.protocols.protocol import ErrorMessage
@@ -58,13 +59,14 @@ def test_embeddings(app_server: InProcess, query: str) -> None:
 def test_info(app_server: InProcess) -> None:
     answer = httpx2.get(f"{app_server.url}/v1/info")
     assert list(answer.json()) == [
-        *("model", "architecture", "weights", "digest", "classes", "taxonomy", "dim", "engine", "device", "precision"),
-        *("compilation", "preprocessing", "decode", "batching", "limits", "warning"),
+        *("model", "architecture", "weights", "digest", "classes", "taxonomy", "dim", "engine", "device"),
+        *("device_name", "precision", "compilation", "preprocessing", "decode", "batching", "limits", "warning"),
     ]
     info = validated(Info, answer)
     assert (info.model, info.taxonomy, info.classes, info.dim) == (MODEL, True, 1000, 1280)
     engine = app_server.engine
     assert (info.engine, info.device, info.precision) == (engine.name, engine.device, engine.precision)
+    assert info.device_name == engine.device_name == machine.processor()
     assert (info.preprocessing.crop, info.limits.max_batch_images) == (224, 32)
     assert list(info.batching.cost_ms) == [str(size) for size in engine.buckets]
     assert info.batching.ceiling in engine.buckets

@@ -1,4 +1,4 @@
-"""deploy/constraints.txt and serving.txt pin all that the image installs; ``make constraints`` writes them."""
+"""The lists in deploy/ pin all that the image installs; ``make constraints`` writes them."""
 
 import re
 import tomllib
@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deploy.resolve import EXTRAS, NOT_FOR_SERVING
+from deploy.resolve import CUDA_EXTRA, EXTRAS, NOT_FOR_SERVING
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -15,7 +15,7 @@ REQUIRED = [
     *PROJECT["dependencies"],
     *(requirement for extra in EXTRAS for requirement in PROJECT["optional-dependencies"][extra]),
 ]
-LISTS = ["constraints.txt", "serving.txt"]
+LISTS = ["constraints.txt", "serving.txt", "cuda.txt"]
 
 
 def pins(name: str) -> dict[str, str]:
@@ -42,3 +42,16 @@ def test_what_topk_needs_is_pinned_to_a_version_that_it_takes(requirement: str) 
 def test_what_serves_is_a_part_of_it_without_torch() -> None:
     assert pins("serving.txt").items() < pins("constraints.txt").items()
     assert not {"torch", "torchvision", "timm", "sympy"} & pins("serving.txt").keys()
+
+
+def test_what_a_gpu_needs_is_pinned_apart() -> None:
+    wanted = [Requirement(requirement) for requirement in PROJECT["optional-dependencies"][CUDA_EXTRA]]
+    pinned = pins("constraints.txt") | pins("cuda.txt")
+    assert all(requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]) for requirement in wanted)
+    assert "torchcodec" in pins("cuda.txt")
+    assert not pins("cuda.txt").keys() & pins("constraints.txt").keys()
+
+
+@pytest.mark.parametrize("file", ["Dockerfile", ".dockerignore"])
+def test_the_build_gets_every_list(file: str) -> None:
+    assert set(re.findall(r"\bdeploy/(\w+\.txt)", (REPOSITORY / file).read_text())) == set(LISTS)

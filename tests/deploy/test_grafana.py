@@ -13,11 +13,17 @@ from tests.conftest import REPOSITORY
 
 GRAFANA = REPOSITORY / "deploy" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "topk.json").read_text())
-PANELS = DASHBOARD["panels"]
+TOP = DASHBOARD["panels"]
+PANELS = [*TOP, *(panel for row in TOP for panel in row.get("panels", []))]
 DRAWN = [panel for panel in PANELS if panel["type"] != "row"]
 QUERIES = [target["expr"] for panel in DRAWN for target in panel["targets"]]
 PROMETHEUS = yaml.safe_load((REPOSITORY / "deploy" / "prometheus" / "prometheus.yml").read_text())
 PROMETHEUS_OWN = {"up", "ALERTS"}
+DCGM = {  # of the exporter's default-counters.csv
+    *("DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_PROF_GR_ENGINE_ACTIVE", "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE"),
+    *("DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_GPU_TEMP"),
+    "DCGM_FI_DEV_XID_ERRORS",
+}
 
 
 def exported() -> set[str]:
@@ -29,7 +35,18 @@ def exported() -> set[str]:
 
 def test_every_metric_of_a_query_is_exported() -> None:
     asked = {name for query in QUERIES for name in re.findall(r"([a-zA-Z_]\w*)\s*\{", query)}
-    assert asked - PROMETHEUS_OWN <= exported()
+    assert asked - PROMETHEUS_OWN - DCGM <= exported()
+    assert {name for name in asked if name.startswith("DCGM")} == DCGM
+
+
+def test_panels_of_another_exporter_are_in_a_collapsed_row_that_names_it() -> None:
+    [row] = [panel for panel in TOP if panel.get("panels")]
+    assert row["collapsed"]
+    assert "DCGM" in row["title"]
+    for panel in DRAWN:
+        foreign = any("DCGM" in target["expr"] for target in panel["targets"])
+        assert foreign == (panel in row["panels"])
+        assert not foreign or panel["fieldConfig"]["defaults"]["noValue"] == "no DCGM exporter"
 
 
 def test_the_dashboard_shows_every_metric_of_ours() -> None:
@@ -47,7 +64,7 @@ def test_outcomes_are_those_that_are_counted() -> None:
 def test_every_query_is_of_the_replicas_that_are_chosen() -> None:
     for query in QUERIES:
         for selector in re.findall(r"\{([^}]*)\}", query):
-            assert 'instance=~"$instance"' in selector or "alertname" in selector
+            assert 'instance=~"$instance"' in selector or "alertname" in selector or selector == 'Hostname=~"$gpu_host"'
 
 
 def test_ids_are_unique() -> None:

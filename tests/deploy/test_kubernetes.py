@@ -19,8 +19,10 @@ SCALED = OBJECTS["ScaledObject", "topk"]["spec"]
 
 PREDICTORS = [
     document(KSERVE / "inferenceservice.yaml")["spec"]["predictor"],
+    document(KSERVE / "inferenceservice-gpu.yaml")["spec"]["predictor"],
     documents(KSERVE / "runtime.yaml")[0]["spec"],
 ]
+NAMES = ["kubernetes", "inferenceservice", "inferenceservice-gpu", "runtime"]
 SERVED = documents(KSERVE / "runtime.yaml")[1]["spec"]["predictor"]
 CONTAINERS = [CONTAINER, *(predictor["containers"][0] for predictor in PREDICTORS)]
 
@@ -44,7 +46,7 @@ def environments() -> dict[str, dict[str, str]]:
     variables = settings()
     base = variables.pop("base")
     found = {"base": base} | {folder: base | mine for folder, mine in variables.items()}
-    for name, container in zip(("inferenceservice", "runtime"), CONTAINERS[1:], strict=True):
+    for name, container in zip(NAMES[1:], CONTAINERS[1:], strict=True):
         found[name] = {e["name"]: e["value"] for e in container["env"] if e["name"] != "PROTOCOL"}
     found["runtime"]["TOPK_MODEL_NAME"] = "pets"  # KServe puts the name in place of {{.Name}}
     return found
@@ -107,7 +109,7 @@ def test_the_adapter_offers_what_the_autoscalers_ask_for() -> None:
     assert asked == offered
 
 
-@pytest.mark.parametrize("container", CONTAINERS, ids=["kubernetes", "inferenceservice", "runtime"])
+@pytest.mark.parametrize("container", CONTAINERS, ids=NAMES)
 def test_probes_ask_for_paths_that_are_served(container: dict[str, Any]) -> None:
     paths = create_app(Settings(_env_file=None)).openapi()["paths"]
     asked = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in PROBES}
@@ -120,7 +122,7 @@ def test_kserve_probes_as_kubernetes_does() -> None:
         keys = ("periodSeconds", "timeoutSeconds", "failureThreshold")
         return [tuple(container[f"{name}Probe"][key] for key in keys) for name in PROBES]
 
-    assert [patience(container) for container in CONTAINERS[1:]] == [patience(CONTAINER)] * 2
+    assert [patience(container) for container in CONTAINERS[1:]] == [patience(CONTAINER)] * len(PREDICTORS)
 
 
 def test_a_start_may_take_as_long_as_its_probe_allows() -> None:
@@ -134,7 +136,8 @@ def test_the_grace_period_is_enough_for_the_drain(name: str) -> None:
     given = Settings(_env_file=None, **{k.removeprefix("TOPK_").lower(): v for k, v in variables.items()})
     assert given.drain_delay_ms is not None
     longest = (given.drain_delay_ms + given.upload_ms + given.request_timeout_ms) / 1000
-    grace = {"inferenceservice": PREDICTORS[0], "runtime": SERVED}.get(name, POD)["terminationGracePeriodSeconds"]
+    pods = dict(zip(NAMES, [POD, *PREDICTORS], strict=True)) | {"runtime": SERVED}
+    grace = pods.get(name, POD)["terminationGracePeriodSeconds"]
     assert grace >= longest + 10
 
 
@@ -151,17 +154,17 @@ def test_a_service_named_topk_does_not_set_our_port(monkeypatch: pytest.MonkeyPa
     """Kubernetes gives containers ``NAME_PORT=tcp://IP:PORT`` for each Service, unless service links are disabled."""
     monkeypatch.setenv(f"{OBJECTS['Service', 'topk']['metadata']['name'].upper()}_PORT", "tcp://10.0.0.1:80")
     assert Settings(_env_file=None).port == 8000
-    assert [spec["enableServiceLinks"] for spec in (POD, PREDICTORS[0], SERVED)] == [False] * 3
+    assert [spec["enableServiceLinks"] for spec in (POD, *PREDICTORS[:2], SERVED)] == [False] * 4
 
 
 def test_images_carry_this_version() -> None:
     tags = [i["newTag"] for kustomization in kustomizations().values() for i in kustomization.get("images", [])]
     tags += [container["image"].partition(":")[2] for container in CONTAINERS[1:]]
-    assert len(tags) == 4
+    assert len(tags) == 5
     assert {tag.partition("-")[0] for tag in tags} == {__version__}
 
 
-@pytest.mark.parametrize("container", CONTAINERS, ids=["kubernetes", "inferenceservice", "runtime"])
+@pytest.mark.parametrize("container", CONTAINERS, ids=NAMES)
 def test_a_container_may_do_nothing_but_write_to_its_folders(container: dict[str, Any]) -> None:
     allowed = container["securityContext"]
     assert allowed["readOnlyRootFilesystem"] is True
@@ -172,7 +175,7 @@ def test_a_container_may_do_nothing_but_write_to_its_folders(container: dict[str
     assert sorted(mounts) == ["/tmp", cache]
 
 
-@pytest.mark.parametrize("spec", [POD, PREDICTORS[0]], ids=["kubernetes", "inferenceservice"])
+@pytest.mark.parametrize("spec", [POD, *PREDICTORS[:2]], ids=NAMES[:3])
 def test_a_pod_is_nobody_in_particular(spec: dict[str, Any]) -> None:
     user = spec["securityContext"]
     assert user["runAsNonRoot"] is True
@@ -193,11 +196,27 @@ def test_limits_are_requests_on_both_overlays() -> None:
         assert ("nvidia.com/gpu" in resources["limits"]) == (overlay == "gpu")
 
 
+GPU = document(KUBERNETES / "overlays" / "gpu" / "deployment.yaml")["spec"]
+
+
 def test_the_gpu_s_workers_have_a_core_each() -> None:
-    [container] = document(KUBERNETES / "overlays" / "gpu" / "deployment.yaml")["spec"]["template"]["spec"][
-        "containers"
-    ]
+    [container] = GPU["template"]["spec"]["containers"]
     assert int(settings()["overlays/gpu"]["TOPK_WORKERS"]) <= int(container["resources"]["limits"]["cpu"])
+
+
+def test_an_update_needs_no_second_gpu() -> None:
+    assert GPU["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    assert GPU["strategy"]["rollingUpdate"]["maxUnavailable"] < AUTOSCALER["minReplicas"]
+
+
+def test_kserve_uses_a_gpu_as_kubernetes_does() -> None:
+    predictor, pod = PREDICTORS[1], GPU["template"]["spec"]
+    assert predictor["deploymentStrategy"]["rollingUpdate"] == GPU["strategy"]["rollingUpdate"]
+    assert predictor["tolerations"] == pod["tolerations"]
+    wanted = [spec["containers"][0]["resources"]["limits"] for spec in (predictor, pod)]
+    assert wanted[0] == wanted[1]
+    variables = environments()["inferenceservice-gpu"]
+    assert settings()["overlays/gpu"].items() <= variables.items()
 
 
 def test_the_keys_file_is_a_key_of_the_secret_in_a_mounted_folder() -> None:
@@ -224,10 +243,11 @@ def test_nothing_is_reached_but_dns_unless_a_download_is_wanted() -> None:
 
 
 def test_kserve_speaks_v2_under_the_service_s_name() -> None:
-    own, runtime = PREDICTORS
-    variables = {e["name"]: e["value"] for e in own["containers"][0]["env"]}
-    assert variables["PROTOCOL"] == "v2"
-    assert variables["TOPK_MODEL_NAME"] == document(KSERVE / "inferenceservice.yaml")["metadata"]["name"]
+    *own, runtime = PREDICTORS
+    for name, predictor in zip(NAMES[1:3], own, strict=True):
+        variables = {e["name"]: e["value"] for e in predictor["containers"][0]["env"]}
+        assert variables["PROTOCOL"] == "v2"
+        assert variables["TOPK_MODEL_NAME"] == document(KSERVE / f"{name}.yaml")["metadata"]["name"]
     model = SERVED["model"]
     assert model["protocolVersion"] in runtime["protocolVersions"]
     assert model["modelFormat"]["name"] in {known["name"] for known in runtime["supportedModelFormats"]}

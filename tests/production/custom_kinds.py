@@ -24,6 +24,7 @@ def read_and_written(manifest: dict[str, Any]) -> Any:
     """The manifest as its model understands it. Raises what the model raises."""
     if model := PYDANTIC.get(manifest["kind"]):
         return model.model_validate(manifest).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    client.models.K8sIoApiAppsV1DeploymentStrategy = client.V1DeploymentStrategy  # the SDK's name for it
     for name in dir(kserve.models):
         if not hasattr(client.models, name):
             setattr(client.models, name, getattr(kserve.models, name))

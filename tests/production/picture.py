@@ -112,12 +112,18 @@ def _timeseries(axes: Axes, panel: dict[str, Any], answers: Answers) -> None:
         if any(prop["id"] == "custom.hideFrom" for prop in _overrides(panel, name)):  # told, not drawn
             axes.plot([], [], color=colour, label=label)
             continue
-        axes.fill_between(times, bottom, top, color=colour, alpha=alpha, linewidth=0, label=label if stacked else None)
+        if alpha:
+            axes.fill_between(
+                times, bottom, top, color=colour, alpha=alpha, linewidth=0, label=label if stacked else None
+            )
         if not stacked:
             axes.plot(times, top, color=colour, linewidth=1.5, label=label)
     if len(times) > 1:  # infinite values draw nothing
         axes.set_xlim(times[0], times[-1])
-    axes.set_ylim(0, max(defaults["custom"].get("axisSoftMax", 0), axes.get_ylim()[1], 1e-6))
+    if "scaleDistribution" in defaults["custom"]:
+        axes.set_yscale("log", base=2)
+    else:
+        axes.set_ylim(0, max(defaults["custom"].get("axisSoftMax", 0), axes.get_ylim()[1], 1e-6))
     _clothe(axes, defaults["unit"])
     if not lines:
         nothing = defaults.get("noValue", "no data")
@@ -272,7 +278,8 @@ def _clothe(axes: Axes, unit: str | None) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:.0f} s"))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if unit:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if axes.get_yscale() == "linear":
+            axes.yaxis.set_major_locator(MaxNLocator(4))
         say = _formatter(unit)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
 

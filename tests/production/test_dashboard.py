@@ -38,6 +38,7 @@ DEPLOY = REPOSITORY / "deploy"
 SHIPPED = DEPLOY / "prometheus" / "prometheus.yml"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "topk.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+OF_DCGM = [panel for row in DASHBOARD["panels"] for panel in row.get("panels", [])]
 ON_GPUS_ONLY = "topk_device_memory_bytes"
 PHOTO = CAT.read_bytes()
 CALM_S, CROWDED_S = 6.0, 10.0
@@ -106,7 +107,8 @@ class Run:
     def filled(self, expression: str) -> str:
         """An expression of the dashboard with its variables' values."""
         replicas = "|".join(f"127.0.0.1:{server.port}" for server in self.servers)
-        return expression.replace("$instance", replicas).replace("$__rate_interval", WINDOW)
+        values = {"$instance": replicas, "$__rate_interval": WINDOW, "$gpu_host": ".*"}
+        return re.sub(r"\$\w+", lambda variable: values[variable[0]], expression)
 
     def ask(self, target: dict[str, Any]) -> list[dict[str, Any]]:
         """What a panel's query has, as Grafana would ask it."""
@@ -217,6 +219,11 @@ def test_a_query_of_the_dashboard_is_answered(run: Run, title: str, target: dict
     assert any(numbers(one) for one in series)
     for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
         assert all(label in one["metric"] for one in series)
+
+
+@pytest.mark.parametrize("panel", OF_DCGM, ids=[panel["title"] for panel in OF_DCGM])
+def test_a_query_of_gpus_is_understood_where_there_is_none(run: Run, panel: dict[str, Any]) -> None:
+    assert [run.ask(target) for target in panel["targets"]] == [[]] * len(panel["targets"])
 
 
 def test_the_load_ended_in_every_outcome_but_a_defect(run: Run) -> None:

@@ -1,7 +1,7 @@
 """The container image, built by buildah and run by runc: non-root, no network, no capability, a read-only root.
 
 By default the slim variant around a model folder, which needs no torch to build. ``make test-image`` also builds what
-exports its model on the way, the cpu variant among it: minutes and gigabytes.
+exports its model on the way, the cpu and cuda variants among it: minutes and gigabytes.
 """
 
 import io
@@ -32,7 +32,8 @@ pytestmark = [
 ]
 BUILDS = [("slim", "folder")]
 if os.environ.get("TEST_IMAGES") == "all":
-    BUILDS += [("slim", "efficientnet_lite0"), ("cpu", "efficientnet_lite0")]
+    BUILDS += [(variant, "efficientnet_lite0") for variant in ("slim", "cpu", "cuda")]
+LISTS = {"slim": ["serving.txt"], "cpu": ["constraints.txt"], "cuda": ["constraints.txt", "cuda.txt"]}
 ASK = """
 import sys, urllib.request
 print(urllib.request.urlopen("http://127.0.0.1:8080/v1/predict", sys.stdin.buffer.read()).read().decode())
@@ -190,10 +191,12 @@ def test_its_configuration(image: Built) -> None:
 
 def test_it_holds_what_was_pinned_and_no_tools(image: Built, service: Container) -> None:
     installed = set(service.execute("/opt/topk/bin/python", "-c", PACKAGES).stdout.decode().split())
-    pins = (REPOSITORY / "deploy" / ("serving.txt" if image.variant == "slim" else "constraints.txt")).read_text()
+    pins = "".join((REPOSITORY / "deploy" / name).read_text() for name in LISTS[image.variant])
     expected = {line for line in pins.splitlines() if not line.startswith("#")} | {f"topk=={app.__version__}"}
     if image.variant == "slim":
         assert installed == expected
+    else:  # torch requires more than is pinned, and its version may end in +cpu
+        assert expected <= {release.partition("+")[0] for release in installed}
     names = {"cc", "gcc", "g++", "clang", "ld", "as", "make", "pip", "pip3", "curl"}
     folders = [
         image.root / folder for folder in ("opt/topk/bin", "usr/local/bin", "usr/bin", "usr/local/sbin", "usr/sbin")
@@ -212,3 +215,17 @@ def test_another_model_than_the_slim_one_is_refused_in_a_sentence(
         assert code == 1
         assert "the model resnet50 needs PyTorch, which is not installed; without it, topk serves model folders" in log
         assert "Traceback" not in log
+
+
+def test_the_cuda_one_has_what_a_gpu_needs_and_runs_torch_without_triton(
+    image: Built, start: Callable[..., Container]
+) -> None:
+    if image.variant != "cuda":
+        pytest.skip("it is for CPUs")
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in image.config["Env"]
+    container = start("serve", TOPK_ENGINE="torch")
+    container.wait_until_ready()
+    assert {found["class_id"] for found in ask(container, CAT.read_bytes())["predictions"][:3]} == {281, 282, 285}
+    code = "import torch, torchcodec.decoders, importlib.util as u; print(torch.version.cuda, u.find_spec('triton'))"
+    cuda, triton = container.execute("/opt/topk/bin/python", "-c", code).stdout.decode().split()
+    assert (cuda.partition(".")[0].isdigit(), triton) == (True, "None")

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from app import __version__
 from app.settings import Settings
 from tests.conftest import REPOSITORY, Server, environment
 from tests.deploy.manifests import KSERVE, KUBERNETES, document
+from tests.docs.pages import blocks
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +35,8 @@ COMPONENTS = ((), ("keda",), ("api-keys",), ("download",), ("keda", "api-keys", 
 RENDERINGS = [(overlay, components) for overlay in OVERLAYS for components in COMPONENTS]
 
 
-def rendered(overlay: str, components: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """What ``kubectl apply -k`` would send for an overlay with these components on top."""
+def rendered(overlay: str, components: tuple[str, ...] = (), patches: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """What ``kubectl apply -k`` would send for an overlay with these components and patches on top."""
     kubectl = shutil.which("kubectl", path=PATH)
     assert kubectl, "no kubectl: `make test-production` installs it"
     with tempfile.TemporaryDirectory() as folder:
@@ -42,6 +44,7 @@ def rendered(overlay: str, components: tuple[str, ...] = ()) -> list[dict[str, A
         kustomization = {
             "resources": [f"{up}/overlays/{overlay}"],
             "components": [f"{up}/components/{name}" for name in components],
+            "patches": list(patches),
         }
         (Path(folder) / "kustomization.yaml").write_text(json.dumps(kustomization))
         ran = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
@@ -93,7 +96,7 @@ def test_custom_kinds_are_valid(kserve_python: str) -> None:
     assert not complaints(kserve_python, yaml.safe_dump_all(made))
 
 
-@pytest.mark.parametrize("name", ["inferenceservice.yaml", "runtime.yaml"])
+@pytest.mark.parametrize("name", ["inferenceservice.yaml", "inferenceservice-gpu.yaml", "runtime.yaml"])
 def test_kserve_s_kinds_are_valid(name: str, kserve_python: str) -> None:
     text = (KSERVE / name).read_text()
     assert not complaints(kserve_python, text)
@@ -138,6 +141,22 @@ def test_an_overlay_runs_its_image_with_its_device(overlay: str, tag: str) -> No
     assert container["image"] == f"topk:{tag}"
     assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (overlay == "gpu")
     assert one(made, "ConfigMap")["data"]["TOPK_DEVICE"] == {"cpu": "cpu", "gpu": "cuda"}[overlay]
+
+
+def test_a_gpu_is_never_needed_twice() -> None:
+    strategies = {overlay: one(rendered(overlay), "Deployment")["spec"]["strategy"] for overlay in OVERLAYS}
+    assert strategies["gpu"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    assert strategies["cpu"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_the_patches_of_the_readme_choose_a_gpu_and_a_slice() -> None:
+    [shown] = [block.text for block in blocks("deploy/kubernetes/README.md", "yaml") if "mig-" in block.text]
+    made = rendered("gpu", patches=yaml.safe_load(shown)["patches"])
+    [container] = pod(made)["containers"]
+    assert pod(made)["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert container["resources"]["limits"] == {"cpu": "8", "memory": "16Gi", "nvidia.com/mig-1g.10gb": "1"}
+    assert "nvidia.com/gpu" not in container["resources"]["requests"]
+    assert kubernetes_validate.validate(one(made, "Deployment"), API_VERSIONS[0], strict=True)
 
 
 def test_another_setting_is_a_rolling_update() -> None:

@@ -119,6 +119,9 @@ class Info(BaseModel):
     dim: int = Field(description="Numbers in an embedding.", examples=[2048])
     engine: str = Field(examples=["openvino"])
     device: str = Field(examples=["cpu"])
+    device_name: str = Field(
+        description="The product name of the GPU or the processor.", examples=["AMD EPYC 9654 96-Core Processor"]
+    )
     precision: str = Field(examples=["bfloat16"])
     compilation: str = Field(
         description="`eager` (calls of torch), `captured` (CUDA graphs) or `compiled` (by OpenVINO).",

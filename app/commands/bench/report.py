@@ -11,7 +11,6 @@ from app.commands.filenames import printable
 from app.commands.reports import page as html
 
 _PAGE = Path(__file__).with_name("report.html")
-_SERVER = ("model", "weights", "engine", "precision", "device")
 _MODES = {"closed": "closed loop", "open": "open loop", "capacity": "capacity search, open loop"}
 
 
@@ -31,7 +30,7 @@ def page(result: LoadResult) -> str:
         charts=_charts(result),
         head="".join(f"<th>{html.text(name)}</th>" for name in ("load", *table.FIGURES, "responses")),
         rows="".join(_row(point, point is result.best) for point in result.ordered),
-        server=html.pairs(_server(result.server or {})) or "<p>No description available.</p>",
+        server=html.pairs(_server(result)) or "<p>No description available.</p>",
         client=html.pairs(_client(result)),
         notes=html.items((*result.warnings, *table.notes(result))),
     )
@@ -79,11 +78,9 @@ def _headline(result: LoadResult) -> Iterator[tuple[str, str, str]]:
         yield f"{best.batch_size_mean:.1f}", "images", f"mean batch {at}"
 
 
-def _server(info: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for name in _SERVER:
-        if name in info:
-            yield name, str(info[name])
-    batching = info.get("batching")
+def _server(result: LoadResult) -> Iterator[tuple[str, str]]:
+    yield from table.server(result)
+    batching = (result.server or {}).get("batching")
     if isinstance(batching, dict) and "ceiling" in batching:
         yield "largest batch", f"{batching['ceiling']}"
 

@@ -11,6 +11,7 @@ from app.commands.bench.points import Point
 from app.commands.bench.run import LoadResult
 
 FIGURES = ("img/s", "goodput", "p50 ms", "p95 ms", "p99 ms", "batch")
+_SERVER = ("model", "weights", "engine", "precision", "device", "device_name")  # of /v1/info
 
 
 def print_result(result: LoadResult, console: Console) -> None:
@@ -50,7 +51,9 @@ def outcomes(point: Point) -> str:
 
 
 def notes(result: LoadResult) -> Iterator[str]:
-    """The capacity, definitions, and the client's own cost."""
+    """What was measured, the capacity, definitions, and the client's own cost."""
+    if measured := dict(server(result)):
+        yield f"server: {', '.join(measured.values())}"
     if result.plan.mode == "capacity":
         yield f"capacity: {capacity(result)}"
     yield f"goodput: 2xx responses within {result.plan.slo_ms:g} ms, per second; latencies are of 2xx responses"
@@ -62,6 +65,12 @@ def notes(result: LoadResult) -> Iterator[str]:
             f"client: {result.client.cpu_ms:.2f} ms of CPU per request, at most {result.client.largest_rate:.0f} "
             f"requests/s against a constant response; this run used {busiest:.0%} of a core"
         )
+
+
+def server(result: LoadResult) -> Iterator[tuple[str, str]]:
+    """What the server says of its model and device: name and value of each fact."""
+    info = result.server or {}
+    return ((name.replace("_", " "), str(info[name])) for name in _SERVER if name in info)
 
 
 def capacity(result: LoadResult) -> str:

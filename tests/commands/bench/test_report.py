@@ -27,7 +27,7 @@ def made(load: Load, answers: int, refusals: int = 0, timeouts: int = 0) -> Poin
 
 def result(*points: Point, mode: str = "closed", capacity: float | None = None) -> LoadResult:
     plan = LoadPlan(mode)  # type: ignore[arg-type]
-    server = {"model": "<resnet50>", "device": "cpu", "batching": {"ceiling": 32}}
+    server = {"model": "<resnet50>", "device": "cuda:0", "device_name": "NVIDIA H100", "batching": {"ceiling": 32}}
     when = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
     found = LoadResult("http://host:8000/v1/predict", plan, when, server=server, client=Overhead(0.07, 9000.0))
     found.points += points
@@ -62,6 +62,19 @@ def test_what_the_table_omits_is_below_it() -> None:
     assert "counts from the scheduled arrival" in text
     assert "0.07 ms of CPU per request, at most 9000 requests/s" in text
     assert "used 5% of a core" in text
+
+
+def test_the_measured_device_is_named() -> None:
+    assert "server: <resnet50>, cuda:0, NVIDIA H100\n" in printed(CLOSED)
+    assert re.search("device name.*?NVIDIA H100", report.page(CLOSED), re.DOTALL)
+    assert CLOSED.as_dict()["server"]["device_name"] == "NVIDIA H100"
+
+
+def test_a_server_without_a_description_is_reported_without() -> None:
+    unknown = result(made(Closed(1), 5))
+    unknown.server = None
+    assert "server:" not in printed(unknown)
+    assert "No description available." in report.page(unknown)
 
 
 def test_a_search_that_found_nothing_is_reported() -> None:
