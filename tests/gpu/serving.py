@@ -1,0 +1,117 @@
+"""Part 3: the service over HTTP, the tests that need a GPU, and a plain FastAPI service beside it."""
+
+import contextlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx2
+
+from app import machine
+from tests.conftest import REPOSITORY, Server, free_port
+from app.commands.bench.points import Point
+from tests.gpu import material
+from tests.gpu.figures import Context, Report
+from tests.gpu.load import Clients, Measured
+from tests.gpu.material import Material
+
+_WORKERS = (1, 4, 8, 10)
+_CLIENTS = 64  # for each HTTP process
+_PLAIN_CLIENTS = 16
+_POISSON = 0.7  # of the capacity
+_TRIES = 600
+
+
+def tests(context: Context, report: Report) -> None:
+    """Run the tests with the marker ``gpu``."""
+    files = [str(path) for path in (REPOSITORY / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    print(run.stdout, run.stderr, file=sys.stderr)
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|error)", run.stdout)}
+    report("passed", counts.get("passed", 0))
+    report("skipped", counts.get("skipped", 0))
+    report("failed", counts.get("failed", 0) + counts.get("error", 0), expected="== 0")
+    report("exit code", run.returncode, expected="== 0")
+
+
+def throughput(context: Context, report: Report) -> None:
+    """Measure a plain service, then topk with several numbers of HTTP processes: closed loops, and Poisson arrivals."""
+    found = material.find(context)
+    with plain(found, context) as (url, pid):
+        naive = clients(url, found, context).closed(_PLAIN_CLIENTS, pid).point.throughput
+    report("plain FastAPI", naive, "img/s")
+    closed: dict[int, Point] = {}
+    arrivals: dict[int, Point] = {}
+    for workers in (1,) if context.quick else _WORKERS:
+        with server(found, context, workers) as service:
+            sending = clients(f"{service.url}/v1/predict", found, context)
+            measured = sending.closed(workers * _CLIENTS, service.process.pid)
+            closed[workers] = measured.point
+            _report_point(f"{workers} HTTP processes", measured, report)
+            measured = sending.open(_POISSON * measured.point.throughput, service.process.pid)
+            arrivals[workers] = measured.point
+            _report_point(f"{workers} HTTP processes, Poisson", measured, report)
+    best = max(closed, key=lambda workers: closed[workers].throughput)
+    report("1 HTTP process", closed[1].throughput, "img/s", ">= 2000")
+    report(f"capacity, {best} HTTP processes", closed[best].throughput, "img/s", ">= 5500")
+    report("times plain FastAPI", closed[best].throughput / naive if naive else None, expected=">= 15")
+    report("p99 at 70 % of the capacity", arrivals[best].p99_ms, "ms", "<= 50")
+    report("not answered at 70 %", arrivals[best].requests - arrivals[best].statuses.get(200, 0), expected="== 0")
+
+
+@contextlib.contextmanager
+def server(found: Material, context: Context, workers: int, under: tuple[str, ...] = ()) -> Iterator[Server]:
+    """A ready service with so many HTTP processes."""
+    options = ("--model", "resnet50", "--weights", str(found.weights), "--engine", "torch", "--device", context.device)
+    service = Server(*options, "--workers", str(workers), under=under)
+    try:
+        service.wait_for("ready")
+        yield service
+    finally:
+        service.stop()
+
+
+@contextlib.contextmanager
+def plain(found: Material, context: Context) -> Iterator[tuple[str, int]]:
+    """The URL and the process id of the plain service, which has answered once."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.gpu.plain", str(found.weights), context.device, str(port)]
+    process = subprocess.Popen(command, cwd=REPOSITORY)
+    url = f"http://127.0.0.1:{port}/v1/predict"
+    try:
+        _await_answer(url, found.files[0])
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def clients(url: str, found: Material, context: Context, seconds: float = 0.0) -> Clients:
+    """Client processes for this machine: a quarter of the cores, up to four. They send for ``seconds`` or longer."""
+    processes = max(1, min(4, machine.cores() // 4))
+    warmup, least = (0.5, 1.0) if context.quick else (2.0, 8.0)
+    return Clients(url, found.files, processes, warmup, least + seconds)
+
+
+def _report_point(name: str, measured: Measured, report: Report) -> None:
+    point = measured.point
+    report(f"{name}: throughput", point.throughput, "img/s", detail=True)
+    report(f"{name}: p50", point.p50_ms, "ms", detail=True)
+    report(f"{name}: p99", point.p99_ms, "ms", detail=True)
+    report(f"{name}: statuses", str(point.statuses | point.errors), detail=True)
+    for kind in measured.cpu_s:
+        report(f"{name}: CPU of {kind}", measured.micros(kind), "us per image", detail=True)
+    report(f"{name}: busy cores", sum(measured.cpu_s.values()) / point.seconds, detail=True)
+
+
+def _await_answer(url: str, file: bytes) -> None:
+    """Ask until the service answers. Raises RuntimeError if it does not."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.post(url, content=file, timeout=60).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} does not answer")
