@@ -1,13 +1,16 @@
-"""The torch engine for CUDA, MPS and CPU. ``forward`` runs on the threads of the streams.
+"""The torch engine for CUDA, MPS and CPU. ``forward`` runs on the threads of the streams, each batch on a free lane.
 
-There are two streams on CUDA, one per core on a CPU and one on MPS. On CUDA the engine starts with the eager network
-and compiles in a background thread. It switches to the compiled network once both networks produce the same outputs.
+There are two lanes on CUDA, one per core on a CPU and one on MPS. On CUDA the network is folded, fused, and captured as
+CUDA graphs before it serves. ``cudnn.benchmark`` stays off: to measure the algorithms for each convolution and batch
+size would take most of the start, and cuDNN's own choice is the same at each start.
 """
 
+import copy
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +18,22 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.lane import Lane
 from app.errors import ModelError
+from app.models.fuse import fold, fuse
 from app.models.model import Model
-from app.models.split import split
+from app.models.split import FeaturesAndLogits, split
 
 log = structlog.get_logger(__name__)
 
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative to the range of the logits
 _CPU_BUCKETS = (1, 2, 4, 8)
-_GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+_GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+_CUDA_STREAMS = 2  # one copies its batch or fetches its outputs while the other one computes
+_CHECKED_TOGETHER = 8  # images of an eager pass, whose memory the largest bucket may not leave
+
+Rewrite = Callable[[FeaturesAndLogits], FeaturesAndLogits]
 
 
 class TorchEngine:
@@ -41,161 +50,175 @@ class TorchEngine:
             raise ModelError(f"{model.name} is an int8 model, which torch cannot run; use `--engine openvino` on a CPU")
         self.precision = native_precision(self._device) if precision == "auto" else precision
         self._dtype: torch.dtype = getattr(torch, self.precision)
-        on_cpu = self._device.type == "cpu"
+        self._cuda = self._device.type == "cuda"
+        self._on_cpu = self._device.type == "cpu"
         # Measured on 2 cores with resnet50 in bfloat16: 90 img/s with one single-threaded stream per core, 77 img/s
         # with one stream across both cores. At batch size 1: 63 img/s and 32 img/s.
-        # On CUDA one stream copies its batch or fetches its outputs while the other one computes.
-        self.streams = machine.cores() if on_cpu else 2 if self._device.type == "cuda" else 1
+        self.streams = machine.cores() if self._on_cpu else _CUDA_STREAMS if self._cuda else 1
         self.spreads = False  # a second thread does not speed up an eager pass
-        self.buckets: tuple[int, ...] = _CPU_BUCKETS if on_cpu else _GPU_BUCKETS
-        self._per_thread = threading.local()
+        self.pads = not self._on_cpu  # where padding would only cost time
+        self.buckets: tuple[int, ...] = _CPU_BUCKETS if self._on_cpu else _GPU_BUCKETS
         self.compilation = "eager"
-
-    @property
-    def dim(self) -> int:
-        dim: int = self._module.dim
-        return dim
-
-    @property
-    def pads(self) -> bool:
-        return self._device.type != "cpu"  # where padding would only cost time
+        self.start_s: dict[str, float] = {}
+        self.dim = 0
+        self._lanes = SimpleQueue[Lane]()
+        self._thread = threading.local()
 
     def memory(self) -> dict[str, int]:
-        if self._device.type != "cuda":
+        if not self._cuda:
             return {}
         total = torch.cuda.get_device_properties(self._device).total_memory
         return {"held": torch.cuda.memory_reserved(self._device), "total": total}
 
     def load(self) -> None:
         try:
-            module = split(self._model.build()).eval().requires_grad_(False)
-            self._module = module.to(self._device).to(memory_format=torch.channels_last)
-            self._module.backbone.to(self._dtype)
-        except torch.OutOfMemoryError as error:
+            with memory_errors():
+                self._load()
+        except MemoryError as error:
             raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
-        self._check_outputs()
-        if self._device.type == "cuda" and self.precision == "float32":
+        if self._cuda:
+            torch.cuda.empty_cache()  # of the float32 network
+        log.info("the network is loaded", compilation=self.compilation, seconds=self.start_s)
+
+    def _load(self) -> None:
+        with self._phase("build"):
+            network = split(self._model.build()).eval().requires_grad_(False)
+        with self._phase("copy"):
+            network.to(self._device).to(memory_format=torch.channels_last)
+        if self._cuda and self.precision == "float32":
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not TF32
-        preprocessing = self._model.preprocessing
-        self._mean = torch.tensor(preprocessing.mean, device=self._device).view(3, 1, 1)
-        self._std = torch.tensor(preprocessing.std, device=self._device).view(3, 1, 1)
-        self._network: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = self._module
-        if self._device.type == "cuda":
-            options = {"freezing": True}
-            threading.Thread(target=self.compile, kwargs={"options": options}, name="topk-compile", daemon=True).start()
+        with self._phase("check"):
+            self._check_outputs(network)
+        for lane in self._fastest_lanes(network):
+            self._lanes.put(lane)
+
+    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+        self._limit_threads()
+        lane = self._lanes.get()
+        try:
+            with memory_errors():
+                return lane.run(images, wants)
+        except MemoryError:
+            if self._cuda:
+                torch.cuda.empty_cache()  # frees the blocks that torch caches for other batch sizes
+            raise
+        finally:
+            self._lanes.put(lane)
 
     @torch.inference_mode()
-    def _check_outputs(self) -> None:
+    def _check_outputs(self, network: FeaturesAndLogits) -> None:
         """Raise ModelError if the network does not accept the crops or does not have the classes of the model."""
         crop = self._model.preprocessing.crop
         try:
             with memory_errors():
-                features, logits = self._module(torch.zeros((1, 3, crop, crop), device=self._device, dtype=self._dtype))
-        except MemoryError as error:
-            raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
+                features, logits = network(torch.zeros((1, 3, crop, crop), device=self._device))
+        except MemoryError:
+            raise
         except Exception as error:  # architectures raise various exceptions for an unsupported size
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{self._model.name} does not accept crops of {crop}x{crop}: {reason}") from error
         check_outputs(self._model, logits.shape[1], features.shape[1])
+        self.dim = features.shape[1]
 
-    def compile(self, **arguments: Any) -> None:
-        """Compile, compare with the eager network at each bucket, then switch. On any failure stay eager. Blocks.
+    def _fastest_lanes(self, reference: FeaturesAndLogits) -> list[Lane]:
+        """Create the lanes with the fastest form of the network that computes what ``reference`` does in float32.
 
-        ``arguments`` are passed to ``torch.compile``, which needs a C compiler. A runtime image may not have one.
+        The last form is plain calls of the network as it is, in the precision of the engine. It needs no check.
         """
-        self.compilation = "compiling"
-        try:
-            compiled = torch.compile(self._module, dynamic=True, **arguments)
-            for bucket in self.buckets:
-                self._check(compiled, bucket)
-        except Exception as error:
-            log.warning("compilation failed; the network stays eager", reason=str(error).strip().splitlines()[0])
-            self.compilation = "eager"
-            return
-        self._network = compiled
-        self.compilation = "compiled"
-        log.info("the network is compiled")
-
-    @torch.inference_mode()
-    def _check(self, compiled: Any, bucket: int) -> None:
-        """Raise RuntimeError if the compiled logits differ from the eager ones by more than the tolerance."""
-        crop = self._model.preprocessing.crop
-        noise = torch.randn((bucket, 3, crop, crop), generator=torch.Generator().manual_seed(0))
-        images = noise.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
-        expected, found = self._module(images)[1], compiled(images)[1]
-        deviation = float((found - expected).abs().max() / (expected.max() - expected.min()))
-        if not deviation <= _TOLERANCE[self.precision]:
-            raise RuntimeError(f"compiled logits deviate by {deviation:.1%} of their range at batch size {bucket}")
-
-    @torch.inference_mode()
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
-        with self._on_own_stream():
+        forms: list[tuple[Rewrite, bool]] = []
+        if self._cuda:
+            forms = [(_folded_and_fused, True), (_unchanged, True)]
+        elif self.precision != "float32" or not self._on_cpu:
+            forms = [(fold, False)]
+        for rewrite, graphs in forms:
             try:
-                with memory_errors():
-                    return self._forward(images, wants)
-            except MemoryError:
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()  # frees the blocks that torch caches for other batch sizes
+                lanes = self._create_lanes(rewrite, reference, graphs)
+                self._check(lanes, reference)
+            except (MemoryError, ModelError):
                 raise
+            except Exception as error:  # rewritten networks and drivers raise various exceptions
+                reason = str(error).partition("\n")[0]
+                log.warning(
+                    "a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason
+                )
+            else:
+                self.compilation = "captured" if graphs else "eager"
+                return lanes
+        return self._create_lanes(_unchanged, reference, graphs=False)
 
-    def _forward(self, images: Sequence[Pixels], wants: Sequence[Want]) -> Rows:
-        features, logits = self._network(self._padded(self._batch(images)).to(self._dtype))
-        features, logits = features[: len(images)].float(), logits[: len(images)].float()
-        probabilities = logits.softmax(1)
-        k = min(max((want.k for want in wants), default=0), logits.shape[1])
-        scores, class_ids = (t.cpu().numpy() for t in probabilities.topk(k, 1))
-        return Rows(
-            class_ids,
-            scores,
-            (features.isfinite().all(1) & logits.isfinite().all(1)).cpu().numpy(),
-            features=self._selected(features, [want.features for want in wants]),
-            logits=self._selected(logits, [want.logits for want in wants]),
-            probabilities=self._selected(probabilities, [want.probabilities for want in wants]),
-        )
+    def _create_lanes(self, rewrite: Rewrite, reference: FeaturesAndLogits, graphs: bool) -> list[Lane]:
+        """Create a lane for each stream, with as many buckets as there is memory for. Raises MemoryError."""
+        with self._phase("fold"):
+            network = copy.deepcopy(rewrite(reference))
+            network.backbone.to(self._dtype).to(memory_format=torch.channels_last)
+        while True:
+            sizes = self.buckets if self.pads else ()
+            try:
+                with self._phase("capture"), memory_errors():
+                    return [self._lane(network, sizes, graphs) for _ in range(self.streams)]
+            except MemoryError:
+                if len(self.buckets) == 1:
+                    raise
+            # Not within the handler, where the error's traceback holds on to the memory.
+            log.warning("out of memory; batches are kept smaller", size=self.buckets[-1])
+            self.buckets = self.buckets[:-1]
+            torch.cuda.empty_cache()
 
-    def _on_own_stream(self) -> AbstractContextManager[Any]:
-        """Give each calling thread its own CUDA stream. On a CPU, limit the thread to one core instead."""
-        if not hasattr(self._per_thread, "stream"):
-            cuda = self._device.type == "cuda"
-            self._per_thread.stream = torch.cuda.Stream(self._device) if cuda else None  # type: ignore[no-untyped-call]
-            if self._device.type == "cpu":
-                torch.set_num_threads(1)
-        return torch.cuda.stream(self._per_thread.stream)
+    def _lane(self, network: FeaturesAndLogits, sizes: tuple[int, ...], graphs: bool) -> Lane:
+        model = self._model
+        return Lane(network, len(model.labels), model.preprocessing, self._device, self._dtype, sizes, graphs)
 
-    def _batch(self, images: Sequence[Pixels]) -> torch.Tensor:
-        """Return normalised float32 of shape [n, 3, crop, crop], channels last."""
-        crops = [i for i, image in enumerate(images) if image.dtype == np.uint8]
-        normalised = None
-        if crops:
-            pixels = self._to_device(np.stack([images[i] for i in crops])).permute(0, 3, 1, 2)
-            normalised = pixels.float().div_(255).sub_(self._mean).div_(self._std)
-            if len(crops) == len(images):
-                return normalised
-        first = next(image for image in images if image.dtype != np.uint8)
-        batch = torch.empty((len(images), *first.shape), device=self._device, memory_format=torch.channels_last)
-        if normalised is not None:
-            batch[crops] = normalised
-        tensors = [i for i, image in enumerate(images) if image.dtype != np.uint8]
-        batch[tensors] = self._to_device(np.stack([images[i] for i in tensors]))
-        return batch
+    def _check(self, lanes: Sequence[Lane], reference: FeaturesAndLogits) -> None:
+        """Raise RuntimeError if logits of a lane differ from those of ``reference`` by more than the tolerance."""
+        crop, largest = self._model.preprocessing.crop, self.buckets[-1]
+        with self._phase("check"), memory_errors():
+            crops = np.random.default_rng(0).integers(0, 256, (largest, crop, crop, 3), np.uint8)
+            expected = self._expected(crops, reference)
+            for lane in lanes:
+                for bucket in self.buckets:
+                    logits = lane.run(list(crops[:bucket]), [Want(logits=True)] * bucket).logits
+                    found = np.stack([logits[place] for place in range(bucket)])
+                    deviation = float(np.abs(found - expected[:bucket]).max() / np.ptp(expected))
+                    if not deviation <= _TOLERANCE[self.precision]:
+                        raise RuntimeError(f"logits deviate by {deviation:.1%} of their range at batch size {bucket}")
 
-    def _padded(self, batch: torch.Tensor) -> torch.Tensor:
-        """On a GPU, pad the batch to a bucket to limit the number of shapes."""
-        bucket = next((b for b in self.buckets if b >= len(batch)), len(batch))
-        if not self.pads or bucket == len(batch):
-            return batch
-        return torch.nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, bucket - len(batch)))
+    @torch.inference_mode()
+    def _expected(self, crops: npt.NDArray[np.uint8], reference: FeaturesAndLogits) -> Floats:
+        """The logits for crops, computed by ``reference``."""
+        preprocessing = self._model.preprocessing
+        mean, std = (torch.tensor(v, device=self._device) for v in (preprocessing.mean, preprocessing.std))
+        parts = []
+        for first in range(0, len(crops), _CHECKED_TOGETHER):
+            pixels = torch.from_numpy(crops[first : first + _CHECKED_TOGETHER]).to(self._device)
+            images = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+            parts.append(reference(images)[1].cpu().numpy())
+        expected: Floats = np.concatenate(parts)
+        return expected
 
-    def _to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of a phase of the start to ``start_s``."""
+        started = time.monotonic()
+        try:
+            yield
+            if self._cuda:
+                torch.cuda.synchronize(self._device)
+        finally:
+            self.start_s[name] = round(self.start_s.get(name, 0.0) + time.monotonic() - started, 3)
 
-    def _selected(self, rows: torch.Tensor, wanted: list[bool]) -> dict[int, npt.NDArray[np.float32]]:
-        """Copy only the requested rows from the device. Returns them by index."""
-        indices = [i for i, want in enumerate(wanted) if want]
-        return dict(zip(indices, rows[indices].float().cpu().numpy(), strict=True)) if indices else {}
+    def _limit_threads(self) -> None:
+        """On a CPU, limit the calling thread to one core."""
+        if self._on_cpu and not hasattr(self._thread, "limited"):
+            torch.set_num_threads(1)
+            self._thread.limited = True
+
+
+def _folded_and_fused(network: FeaturesAndLogits) -> FeaturesAndLogits:
+    return fuse(fold(network))
+
+
+def _unchanged(network: FeaturesAndLogits) -> FeaturesAndLogits:
+    return network
 
 
 def device_of(name: str) -> torch.device:

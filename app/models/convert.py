@@ -1,19 +1,17 @@
 """Conversion from torch to OpenVINO, for the cache (``conversion``), ``topk export`` and container images."""
 
-import copy
-import itertools
 import warnings
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch import nn
 
 from app.errors import NotConvertible
+from app.models.fuse import fold
 from app.models.model import Model
 from app.models.openvino import ov
-from app.models.split import FeaturesAndLogits, SeveralHeads, split
+from app.models.split import FeaturesAndLogits, split
 
 # Fractions of the logits' range. Both engines compute in float32 but sum in different orders, and some networks amplify
 # the difference. It is accepted if both results are about equally far from the float64 result, and that is not too far.
@@ -33,7 +31,9 @@ def to_openvino(model: Model, built: nn.Module | None = None) -> ov.Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(
-                _merged(module), (torch.zeros(2, 3, crop, crop),), dynamic_shapes=({0: torch.export.Dim("n", min=1)},)
+                fold(module),  # a third of ResNet's layers need no tracing
+                (torch.zeros(2, 3, crop, crop),),
+                dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
             )
             network = ov.convert_model(exported)
     except Exception as error:
@@ -43,26 +43,6 @@ def to_openvino(model: Model, built: nn.Module | None = None) -> ov.Model:
     network = _from_pixels(network, model)
     _check(network, module, model)
     return network
-
-
-def _merged(module: FeaturesAndLogits) -> nn.Module:
-    """Merge each batch normalisation into the convolution before it: a third of ResNet's layers need no tracing.
-
-    Returns ``module`` itself if it has no such pair, if its control flow depends on the images, or if it calls a
-    convolution twice. ``module`` stays as it is; the result shares its other tensors.
-    """
-    if isinstance(module, SeveralHeads) or not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()):
-        return module
-    tensors = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
-    backbone = copy.deepcopy(module.backbone, tensors)
-    try:
-        traced = fx.symbolic_trace(backbone)
-    except Exception:  # it runs the network's own code on placeholders
-        return module
-    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    if any(calls.count(name) > 1 for name, layer in traced.named_modules() if isinstance(layer, nn.Conv2d)):
-        return module
-    return FeaturesAndLogits(fuse(traced, inplace=True, no_trace=True), module.head, module.dim).eval()
 
 
 def _from_pixels(network: ov.Model, model: Model) -> ov.Model:
