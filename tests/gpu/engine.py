@@ -1,6 +1,5 @@
 """Part 1: the engine's outputs and speed."""
 
-import threading
 import time
 from collections.abc import Sequence
 

@@ -27,7 +27,9 @@ def create_app(weights: str, device: str) -> FastAPI:
     def answer(data: bytes) -> list[dict[str, float | str]]:
         image = preset(Image.open(io.BytesIO(data)).convert("RGB"))
         scores, class_ids = network(image[None].to(device))[0].softmax(0).topk(5)
-        return [{"label": labels[i], "score": score} for i, score in zip(class_ids.tolist(), scores.tolist())]
+        return [
+            {"label": labels[i], "score": score} for i, score in zip(class_ids.tolist(), scores.tolist(), strict=True)
+        ]
 
     @app.post("/v1/predict")
     async def predict(request: Request) -> list[dict[str, float | str]]:

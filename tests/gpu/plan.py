@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-QUICK_S = 20.0
-"""The limit of a step with ``--quick``, in seconds. Most take one or two."""
+QUICK_S = 120.0
+"""The limit of a step with ``--quick``, in seconds. Most take one or two, but the machine may be busy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import httpx2
 
 from app import machine
-from tests.conftest import REPOSITORY, Server, free_port
 from app.commands.bench.points import Point
+from tests.conftest import REPOSITORY, Server, free_port
 from tests.gpu import material
 from tests.gpu.figures import Context, Report
 from tests.gpu.load import Clients, Measured
