@@ -132,7 +132,9 @@ class TorchEngine:
             forms = [(fold, False)]
         for rewrite, graphs in forms:
             try:
-                lanes = self._create_lanes(rewrite, reference, graphs)
+                with self._phase("fold"):
+                    network = copy.deepcopy(rewrite(reference))
+                lanes = self._create_lanes(network, graphs)
                 self._check(lanes, reference)
             except (MemoryError, ModelError):
                 raise
@@ -144,28 +146,26 @@ class TorchEngine:
             else:
                 self.compilation = "captured" if graphs else "eager"
                 return lanes
-        return self._create_lanes(_unchanged, reference, graphs=False)
+        return self._create_lanes(reference, graphs=False)
 
-    def _create_lanes(self, rewrite: Rewrite, reference: FeaturesAndLogits, graphs: bool) -> list[Lane]:
+    def _create_lanes(self, network: FeaturesAndLogits, graphs: bool) -> list[Lane]:
         """Create a lane for each stream, with as many buckets as there is memory for. Raises MemoryError."""
-        with self._phase("fold"):
-            network = copy.deepcopy(rewrite(reference))
-            network.backbone.to(self._dtype).to(memory_format=torch.channels_last)
+        network.backbone.to(self._dtype).to(memory_format=torch.channels_last)
         while True:
-            sizes = self.buckets if self.pads else ()
             try:
                 with self._phase("capture"), memory_errors():
-                    return [self._lane(network, sizes, graphs) for _ in range(self.streams)]
+                    return [self._lane(network, graphs) for _ in range(self.streams)]
             except MemoryError:
                 if len(self.buckets) == 1:
                     raise
             # Not within the handler, where the error's traceback holds on to the memory.
             log.warning("out of memory; batches are kept smaller", size=self.buckets[-1])
             self.buckets = self.buckets[:-1]
-            torch.cuda.empty_cache()
+            if self._cuda:
+                torch.cuda.empty_cache()
 
-    def _lane(self, network: FeaturesAndLogits, sizes: tuple[int, ...], graphs: bool) -> Lane:
-        model = self._model
+    def _lane(self, network: FeaturesAndLogits, graphs: bool) -> Lane:
+        model, sizes = self._model, self.buckets if self.pads else ()
         return Lane(network, len(model.labels), model.preprocessing, self._device, self._dtype, sizes, graphs)
 
     def _check(self, lanes: Sequence[Lane], reference: FeaturesAndLogits) -> None:

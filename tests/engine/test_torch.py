@@ -1,22 +1,26 @@
 """The torch engine with a real network, its weights random but always the same ones."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torchvision.transforms import functional
 
 from app.engine import Row, Want
+from app.engine.lane import Lane
 from app.engine.torch import TorchEngine
 from app.errors import ModelError
 from app.models import zoo
 from app.models.model import Model
-from tests.conftest import slow
 from tests.engine.rows import forward
 from tests.models.seeded import seeded
 
@@ -51,6 +55,37 @@ def logits(network: torch.nn.Module, model: Model) -> torch.Tensor:
         return network(torch.stack([preset(crop, model) for crop in CROPS]))
 
 
+Watch = Callable[[torch.Tensor], None]
+
+
+class Small(torch.nn.Module):
+    """Few operations. ``watch`` is called with each batch."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+        self.body, self.fc = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 7, 4)), torch.nn.Linear(8, 1000)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.watch(images)
+        scores: torch.Tensor = self.fc(self.change(self.body(images)).relu().mean((2, 3)))
+        return scores
+
+    def change(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps
+
+
+@pytest.fixture
+def sizes() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def small(model: Model, sizes: list[int]) -> Model:
+    """A small network, which notes the sizes of its batches in ``sizes``."""
+    return replace(model, build=lambda: seeded(lambda: Small(lambda images: sizes.append(len(images)))))
+
+
 def preset(crop: np.ndarray, model: Model) -> torch.Tensor:
     image = functional.convert_image_dtype(torch.from_numpy(crop).permute(2, 0, 1), torch.float)
     return functional.normalize(image, model.preprocessing.mean, model.preprocessing.std)
@@ -75,13 +110,14 @@ def test_scores_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: tor
         assert np.allclose(row.scores, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_whole_rows_are_those_of_a_plain_torch_loop(engine: TorchEngine, logits: torch.Tensor) -> None:
+def test_whole_rows_are_those_of_a_plain_torch_loop(
+    engine: TorchEngine, network: torch.nn.Module, logits: torch.Tensor
+) -> None:
     rows = forward(engine, CROPS, [Want(features=True, logits=True, probabilities=True)] * len(CROPS))
-    head = engine._module.head
     for row, expected in zip(rows, logits, strict=True):
         assert np.allclose(row.logits, expected, atol=1e-4)
         assert np.allclose(row.probabilities, expected.softmax(0), atol=1e-5)
-        assert np.allclose(head(torch.from_numpy(row.features)).numpy(), expected, atol=1e-4)
+        assert np.allclose(network.fc(torch.from_numpy(row.features)).detach().numpy(), expected, atol=1e-4)
 
 
 def test_each_item_gets_what_it_wants_and_no_more(engine: TorchEngine) -> None:
@@ -138,32 +174,26 @@ def test_a_stream_of_a_cpu_computes_on_one_core(engine: TorchEngine) -> None:
         assert stream.submit(torch.get_num_threads).result() == 1
 
 
-def test_a_cpu_runs_batches_as_they_come(engine: TorchEngine) -> None:
+def test_a_cpu_runs_batches_as_they_come(small: Model, sizes: list[int]) -> None:
+    engine = TorchEngine(small, "cpu", "float32")
+    engine.load()
     assert not engine.pads
-    assert engine._padded(torch.ones(3, 3, 8, 8)).shape == (3, 3, 8, 8)
+    sizes.clear()
+    for n in (3, 5, 1):
+        forward(engine, CROPS[:n], [Want(k=5)] * n)
+    assert sizes == [3, 5, 1]
 
 
-@pytest.mark.parametrize(("n", "padded"), [(1, 1), (3, 4), (5, 8), (8, 8), (9, 9)])
-def test_a_gpu_runs_batches_of_few_sizes(model: Model, monkeypatch: pytest.MonkeyPatch, n: int, padded: int) -> None:
-    engine = TorchEngine(model, "cpu", "float32")
-    monkeypatch.setattr(engine, "_device", torch.device("cuda:0"))
-    assert engine.pads
-    batch = engine._padded(torch.ones(n, 3, 4, 4))
-    assert batch.shape == (padded, 3, 4, 4)
-    assert batch.sum((1, 2, 3)).tolist() == [48.0] * n + [0.0] * (padded - n)
-
-
-def test_padding_changes_no_answer(engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_changes_no_answer(small: Model, sizes: list[int]) -> None:
     wants = [Want(k=5, features=True, logits=True, probabilities=True)] * 3
-    expected = forward(engine, CROPS[:3], wants)
-    sizes: list[int] = []
-    hook = engine._module.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    monkeypatch.setattr(engine, "_to_device", torch.from_numpy)
-    monkeypatch.setattr(engine, "_device", torch.device("cuda:0"))
-    rows = forward(engine, CROPS[:3], wants)
-    hook.remove()
+    plain, padding = TorchEngine(small, "cpu", "float32"), TorchEngine(small, "cpu", "float32")
+    padding.pads = True
+    plain.load()
+    padding.load()
+    sizes.clear()
+    rows = forward(padding, CROPS[:3], wants)
     assert sizes == [4]
-    for row, alone in zip(rows, expected, strict=True):
+    for row, alone in zip(rows, forward(plain, CROPS[:3], wants), strict=True):
         assert_same(row, alone)
 
 
@@ -221,60 +251,140 @@ def test_a_gpu_scores_as_a_plain_torch_loop(model: Model, logits: torch.Tensor) 
 
 
 @pytest.mark.gpu
-def test_a_gpu_reports_its_held_memory(model: Model) -> None:
+def test_a_gpu_reports_its_held_memory(model: Model, network: torch.nn.Module) -> None:
     engine = TorchEngine(model, "cuda", "float32")
     engine.load()
-    weights = sum(parameter.nbytes for parameter in engine._module.parameters())
+    weights = sum(parameter.nbytes for parameter in network.parameters())
     memory = engine.memory()
     assert weights <= memory["held"] < memory["total"]
 
 
-# --- compiling while serving ---
+# --- the fastest form of the network that computes the same ---
 
 
-class Small(torch.nn.Module):
-    """Of few operations: a ResNet-18 takes ten seconds to compile."""
+class Normalised(Small):
+    """Has a batch normalisation, so that there is something to fold."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.fc = torch.nn.Conv2d(3, 8, 7, 4), torch.nn.Linear(8, 1000)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.fc(self.body(pixels).relu().mean((2, 3)))
-        return scores
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(watch)
+        self.body.append(torch.nn.BatchNorm2d(8))
 
 
-@pytest.fixture(scope="module", params=["small", slow("resnet18")])
-def compilable(request: pytest.FixtureRequest, model: Model) -> Model:
-    return model if request.param == "resnet18" else replace(model, build=lambda: seeded(Small))
+class OtherwiseTraced(Normalised):
+    """What is traced is not what is computed."""
+
+    def change(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps * 2 if isinstance(maps, torch.fx.Proxy) else maps
 
 
-def test_what_compiles_to_the_same_answers_is_served_compiled(compilable: Model) -> None:
-    engine = TorchEngine(compilable, "cpu", "float32")
+class FailsTraced(Normalised):
+    """What is traced raises an error once it runs."""
+
+    def change(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.reshape(-1, 7) if isinstance(maps, torch.fx.Proxy) else maps
+
+
+class NotTraced(Normalised):
+    def change(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps if maps.sum() > 0 else maps * 1
+
+
+def layers_of(model: Model, kind: type[Small]) -> tuple[TorchEngine, set[str]]:
+    """A loaded engine in bfloat16, and the names of the layers that a batch calls."""
+    called: set[str] = set()
+    engine = TorchEngine(replace(model, build=lambda: seeded(lambda: kind(lambda _: None))), "cpu", "bfloat16")
     engine.load()
-    before = forward(engine, CROPS, [Want(k=5)] * len(CROPS))
-    engine.compile(backend="aot_eager")
-    assert engine.compilation == "compiled"
-    for row, expected in zip(forward(engine, CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
-        assert_same(row, expected)
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda layer, *_: called.add(type(layer).__name__))
+    rows = forward(engine, CROPS[:3], [Want(k=5)] * 3)
+    hook.remove()
+    assert [len(row.scores) for row in rows] == [5] * 3
+    return engine, called
 
 
-def test_what_compiles_to_other_answers_is_served_eagerly(compilable: Model) -> None:
-    engine = TorchEngine(compilable, "cpu", "float32")
-    engine.load()
-    before = forward(engine, CROPS, [Want(k=5)] * len(CROPS))
-    engine.compile(backend=lambda graph, inputs: lambda *values: tuple(2 * out for out in graph(*values)))
+def test_batch_normalisation_is_folded_before_the_cast(model: Model) -> None:
+    engine, called = layers_of(model, Normalised)
+    assert "BatchNorm2d" not in called
     assert engine.compilation == "eager"
-    for row, expected in zip(forward(engine, CROPS, [Want(k=5)] * len(CROPS)), before, strict=True):
-        assert_same(row, expected)
 
 
-def test_what_does_not_compile_is_served_eagerly(compilable: Model) -> None:
-    def refuse(graph: object, inputs: object) -> None:
-        raise RuntimeError("no C compiler")
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(OtherwiseTraced, "logits deviate"), (FailsTraced, "shape"), (NotTraced, None)]
+)
+def test_a_network_that_cannot_be_rewritten_runs_as_it_is(model: Model, kind: type[Small], reason: str | None) -> None:
+    with structlog.testing.capture_logs() as logs:
+        engine, called = layers_of(model, kind)
+    assert "BatchNorm2d" in called
+    warnings = [entry["reason"] for entry in logs if entry["log_level"] == "warning"]
+    assert len(warnings) == (reason is not None)
+    assert all(reason in warning for warning in warnings)
+    plain = TorchEngine(replace(model, build=lambda: seeded(lambda: kind(lambda _: None))), "cpu", "float32")
+    plain.load()
+    for row, expected in zip(*(forward(one, CROPS, [Want(k=5)] * 5) for one in (engine, plain)), strict=True):
+        assert np.allclose(row.scores, expected.scores, atol=1e-3)
 
-    engine = TorchEngine(compilable, "cpu", "float32")
+
+def test_float32_on_a_cpu_is_the_network_as_it_is(model: Model) -> None:
+    network = seeded(lambda: Normalised(lambda _: None))
+    engine = TorchEngine(replace(model, build=lambda: network), "cpu", "float32")
     engine.load()
-    engine.compile(backend=refuse)
-    assert engine.compilation == "eager"
-    assert len(forward(engine, CROPS[:2], [Want(k=1)] * 2)) == 2
+    norms: list[torch.nn.Module] = []
+    network.body[1].register_forward_hook(lambda layer, *_: norms.append(layer))
+    forward(engine, CROPS[:1], [Want(k=5)])
+    assert norms == [network.body[1]]
+
+
+def test_the_start_is_reported_by_phase(small: Model) -> None:
+    engine = TorchEngine(small, "cpu", "bfloat16")
+    with structlog.testing.capture_logs() as logs:
+        engine.load()
+    assert set(engine.start_s) == {"build", "copy", "fold", "capture", "check"}
+    assert all(seconds >= 0 for seconds in engine.start_s.values())
+    assert [entry["seconds"] for entry in logs if entry["event"] == "the network is loaded"] == [engine.start_s]
+
+
+@pytest.mark.parametrize(("fitting", "buckets"), [(8, (1, 2, 4, 8)), (4, (1, 2, 4)), (1, (1,))])
+def test_buckets_without_memory_are_left_out(
+    small: Model, monkeypatch: pytest.MonkeyPatch, fitting: int, buckets: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("app.engine.torch.Lane", partial(lane_with_memory_for, fitting))
+    engine = TorchEngine(small, "cpu", "float32")
+    engine.pads = True
+    engine.load()
+    assert engine.buckets == buckets
+    assert len(forward(engine, CROPS[:1], [Want(k=5)])) == 1
+
+
+def test_no_memory_for_a_single_image_is_a_clear_error(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.torch.Lane", partial(lane_with_memory_for, 0))
+    engine = TorchEngine(small, "cpu", "float32")
+    engine.pads = True
+    with pytest.raises(ModelError, match="resnet18 does not fit in the memory of cpu"):
+        engine.load()
+
+
+def lane_with_memory_for(fitting: int, *arguments: Any) -> Lane:
+    *_, sizes, _ = arguments
+    if max(sizes) > fitting:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    return Lane(*arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_replays_the_folded_and_fused_network(model: Model, precision: str) -> None:
+    engine = TorchEngine(model, "cuda", precision)
+    with structlog.testing.capture_logs() as logs:
+        engine.load()
+    assert [entry for entry in logs if entry["log_level"] == "warning"] == []
+    assert engine.compilation == "captured"
+    assert engine.buckets[-1] == 256
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_the_same_in_batches_of_any_size(model: Model, logits: torch.Tensor) -> None:
+    engine = TorchEngine(model, "cuda", "float32")
+    engine.load()
+    for n in (*engine.buckets, 3, 7, 100, 255):
+        rows = forward(engine, [CROPS[i % 5] for i in range(n)], [Want(k=5, logits=True)] * n)
+        for i, row in enumerate(rows):
+            assert np.allclose(row.logits, logits[i % 5], atol=2e-2)
