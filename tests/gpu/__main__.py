@@ -34,6 +34,8 @@ def main() -> None:
     steps, result = Steps(time.monotonic() + given.seconds), Result(given.out, given.device, given.quick)
     with tempfile.TemporaryDirectory(prefix="topk-gpu-") as cache:
         os.environ["TOPK_CACHE_DIR"] = cache
+        if given.device == "cpu":
+            os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other are slow on a busy machine
         for step in (step for step in PLAN if step.part in parts):
             seconds = min(step.seconds, QUICK_S) if given.quick else step.seconds
             _say(f"{step.part} {step.name}")

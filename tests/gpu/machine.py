@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 from tests.gpu.figures import Context, Report
 
 _PACKAGES = ("torchvision", "torchcodec", "timm", "numpy", "pillow", "uvloop")
-_REPEATS = 20
+_REPEATS = 10
 
 
 def versions(context: Context, report: Report) -> None:
