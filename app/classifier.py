@@ -16,8 +16,8 @@ import structlog
 
 from app.batching import Image, Job, Queue, Wait
 from app.decoding import DecodeThreads
-from app.engine.base import Facts, Row, Want
-from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable
+from app.engine.base import Facts, Jpeg, Row, Want
+from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable, UndecodableImage
 from app.imagenet.taxonomy import Taxonomy
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
@@ -236,8 +236,7 @@ class Classifier:
         """
         try:
             with self._flight(deadline):
-                job = Job(image, want, deadline, waiter := Waiter(), stated, zlib.crc32(caller.encode()))
-                result = await self._result(job, waiter)
+                result = await self._result(image, want, deadline, stated, zlib.crc32(caller.encode()))
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -273,24 +272,12 @@ class Classifier:
                 self._in_flight -= 1
                 self._settled.notify_all()
 
-    async def _result(self, job: Job, waiter: Waiter) -> Result:
-        served = self.served
-        job.received_at = time.monotonic()
-        if served.ahead and isinstance(job.image, bytes):
-            served.ahead.submit(job, served.queue.put)
-        else:
-            served.queue.put(job)
-        try:
-            async with asyncio.timeout(job.deadline - job.received_at):
-                await waiter.future
-        except TimeoutError:
-            raise DeadlineExceeded("no answer by the deadline") from None
-        finally:
-            if job.row is None and job.error is None:
-                waiter.future.cancel()
-                if job.pending:
-                    job.pending.cancel()
-                served.queue.forget(job)
+    async def _result(self, image: Image, want: Want, deadline: float, stated: bool, caller: int) -> Result:
+        job = Job(image, want, deadline, waiter := Waiter(), stated, caller)
+        await self._run(job, waiter, self.served.engine.decodes_jpegs)
+        if isinstance(job.error, UndecodableImage) and isinstance(job.image, Jpeg):  # the device's decoder refused it
+            job = Job(image, want, deadline, waiter := Waiter(), stated, caller)
+            await self._run(job, waiter, device_decodes=False)
         if job.error:
             raise job.error
         assert job.row is not None
@@ -307,6 +294,26 @@ class Classifier:
                 tuple(job.waits),
             ),
         )
+
+    async def _run(self, job: Job, waiter: Waiter, device_decodes: bool) -> None:
+        """Wait until the job has its outcome. Raises DeadlineExceeded and NotReady."""
+        served = self.served
+        job.received_at = time.monotonic()
+        if served.ahead and isinstance(job.image, bytes):
+            served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
+        else:
+            served.queue.put(job)
+        try:
+            async with asyncio.timeout(job.deadline - job.received_at):
+                await waiter.future
+        except TimeoutError:
+            raise DeadlineExceeded("no answer by the deadline") from None
+        finally:
+            if job.row is None and job.error is None:
+                waiter.future.cancel()
+                if job.pending:
+                    job.pending.cancel()
+                served.queue.forget(job)
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

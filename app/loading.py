@@ -29,7 +29,7 @@ log = structlog.get_logger("topk")
 _USUALLY = {"openvino": "1 to 3 s", "torch": "3 to 20 s"}  # from the start of an engine until it is warm
 _CHECKS = 4  # of the device within the limit: a hang is found a quarter of the limit late at most
 
-Create = Callable[[Model, str, str, str], Engine]
+Create = Callable[[Model, str, str, str, bool], Engine]
 
 
 def load(classifier: Classifier, create: Create = engine.create) -> None:
@@ -55,7 +55,8 @@ def resolve(settings: Settings, create: Create = engine.create) -> tuple[Model, 
             raise
         log.warning("served by torch instead", reason=error.detail)
         name, model = "torch", models.resolve(settings)
-    return model, create(model, name, settings.device, settings.precision)
+    gpu_decode = settings.gpu_decode and settings.fast_decode
+    return model, create(model, name, settings.device, settings.precision, gpu_decode)
 
 
 def build(
@@ -73,7 +74,8 @@ def build(
     ``ahead``: whether decode threads work ahead of the queue; None chooses by the device. ``changed`` is called when
     the state of the queue has changed.
     """
-    machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
+    if not device.device.startswith("cuda"):  # where streams launch work and wait: if they are late, the GPU idles
+        machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
     log.info("starting the engine and measuring its speed", engine=device.name, usually=_USUALLY.get(device.name))
     device.load()
     decoding = JobDecoder(
@@ -106,14 +108,17 @@ def build(
     return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads)
 
 
-def decode_threads(model: Model, settings: Settings, sandbox: Sandbox) -> DecodeThreads:
-    """Threads of an HTTP process that decode for a device in another process: its share of cores and memory."""
+def decode_threads(model: Model, settings: Settings, sandbox: Sandbox, jpeg_bytes: int) -> DecodeThreads:
+    """Threads of an HTTP process that decode for a device in another process: its share of cores and memory.
+
+    ``jpeg_bytes``: the size of the largest JPEG that can be sent to the device.
+    """
     workers = max(1, settings.workers)
     largest = min(settings.max_pixels, MAX_PIXELS_UNSCALED, default_pixels())
     pixels = settings.decode_pixels or max(default_pixels() // workers, largest)
     lanes = max(1, default_lanes() // workers)
     decoder = Decoder(model.preprocessing, settings.max_pixels, pixels, settings.fast_decode, sandbox, lanes)
-    return DecodeThreads(JobDecoder(decoder), max(1, machine.cores() // workers))
+    return DecodeThreads(JobDecoder(decoder, jpeg_bytes), max(1, machine.cores() // workers))
 
 
 def build_remote(model: Model, facts: Facts, threads: DecodeThreads, queue: Queue) -> Served:

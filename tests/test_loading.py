@@ -4,14 +4,20 @@ The network is made to hang by a picture's size: nothing else can be told from h
 """
 
 import asyncio
+import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from app import engine, loading, machine
+from app.classifier import Classifier
 from app.loading import hang
+from app.settings import Settings
 from tests import tiny
 from tests.conftest import CAT, Server
 
@@ -71,3 +77,40 @@ def test_only_a_batch_over_the_limit_counts_as_hung() -> None:
     taken = iter([0.0, 0.01, 0.0, 0.02, 0.021])
     asyncio.run(hang(lambda: next(taken), limit_s=0.02))
     assert next(taken, None) is None
+
+
+class OnDevice:
+    """An engine of another device's name. Notes the niceness of the threads that run it."""
+
+    def __init__(self, engine: Any, device: str) -> None:
+        self._engine = engine
+        self.device = device
+        self.niceness: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def load(self) -> None:
+        self._engine.load()
+        self._note()
+
+    def forward(self, *arguments: Any) -> engine.Rows:
+        self._note()
+        rows: engine.Rows = self._engine.forward(*arguments)
+        return rows
+
+    def _note(self) -> None:
+        self.niceness.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+@pytest.mark.parametrize(("device", "nicer"), [("cpu", machine.COMPUTING), ("cuda:0", 0)])
+def test_streams_yield_to_the_event_loop_except_on_cuda(device: str, nicer: int) -> None:
+    classifier = Classifier(Settings(model=tiny.model()[1], _env_file=None))
+    model, real = loading.resolve(classifier.settings)
+    on_device = OnDevice(real, device)
+    with ThreadPoolExecutor(1) as loader:
+        loader.submit(loading.load_model, classifier, model, on_device).result()
+    classifier.close()
+    niceness = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    assert on_device.niceness == {min(19, niceness + nicer)}

@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections import Counter, deque
-from collections.abc import Callable
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from app.batching.costs import OUTLIER, CostCurve
@@ -21,6 +22,7 @@ _LIKELY = 0.9  # a client is likely to stay for an answer if it does so with at 
 _TOGETHER_S = 0.05  # clients that leave within this time leave together
 _DIFFERENT = 1.2  # factor between waits that differ
 _SLACK = 1.15  # factor on the predicted time of a batch whose clients may leave before its end
+_deadline = operator.attrgetter("deadline")
 
 
 class Outlook(NamedTuple):
@@ -53,7 +55,8 @@ class Backlog:
         self.ahead_s = ahead_s
         self.patience = Patience()
         self.prepare_s = 0.0  # average seconds that a stream takes to prepare an item
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []
+        self._soonest = math.inf  # deadline of all jobs that waited when the last batch was chosen
         self._unlikely = 0  # waiting jobs whose clients will probably leave before an answer
         self._running: dict[int, float] = {}  # stream -> predicted end
         self._started: dict[int, float] = {}  # stream -> start time on the device
@@ -68,7 +71,7 @@ class Backlog:
 
     def predicted_wait(self, now: float) -> float:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
-        return max(self.ahead_s(), self._start(now, self._before))
+        return max(self.ahead_s(), *self._starts(now, [self._before]))
 
     def rest_s(self, now: float) -> float:
         """Predict the wait as if the running batches ended now."""
@@ -106,7 +109,7 @@ class Backlog:
                 raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
         wait = self.predicted_wait(now)
-        start = max(wait, self._start(now, self._before + n - 1))
+        start = max(wait, *self._starts(now, [self._before + n - 1]))
         longest = allowed = deadline - now
         excess = self.lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
         if not stated:
@@ -178,14 +181,21 @@ class Backlog:
 
     def ceiling(self, now: float) -> int:
         """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
-        limit_s = self.patience_s(now) / 2
-        fitting = [b for b in self.costs.buckets if b <= self.costs.ceiling and self._batch_s(b) <= limit_s]
-        return max(fitting, default=self.costs.buckets[0])
+        limit_s, largest = self.patience_s(now) / 2, self.costs.ceiling
+        fitting = (b for b in reversed(self.costs.buckets) if b <= largest and self._batch_s(b) <= limit_s)
+        return next(fitting, self.costs.buckets[0])
 
     def put(self, job: Job, now: float) -> None:
-        job.waiting_since = now
-        job.predicted_s = self.predicted_wait(now) + self._batch_s(self.ceiling(now))
-        self._waiting.append(job)
+        self.extend([job], now)
+
+    def extend(self, jobs: Sequence[Job], now: float) -> None:
+        """Put jobs that arrive together."""
+        before, ahead_s, batch_s = self._before, self.ahead_s(), self._batch_s(self.ceiling(now))
+        starts = self._starts(now, range(before, before + len(jobs)))
+        for job, start in zip(jobs, starts, strict=True):
+            job.waiting_since = now
+            job.predicted_s = max(ahead_s, start) + batch_s
+        self._waiting += jobs
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
         """Return the next batch for a free stream, and the jobs whose deadline cannot be met any more.
@@ -196,16 +206,19 @@ class Backlog:
         """
         self._taken_at = min(self._taken_at, now)
         earliest = now + self._best_s(now)
-        waiting: list[Job] = []
+        waiting = [job for job in self._waiting if not job.gone]
         late: list[Job] = []
-        for job in self._waiting:
-            if not job.gone:
-                (waiting if job.deadline >= earliest else late).append(job)
+        self._soonest = min(map(_deadline, waiting), default=math.inf)
+        if self._soonest < earliest:
+            late = [job for job in waiting if job.deadline < earliest]
+            waiting = [job for job in waiting if job.deadline >= earliest]
         for _ in late:
             self._learn_lateness(punctual=False)
         batch = self._choose(now, waiting)
-        chosen = set(map(id, batch))
-        self._waiting = deque(job for job in waiting if id(job) not in chosen)
+        self._waiting = waiting[len(batch) :]
+        if batch != waiting[: len(batch)]:
+            chosen = set(map(id, batch))
+            self._waiting = [job for job in waiting if id(job) not in chosen]
         for job in batch:
             job.taken_at = now
             job.end_wait(now)
@@ -230,7 +243,7 @@ class Backlog:
 
     def clear(self) -> list[Job]:
         """Remove and return all waiting jobs."""
-        waiting, self._waiting = list(self._waiting), deque()
+        waiting, self._waiting = self._waiting, []
         return waiting
 
     def finished(self, stream: int) -> None:
@@ -252,13 +265,14 @@ class Backlog:
         """Predict the seconds that a stream takes to prepare and run a batch of n items."""
         return n * self.prepare_s + self.costs.seconds(n)
 
-    def _start(self, now: float, place: int) -> float:
-        """Predict the seconds until a stream takes the item at this place in the queue, assuming full batches."""
+    def _starts(self, now: float, places: Iterable[int]) -> list[float]:
+        """Predict the seconds until a stream takes the items at these places in the queue, assuming full batches."""
         ends = sorted(max(0.0, end - now) for end in self._running.values())
-        free = [0.0] * (self.streams - len(ends))
+        free = [0.0] * (self.streams - len(ends)) + ends
         ceiling = self.ceiling(now)
-        turns, stream = divmod(place // ceiling, self.streams)
-        return (free + ends)[stream] + turns * self._batch_s(ceiling)
+        batch_s = self._batch_s(ceiling)
+        turns = (divmod(place // ceiling, self.streams) for place in places)
+        return [free[stream] + turn * batch_s for turn, stream in turns]
 
     @property
     def _before(self) -> int:
@@ -280,6 +294,8 @@ class Backlog:
         if len(likely) <= size:
             return (likely + last)[:size]
         first, next_end = likely[0], now + 2 * self._batch_s(size)
+        if self._soonest >= next_end:
+            return likely[:size]
         urgent = [job for job in likely if job.deadline < next_end and job is not first][: size - 1]
         if not urgent:
             return likely[:size]
@@ -297,6 +313,8 @@ class Backlog:
         """The jobs whose deadline will probably have passed, or whose clients will have left, after ``seconds``."""
         end = now + _SLACK * seconds
         ages = self.patience.leaving(end - now, _LIKELY, now)
+        if not ages and self._soonest >= end:
+            return []
         return [
             job
             for job in waiting

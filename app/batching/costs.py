@@ -1,5 +1,6 @@
 """The cost of a batch: the measured seconds of each batch size, and the smallest efficient size."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 OUTLIER = 2.0
@@ -29,7 +30,7 @@ class CostCurve:
 
     def bucket(self, n: int) -> int:
         """Return the smallest bucket that holds n items, or the largest bucket if none does."""
-        return next((b for b in self.buckets if b >= n), self.buckets[-1])
+        return self.buckets[min(bisect_left(self.buckets, n), len(self.buckets) - 1)]
 
     def covers(self, n: int) -> bool:
         """Whether a batch of n items takes exactly as long as its bucket."""

@@ -7,12 +7,12 @@ from typing import Protocol
 
 import structlog
 
-from app.engine.base import Pixels, Row, Want
+from app.engine.base import Jpeg, Pixels, Row, Want
 
 log = structlog.get_logger(__name__)
 
-Image = bytes | Pixels
-"""An image file, a decoded crop, or a preprocessed tensor."""
+Image = bytes | Jpeg | Pixels
+"""An image file, one that the device decodes, a decoded crop, or a preprocessed tensor."""
 
 Wait = tuple[float, float]
 """The start and the end of a wait, in seconds of ``time.monotonic``."""
@@ -45,13 +45,13 @@ class Pending(Protocol):
 class Job:
     """One image, the outputs it needs, its timestamps and its outcome.
 
-    ``image`` is replaced by the crop once it is decoded. The outcome is ``row`` or ``error``. ``deadline`` and the
-    ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields are durations in seconds. ``received_at``
-    is the time of the last byte of the upload. ``stated``: the client stated the deadline itself. ``caller`` is a
-    number for its key or address. ``predicted_s`` is the predicted time from ``waiting_since`` to the end of its batch.
-    ``waits`` has the start and the end of each wait: for a decode thread, for the sandbox, and for a stream.
-    ``completion`` is None only for warm-up batches. ``pending`` is the work on another thread that puts the job into
-    the queue afterwards.
+    ``image`` is replaced by the crop once it is decoded, or by a ``Jpeg`` if the device decodes it. The outcome is
+    ``row`` or ``error``. ``deadline`` and the ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields
+    are durations in seconds. ``received_at`` is the time of the last byte of the upload. ``stated``: the client stated
+    the deadline itself. ``caller`` is a number for its key or address. ``predicted_s`` is the predicted time from
+    ``waiting_since`` to the end of its batch. ``waits`` has the start and the end of each wait: for a decode thread,
+    for the sandbox, and for a stream. ``completion`` is None only for warm-up batches. ``pending`` is the work on
+    another thread that puts the job into the queue afterwards.
     """
 
     image: Image

@@ -60,8 +60,8 @@ class Queue(Protocol):
         If the client has not ``stated`` its deadline, they must be answered before most clients lose patience.
         """
 
-    def put(self, job: Job) -> None:
-        """Append a job. From any thread. Raises NotReady once the queue is closed."""
+    def put(self, *jobs: Job) -> None:
+        """Append jobs. From any thread. Raises NotReady once the queue is closed."""
 
     def forget(self, job: Job) -> None:
         """Nobody waits for this job any more. From any thread."""
@@ -85,9 +85,9 @@ class BatchQueue:
     """Threads around a ``Backlog``, one per stream; each runs its own callable.
 
     ``prepare`` is called on the stream's thread for each job of a batch. ``run_alone`` runs a job that has the device
-    to itself, if that is done differently. ``changed`` is called on the stream's thread when a batch was taken and
-    when it is finished; ``observe`` gets the seconds and the size of each batch that was not a warm-up. ``ahead_s`` is
-    passed to the ``Backlog``.
+    to itself, if that is done differently. ``changed`` is called on the stream's thread when it has taken a batch
+    and when it becomes idle; ``observe`` gets the seconds and the size of each batch that was not a warm-up.
+    ``ahead_s`` is passed to the ``Backlog``.
     """
 
     runs: Sequence[Run]
@@ -185,13 +185,13 @@ class BatchQueue:
         with self._wakeup:
             self.backlog.check(self.clock(), n, deadline, stated)
 
-    def put(self, job: Job) -> None:
-        """Append a job. From any thread. Raises NotReady once the queue is closed."""
+    def put(self, *jobs: Job) -> None:
+        """Append jobs. From any thread. Raises NotReady once the queue is closed."""
         with self._wakeup:
             if self._closed:
                 raise NotReady("shutting down")
-            self.backlog.put(job, self.clock())
-            self._wakeup.notify()
+            self.backlog.extend(jobs, self.clock())
+            self._wakeup.notify(len(jobs))
 
     def forget(self, job: Job) -> None:
         """Learn how long a client has waited that waits no more. Its job is dropped when its turn comes."""
@@ -227,26 +227,36 @@ class BatchQueue:
                 else Overloaded("the answer would come too late", retry_after_s=retry_s)
             )
         settle(late)
-        if batch:
-            ready = self._prepare_batch(batch)
-            stream = alone or self._streams[place]
-            with self._wakeup:
-                self._running[place] = ready
-                self.backlog.started(place, self.clock() + stream.first_pass_s(len(ready)))
+        if not batch:
             self.changed()
-            self._run_batch(stream, ready)
-            with self._wakeup:
-                self.backlog.finished(place)
-                del self._running[place]
-                for job in ready:
-                    self.backlog.computed(job, self.clock())
+            return True
+        ready, prepare_s = self._prepare_batch(batch)
+        stream = alone or self._streams[place]
+        with self._wakeup:
+            self._running[place] = ready
+            for seconds in prepare_s:
+                self.backlog.prepared(seconds)
+            self.backlog.started(place, self.clock() + stream.first_pass_s(len(ready)))
+        self.changed()
+        self._run_batch(stream, ready)
+        with self._wakeup:
+            self.backlog.finished(place)
+            del self._running[place]
+            now = self.clock()
+            for job in ready:
+                self.backlog.computed(job, now)
+            idle = not len(self.backlog)
+        if idle:  # else the next batch is taken at once
             self.changed()
-            settle(ready)
+        settle(ready)
         return True
 
-    def _prepare_batch(self, batch: list[Job]) -> list[Job]:
-        """Prepare the jobs of a batch; returns those that the device runs. A job that fails is settled at once."""
-        ready = []
+    def _prepare_batch(self, batch: list[Job]) -> tuple[list[Job], list[float]]:
+        """Prepare the jobs of a batch; returns those that the device runs, and the seconds that each of them took.
+
+        A job that fails is settled at once.
+        """
+        ready, prepare_s = [], []
         for job in batch:
             if not job.claim():
                 continue
@@ -261,9 +271,8 @@ class BatchQueue:
             else:
                 if prepared:
                     ready.append(job)
-                    with self._wakeup:
-                        self.backlog.prepared(self.clock() - started)
-        return ready
+                    prepare_s.append(self.clock() - started)
+        return ready, prepare_s
 
     def _warm_up(self, warm_batch: WarmBatch) -> None:
         """Run the smallest batch size on each stream, and larger ones as long as time allows. Other sizes wait for use.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.batching.job import Job
-from app.engine.base import Engine, Pixels, Row, Want
-from app.errors import Internal
+from app.engine.base import Engine, Jpeg, Pixels, Row, Want
+from app.errors import Internal, UndecodableImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,9 @@ class Runner:
     crop: int
 
     def run(self, jobs: Sequence[Job]) -> list[Row | Exception]:
-        """Run jobs as one batch. A row that is not finite becomes Internal."""
+        """Run jobs as one batch. A row that is not finite becomes Internal, and a file that the device cannot decode
+        becomes UndecodableImage.
+        """
         return self._run(jobs, alone=False)
 
     def run_alone(self, jobs: Sequence[Job]) -> list[Row | Exception]:
@@ -37,13 +39,16 @@ class Runner:
         ended = time.monotonic()
         for job in jobs:
             job.inference_s, job.computed_at = ended - started, ended
-        return [
+        results: list[Row | Exception] = [
             rows.row(place, job.want.k) if finite else Internal("the model computes no finite scores")
             for place, (job, finite) in enumerate(zip(jobs, rows.finite.tolist(), strict=True))
         ]
+        for place in rows.undecodable:
+            results[place] = UndecodableImage("the device cannot decode the JPEG")
+        return results
 
 
-def _pixels(job: Job) -> Pixels:
+def _pixels(job: Job) -> Jpeg | Pixels:
     if isinstance(job.image, bytes):
         raise TypeError("the image of a job must be decoded before it runs")
     return job.image

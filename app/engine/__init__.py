@@ -3,7 +3,7 @@
 import importlib.util
 
 from app import machine, models
-from app.engine.base import Engine, Facts, Floats, Pixels, Row, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Engine, Facts, Floats, Jpeg, Pixels, Row, Rows, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 
@@ -11,6 +11,7 @@ __all__ = [
     "Engine",
     "Facts",
     "Floats",
+    "Jpeg",
     "Pixels",
     "Row",
     "Rows",
@@ -44,13 +45,17 @@ def _accelerator() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def create(model: Model, engine: str, device: str, precision: str) -> Engine:
-    """Create the engine that ``choose`` returned, for the settings ``device`` and ``precision``. Raises ModelError."""
+def create(model: Model, engine: str, device: str, precision: str, gpu_decode: bool = False) -> Engine:
+    """Create the engine that ``choose`` returned, for the settings ``device`` and ``precision``. Raises ModelError.
+
+    ``gpu_decode``: it decodes JPEGs if the device can.
+    """
     if engine == "openvino":
         from app.engine.openvino import OpenVinoEngine
 
         return OpenVinoEngine(model, precision)
     models.require_torch("the engine torch")
+    from app.engine import jpeg
     from app.engine.torch import TorchEngine
 
-    return TorchEngine(model, device, precision)
+    return TorchEngine(model, device, precision, jpeg.create if gpu_decode else None)

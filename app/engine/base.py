@@ -1,10 +1,10 @@
 """The interface of an engine: numpy in, numpy out. Nothing here imports torch or OpenVINO."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,19 @@ Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Jpeg:
+    """A JPEG file for a device that decodes: without metadata, and with the EXIF orientation, which is 0 or 1 to 8.
+
+    ``width`` and ``height`` are the stored size in pixels.
+    """
+
+    data: bytes | memoryview
+    width: int
+    height: int
+    orientation: int
+
+
+@dataclass(frozen=True, slots=True)
 class Want:
     """The outputs that one image needs: its k best classes (all of a model with fewer), and whole rows if required."""
 
@@ -31,8 +44,7 @@ class Want:
     probabilities: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """The outputs for one image of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
 
     ``features`` [dim] is the input of the last classification layer; ``logits`` and ``probabilities`` are [classes];
@@ -52,7 +64,8 @@ class Rows:
 
     ``class_ids`` (int64) and ``scores`` (float32 softmax) are [n, k], highest first, for the largest k of the batch.
     ``finite`` (bool) is [n]: whether all features and logits of an image are finite. ``features`` [dim], ``logits`` and
-    ``probabilities`` [classes] are float32, keyed by the place of each image that needs them.
+    ``probabilities`` [classes] are float32, keyed by the place of each image that needs them. ``undecodable`` has the
+    places of JPEGs that the device could not decode; the other outputs for these are meaningless.
     """
 
     class_ids: npt.NDArray[np.int64]
@@ -61,6 +74,7 @@ class Rows:
     features: Mapping[int, Floats] = field(default_factory=dict)
     logits: Mapping[int, Floats] = field(default_factory=dict)
     probabilities: Mapping[int, Floats] = field(default_factory=dict)
+    undecodable: Collection[int] = ()
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -95,11 +109,15 @@ class Facts(Protocol):
 
     @property
     def compilation(self) -> str:
-        """``eager``, ``compiling`` (in the background) or ``compiled``."""
+        """``eager`` (calls of torch), ``captured`` (CUDA graphs) or ``compiled`` (by OpenVINO)."""
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes, ascending."""
+
+    @property
+    def decodes_jpegs(self) -> bool:
+        """Whether it takes a ``Jpeg`` in place of a crop."""
 
     @property
     def dim(self) -> int:
@@ -119,12 +137,13 @@ class Engine(Facts, Protocol):
     def load(self) -> None:
         """Bring the model onto the device. Blocks. Raises ModelError, also if the labels do not fit the network."""
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+    def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         """Classify one batch. If it is ``alone`` on the device, an engine that spreads uses all cores for it.
 
         Each image is a uint8 RGB crop of shape [crop, crop, 3], which is normalised on the device, or a preprocessed
-        float32 tensor of shape [3, crop, crop]. Returns the outputs in the order of the images. The caller owns
-        them. Raises MemoryError if the device has no memory for a batch of this size.
+        float32 tensor of shape [3, crop, crop], or a ``Jpeg`` if the engine decodes it. Returns the outputs in the
+        order of the images. The caller owns them. Raises MemoryError if the device has no memory for a batch of this
+        size.
         """
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.base import Pixels, Rows, Want
+from app.engine.base import Jpeg, Pixels, Rows, Want
+from app.engine.jpeg import JpegDecoder
 from app.images import Preprocessing
 
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -34,7 +35,7 @@ class Lane:
     """Runs batches with ``network``, which computes in ``dtype`` and has ``classes``.
 
     A batch is padded to the next of ``sizes``, ascending. Without sizes it runs as it is. ``graphs``: capture each size
-    as a CUDA graph. Batches are limited to the largest size then.
+    as a CUDA graph. Batches are limited to the largest size then. ``jpegs`` decodes files to the device's input.
     """
 
     @torch.inference_mode()
@@ -47,6 +48,7 @@ class Lane:
         dtype: torch.dtype,
         sizes: Sequence[int] = (),
         graphs: bool = False,
+        jpegs: JpegDecoder | None = None,
     ) -> None:
         self._network = network
         self._classes = classes
@@ -55,6 +57,7 @@ class Lane:
         self._device = device
         self._dtype = dtype
         self._sizes = sizes
+        self._jpegs = jpegs
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         self._scale, self._shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
         self._cuda = device.type == "cuda"
@@ -69,27 +72,30 @@ class Lane:
                     self._graphs[size] = self._capture(size, pool)
 
     @torch.inference_mode()
-    def run(self, images: Sequence[Pixels], wants: Sequence[Want]) -> Rows:
+    def run(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want]) -> Rows:
         """Classify one batch: see ``Engine.forward``."""
         size = next((size for size in self._sizes if size >= len(images)), len(images))
         with torch.cuda.stream(self._stream):
-            if tensors := self._fill(images):
+            tensors = self._fill(images)
+            undecodable = self._decode({p: image for p, image in enumerate(images) if isinstance(image, Jpeg)})
+            if tensors:
                 outputs = self._compute(self._with_tensors(self._normalised(size), tensors))
             else:
                 outputs = self._graphs.get(size, partial(self._pass, size))()
-            return self._rows(outputs, wants)
+            return self._rows(outputs, wants, undecodable)
 
     def _reserve(self, count: int) -> None:
         """Allocate the buffers for batches of up to ``count`` images."""
         shape = (count, self._crop, self._crop, 3)
-        self._staging = torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
+        staging = torch.empty(shape, dtype=torch.uint8, pin_memory=self._cuda)
         on_cpu = self._device.type == "cpu"
-        self._pixels = self._staging if on_cpu else torch.empty(shape, dtype=torch.uint8, device=self._device)
+        self._pixels = staging if on_cpu else torch.empty(shape, dtype=torch.uint8, device=self._device)
         self._scores = torch.empty((count, self._k), pin_memory=self._cuda)
         self._class_ids = torch.empty((count, self._k), dtype=torch.int64, pin_memory=self._cuda)
         self._finite = torch.empty(count, dtype=torch.bool, pin_memory=self._cuda)
+        self._staging = staging  # the last one, whose length tells how many images there is room for
 
-    def _fill(self, images: Sequence[Pixels]) -> dict[int, Pixels]:
+    def _fill(self, images: Sequence[Jpeg | Pixels]) -> dict[int, Pixels]:
         """Copy the crops to their places in the device's input. Returns the preprocessed tensors by their places."""
         count = len(images)
         if count > len(self._staging):
@@ -98,14 +104,25 @@ class Lane:
             self._reserve(count)
         staging = self._staging.numpy()
         tensors: dict[int, Pixels] = {}
+        filled = False
         for place, image in enumerate(images):
+            if isinstance(image, Jpeg):
+                continue
+            filled = True
             if image.dtype == np.uint8:
                 staging[place] = image
             else:
                 tensors[place] = image
-        if self._pixels is not self._staging:
+        if filled and self._pixels is not self._staging:
             self._pixels[:count].copy_(self._staging[:count], non_blocking=self._cuda)
         return tensors
+
+    def _decode(self, files: dict[int, Jpeg]) -> list[int]:
+        """Decode files to their places in the device's input. Returns the places of those that it cannot decode."""
+        if not files:
+            return []
+        assert self._jpegs
+        return self._jpegs.decode(list(files.values()), list(files), self._pixels)
 
     def _capture(self, size: int, pool: Any) -> Callable[[], Outputs]:
         """Capture a pass as a CUDA graph. Returns the function that replays it."""
@@ -128,6 +145,8 @@ class Lane:
     def _normalised(self, size: int) -> Tensor:
         """The crops as normalised [size, 3, crop, crop], channels last, computed in float32."""
         pixels = self._pixels[:size].permute(0, 3, 1, 2)
+        if self._device.type == "mps":  # where addcmul is not known to mix types
+            pixels = pixels.float()
         images = torch.empty_like(pixels, dtype=self._dtype)
         return torch.addcmul(self._shift, pixels, self._scale, out=images)
 
@@ -150,7 +169,7 @@ class Lane:
             buffer[: len(images)].copy_(values, non_blocking=self._cuda)
         return Outputs(features, logits, probabilities)
 
-    def _rows(self, outputs: Outputs, wants: Sequence[Want]) -> Rows:
+    def _rows(self, outputs: Outputs, wants: Sequence[Want], undecodable: Sequence[int]) -> Rows:
         """Wait for the batch, and copy its rows out of the buffers, which the next batch overwrites."""
         count = len(wants)
         k = min(max((want.k for want in wants), default=0), self._classes)
@@ -170,6 +189,7 @@ class Lane:
             class_ids.numpy().copy(),
             scores.numpy().copy(),
             self._finite[:count].numpy().copy(),
+            undecodable=undecodable,
             **{name: {place: rows[place].numpy().copy() for place in places} for name, (places, rows) in whole.items()},
         )
 

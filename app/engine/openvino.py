@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from app import machine, models
-from app.engine.base import Floats, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, memory_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.openvino import auto_precision, ov
@@ -30,6 +30,7 @@ class OpenVinoEngine:
     device = "cpu"
     compilation = "compiled"
     pads = False
+    decodes_jpegs = False
 
     def __init__(self, model: Model, precision: str) -> None:
         self._model = model
@@ -68,7 +69,7 @@ class OpenVinoEngine:
             raise ModelError(f"OpenVINO cannot run {self._model.name} on this machine: {reason}") from error
         check_outputs(self._model, len(rows.logits[0]), len(rows.features[0]))
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+    def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         with self._request(alone) as request:
             with memory_errors():
                 outputs = request.infer([self._pixels(images)], share_inputs=True)
@@ -131,13 +132,14 @@ class OpenVinoEngine:
         finally:
             self._requests[alone].put(request)
 
-    def _pixels(self, images: Sequence[Pixels]) -> Floats:
+    def _pixels(self, images: Sequence[Jpeg | Pixels]) -> Floats:
         """Return float32 pixels of shape [n, crop, crop, 3] in 0..255, which the network normalises.
 
         Preprocessed tensors are denormalised.
         """
         pixels: Floats = np.empty((len(images), *self._shape), np.float32)
         for i, image in enumerate(images):
+            assert not isinstance(image, Jpeg)
             pixels[i] = image if image.dtype == np.uint8 else image.transpose(1, 2, 0) * self._std + self._mean
         return pixels
 

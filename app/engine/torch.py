@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,11 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Floats, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.jpeg import JpegDecoder
 from app.engine.lane import Lane
 from app.errors import ModelError
+from app.images import Preprocessing
 from app.models.fuse import fold, fuse
 from app.models.model import Model
 from app.models.split import FeaturesAndLogits, split
@@ -29,19 +32,33 @@ log = structlog.get_logger(__name__)
 
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01}  # relative to the range of the logits
 _CPU_BUCKETS = (1, 2, 4, 8)
-_GPU_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+_CUDA_BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256)
+_MPS_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _CUDA_STREAMS = 2  # one copies its batch or fetches its outputs while the other one computes
-_CHECKED_TOGETHER = 8  # images of an eager pass, whose memory the largest bucket may not leave
+_CHECKED_TOGETHER = 8  # images of a float32 pass, which needs more memory than a captured one
 
 Rewrite = Callable[[FeaturesAndLogits], FeaturesAndLogits]
+CreateJpegDecoder = Callable[[Preprocessing, torch.device], JpegDecoder | None]
+
+
+class Sample(NamedTuple):
+    """Crops, uint8 [n, crop, crop, 3], and their logits in float32, [n, classes]."""
+
+    crops: npt.NDArray[np.uint8]
+    logits: Floats
 
 
 class TorchEngine:
-    """Computes in float32, bfloat16 or float16, in channels-last memory format."""
+    """Computes in float32, bfloat16 or float16, in channels-last memory format.
+
+    ``create_jpegs`` creates a decoder for JPEGs on the device, or returns None.
+    """
 
     name = "torch"
 
-    def __init__(self, model: Model, device: str, precision: str) -> None:
+    def __init__(
+        self, model: Model, device: str, precision: str, create_jpegs: CreateJpegDecoder | None = None
+    ) -> None:
         self._model = model
         self._device = device_of(device)
         self.device = str(self._device)
@@ -57,12 +74,18 @@ class TorchEngine:
         self.streams = machine.cores() if self._on_cpu else _CUDA_STREAMS if self._cuda else 1
         self.spreads = False  # a second thread does not speed up an eager pass
         self.pads = not self._on_cpu  # where padding would only cost time
-        self.buckets: tuple[int, ...] = _CPU_BUCKETS if self._on_cpu else _GPU_BUCKETS
+        self.buckets: tuple[int, ...] = _CUDA_BUCKETS if self._cuda else _CPU_BUCKETS if self._on_cpu else _MPS_BUCKETS
         self.compilation = "eager"
         self.start_s: dict[str, float] = {}
         self.dim = 0
+        self._create_jpegs = create_jpegs
+        self._jpegs: JpegDecoder | None = None
         self._lanes = SimpleQueue[Lane]()
         self._thread = threading.local()
+
+    @property
+    def decodes_jpegs(self) -> bool:
+        return self._jpegs is not None
 
     def memory(self) -> dict[str, int]:
         if not self._cuda:
@@ -89,10 +112,13 @@ class TorchEngine:
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not TF32
         with self._phase("check"):
             self._check_outputs(network)
+        if self._create_jpegs:
+            with self._phase("decoder"):
+                self._jpegs = self._create_jpegs(self._model.preprocessing, self._device)
         for lane in self._fastest_lanes(network):
             self._lanes.put(lane)
 
-    def forward(self, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+    def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         self._limit_threads()
         lane = self._lanes.get()
         try:
@@ -123,30 +149,40 @@ class TorchEngine:
     def _fastest_lanes(self, reference: FeaturesAndLogits) -> list[Lane]:
         """Create the lanes with the fastest form of the network that computes what ``reference`` does in float32.
 
-        The last form is plain calls of the network as it is, in the precision of the engine. It needs no check.
+        The last form is calls of the network as it is, in the precision of the engine. It needs no check.
         """
         forms: list[tuple[Rewrite, bool]] = []
         if self._cuda:
             forms = [(_folded_and_fused, True), (_unchanged, True)]
         elif self.precision != "float32" or not self._on_cpu:
             forms = [(fold, False)]
+        if forms:
+            with self._phase("check"):  # before the lanes take the memory
+                sample = self._sample(reference)
         for rewrite, graphs in forms:
-            try:
-                with self._phase("fold"):
-                    network = copy.deepcopy(rewrite(reference))
-                lanes = self._create_lanes(network, graphs)
-                self._check(lanes, reference)
-            except (MemoryError, ModelError):
-                raise
-            except Exception as error:  # rewritten networks and drivers raise various exceptions
-                reason = str(error).partition("\n")[0]
-                log.warning(
-                    "a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason
-                )
-            else:
+            if lanes := self._rewritten_lanes(rewrite, reference, graphs, sample):
                 self.compilation = "captured" if graphs else "eager"
                 return lanes
         return self._create_lanes(reference, graphs=False)
+
+    def _rewritten_lanes(
+        self, rewrite: Rewrite, reference: FeaturesAndLogits, graphs: bool, sample: Sample
+    ) -> list[Lane] | None:
+        """Create lanes with the rewritten network; None if it fails or does not compute the logits of ``sample``."""
+        try:
+            with self._phase("fold"):
+                network = copy.deepcopy(rewrite(reference))
+            lanes = self._create_lanes(network, graphs)
+            with self._phase("check"), memory_errors():
+                for lane in lanes if graphs else lanes[:1]:  # calls are the same on each lane
+                    self._check(lane, sample)
+        except (MemoryError, ModelError):
+            raise
+        except Exception as error:  # rewritten networks and drivers raise various exceptions
+            reason = str(error).partition("\n")[0]
+            log.warning("a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason)
+            return None
+        return lanes
 
     def _create_lanes(self, network: FeaturesAndLogits, graphs: bool) -> list[Lane]:
         """Create a lane for each stream, with as many buckets as there is memory for. Raises MemoryError."""
@@ -166,38 +202,36 @@ class TorchEngine:
 
     def _lane(self, network: FeaturesAndLogits, graphs: bool) -> Lane:
         model, sizes = self._model, self.buckets if self.pads else ()
-        return Lane(network, len(model.labels), model.preprocessing, self._device, self._dtype, sizes, graphs)
+        classes, preprocessing = len(model.labels), model.preprocessing
+        return Lane(network, classes, preprocessing, self._device, self._dtype, sizes, graphs, self._jpegs)
 
-    def _check(self, lanes: Sequence[Lane], reference: FeaturesAndLogits) -> None:
-        """Raise RuntimeError if logits of a lane differ from those of ``reference`` by more than the tolerance."""
-        crop, largest = self._model.preprocessing.crop, self.buckets[-1]
-        with self._phase("check"), memory_errors():
-            crops = np.random.default_rng(0).integers(0, 256, (largest, crop, crop, 3), np.uint8)
-            expected = self._expected(crops, reference)
-            for lane in lanes:
-                for bucket in self.buckets:
-                    logits = lane.run(list(crops[:bucket]), [Want(logits=True)] * bucket).logits
-                    found = np.stack([logits[place] for place in range(bucket)])
-                    deviation = float(np.abs(found - expected[:bucket]).max() / np.ptp(expected))
-                    if not deviation <= _TOLERANCE[self.precision]:
-                        raise RuntimeError(f"logits deviate by {deviation:.1%} of their range at batch size {bucket}")
+    def _check(self, lane: Lane, sample: Sample) -> None:
+        """Raise RuntimeError if the logits of a batch size differ from the expected ones by more than the tolerance."""
+        span = max(float(np.ptp(sample.logits)), 1e-6)
+        for bucket in self.buckets:
+            found = lane.run(list(sample.crops[:bucket]), [Want(logits=True)] * bucket).logits
+            distances = [np.abs(found[place] - sample.logits[place]).max() for place in range(bucket)]
+            deviation = float(np.max(distances)) / span
+            if not deviation <= _TOLERANCE[self.precision]:
+                raise RuntimeError(f"logits deviate by {deviation:.1%} of their range at batch size {bucket}")
 
     @torch.inference_mode()
-    def _expected(self, crops: npt.NDArray[np.uint8], reference: FeaturesAndLogits) -> Floats:
-        """The logits for crops, computed by ``reference``."""
+    def _sample(self, reference: FeaturesAndLogits) -> Sample:
+        """Random crops for the largest bucket, and the logits that ``reference`` computes for them."""
         preprocessing = self._model.preprocessing
+        shape = (self.buckets[-1], preprocessing.crop, preprocessing.crop, 3)
+        crops = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         mean, std = (torch.tensor(v, device=self._device) for v in (preprocessing.mean, preprocessing.std))
-        parts = []
+        logits = []
         for first in range(0, len(crops), _CHECKED_TOGETHER):
             pixels = torch.from_numpy(crops[first : first + _CHECKED_TOGETHER]).to(self._device)
             images = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
-            parts.append(reference(images)[1].cpu().numpy())
-        expected: Floats = np.concatenate(parts)
-        return expected
+            logits.append(reference(images)[1].cpu().numpy())
+        return Sample(crops, np.concatenate(logits))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Add the seconds of a phase of the start to ``start_s``."""
+        """Add the seconds of a phase of the start to ``start_s``. On CUDA the device has finished it at the end."""
         started = time.monotonic()
         try:
             yield

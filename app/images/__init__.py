@@ -14,6 +14,7 @@
     sandbox.py    decodes in child processes with limits on memory and time
     sandboxed.py  the program that the child processes run
     decoder.py    chooses where an image is decoded
+    device.py     decides which JPEGs may be decoded by a GPU
 
 Reading a header is safe on any thread: it runs no code of Pillow or of a codec.
 """

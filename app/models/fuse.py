@@ -22,10 +22,13 @@ _ALIGNED = 8  # channels of 16 bits that a tensor core loads at once
 
 
 class Operations(NamedTuple):
-    """The fused convolutions: functions with the arguments of cuDNN's."""
+    """A convolution with ReLU, and one with addition and ReLU: functions with the arguments of cuDNN's."""
 
-    relu: Callable[..., Tensor] = torch.cudnn_convolution_relu
-    add_relu: Callable[..., Tensor] = torch.cudnn_convolution_add_relu
+    relu: Callable[..., Tensor]
+    add_relu: Callable[..., Tensor]
+
+
+CUDNN = Operations(torch.cudnn_convolution_relu, torch.cudnn_convolution_add_relu)
 
 
 class ConvolutionReLU(nn.Module):
@@ -68,15 +71,14 @@ def fold(network: FeaturesAndLogits) -> FeaturesAndLogits:
     return _network(traced, network)
 
 
-def fuse(network: FeaturesAndLogits, operations: Operations | None = None) -> FeaturesAndLogits:
+def fuse(network: FeaturesAndLogits, operations: Operations = CUDNN) -> FeaturesAndLogits:
     """Fuse each convolution with the ReLU after it, and with an addition between the two.
 
-    Convolutions of few channels are left out, which are 17 times as slow when fused (pytorch#68506), and grouped ones.
-    See ``fold`` for the result.
+    Convolutions of few channels, such as the stem's, are left out, because cuDNN is slow there (pytorch#68506). So are
+    grouped ones. See ``fold`` for the result.
     """
     if (traced := _trace(network)) is None:
         return network
-    operations = operations or Operations()
     layers = _layers(traced)
     calls = Counter(layers.values())
     for relu in list(traced.graph.nodes):

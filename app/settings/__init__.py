@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         True,
         description="Decode large JPEGs at a reduced scale, at least twice the needed size, and resize only the crop.",
     )
+    gpu_decode: bool = Field(
+        False,
+        description="Decode baseline JPEGs on the GPU, with the extra `gpu`. The files of clients then reach a decoder"
+        " in the engine process. It has no effect on a CPU, or if `TOPK_FAST_DECODE` is `false`.",
+    )
 
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(

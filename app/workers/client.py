@@ -12,13 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import structlog
 
 from app.batching import Backlog, CostCurve, Job, Outlook, fail, settle
-from app.engine.base import Facts, Pixels
+from app.engine.base import Facts, Jpeg, Pixels
 from app.errors import Internal, NotReady
 from app.workers import wire
 from app.workers.memory import Board, Slots, curve
@@ -28,11 +27,6 @@ log = structlog.get_logger(__name__)
 _SEND_S = 5  # an engine that reads nothing for this long counts as ended
 _READ = 1 << 18
 ENGINE_ENDED = "the engine process ended and is restarting"
-
-
-class _Sent(NamedTuple):
-    job: Job
-    slot: int
 
 
 class EngineQueue:
@@ -52,10 +46,13 @@ class EngineQueue:
         self._backlog = _RemoteBacklog(CostCurve(facts.buckets), facts.streams, ahead_s, self._uncounted)
         self._lock = threading.Lock()
         self._send_lock = threading.Lock()
+        self._shapes = (slots.crop, slots.crop, 3), (3, slots.crop, slots.crop)
         self._free = list(range(slots.count - 1, -1, -1))  # low slots first: fewer pages are touched
-        self._sent: dict[int, _Sent] = {}
+        self._sent: dict[int, tuple[Job, int]] = {}  # number -> job and slot
         self._numbers: dict[Job, int] = {}
         self._pending: deque[Job] = deque()
+        self._left: list[tuple[float, int]] = []  # clients that the engine is to be told of
+        self._cancelled: list[int] = []  # numbers
         self._count = 0
         self._closed = False
         self._seconds: tuple[float, ...] = ()
@@ -90,25 +87,28 @@ class EngineQueue:
             self._refresh()
             return self._backlog.outlook
 
-    def put(self, job: Job) -> None:
-        """Send a job whose image is decoded. From any thread. Raises NotReady once the engine has ended."""
-        if _pixels(job).shape not in _shapes(self._slots.crop):
-            raise NotReady(ENGINE_ENDED)  # decoded for the model of an earlier engine process
-        job.waiting_since = time.monotonic()
+    def put(self, *jobs: Job) -> None:
+        """Send jobs whose images are decoded. From any thread. Raises NotReady once the engine has ended."""
+        now = time.monotonic()
+        for job in jobs:
+            image = _decoded(job)
+            if not isinstance(image, Jpeg) and image.shape not in self._shapes:
+                raise NotReady(ENGINE_ENDED)  # decoded for the model of an earlier engine process
+            job.waiting_since = now
         with self._lock:
             if self._closed:
                 raise NotReady(ENGINE_ENDED)
-            self._pending.append(job)
-        self._send_pending()
+            self._pending += jobs
+        self._send()
 
     def forget(self, job: Job) -> None:
         """Cancel a job on the engine, which learns how long its client has waited. From any thread."""
         with self._lock:
-            number = self._numbers.get(job)
-        if job.reveals_patience and time.monotonic() < job.deadline:
-            self._send(wire.left(job.received_at, job.caller))
-        if number is not None:
-            self._send(wire.cancel(number))
+            if job.reveals_patience and time.monotonic() < job.deadline:
+                self._left.append((job.received_at, job.caller))
+            if (number := self._numbers.get(job)) is not None:
+                self._cancelled.append(number)
+        self._send()
 
     def running_s(self) -> float:
         """Always 0: the engine process has its own watchdog for the device."""
@@ -118,7 +118,7 @@ class EngineQueue:
         """Settle all jobs with ``error`` and refuse further ones. From any thread."""
         with self._lock:
             self._closed = True
-            jobs = [sent.job for sent in self._sent.values()] + list(self._pending)
+            jobs = [job for job, _ in self._sent.values()] + list(self._pending)
             self._sent.clear()
             self._numbers.clear()
             self._pending.clear()
@@ -134,8 +134,8 @@ class EngineQueue:
         frames = wire.Frames()
         with contextlib.suppress(OSError):
             while data := self._socket.recv(_READ):
-                settle([self._finished(kind, payload) for kind, payload in frames.feed(data)])
-                self._send_pending()
+                settle([job for kind, payload in frames.feed(data) for job in self._finished(kind, payload)])
+                self._send()
 
     def fail(self) -> None:
         """Settle all jobs with NotReady because the engine has ended, and close the socket."""
@@ -143,56 +143,80 @@ class EngineQueue:
         with self._send_lock:
             self._socket.close()
 
-    def _send_pending(self) -> None:
-        """Send pending jobs while slots are free."""
-        while True:
-            with self._lock:
-                while self._pending and self._pending[0].gone:
-                    self._pending.popleft()
-                if not self._pending or not self._free or self._closed:
-                    return
-                job, slot = self._pending.popleft(), self._free.pop()
-                self._count += 1
-                number = self._count
-                self._sent[number] = _Sent(job, slot)
-                self._numbers[job] = number
-            pixels = _pixels(job)
-            tensor = pixels.dtype == np.float32
-            self._slots.view(slot, tensor)[:] = pixels
-            terms = job.want, job.deadline, job.received_at, job.stated, job.caller
-            self._send(wire.task(wire.ImageTask(number, slot, tensor, *terms)))
+    def _send(self) -> None:
+        """Send what waits, in one call, unless another thread is sending: that thread then does so."""
+        while self._unsent and self._send_lock.acquire(blocking=False):
+            try:
+                self._socket.sendall(self._next_frames())
+            except OSError:
+                self.close()  # the reading thread then fails all waiting jobs
+            finally:
+                self._send_lock.release()
 
-    def _send(self, frame: bytes) -> None:
-        try:
-            with self._send_lock:
-                self._socket.sendall(frame)
-        except OSError:
-            self.close()  # the reading thread then fails all waiting jobs
+    @property
+    def _unsent(self) -> bool:
+        """Whether something can be sent now."""
+        return not self._closed and bool(self._left or self._cancelled or (self._pending and self._free))
 
-    def _finished(self, kind: int, payload: bytes) -> Job:
-        """The job that a frame belongs to, with its outcome set."""
-        if kind == wire.ANSWER:
-            answer = wire.read_answer(payload)
-            job = self._release(answer.number)
-            job.end_wait(answer.started)
-            job.taken_at, job.inference_s = answer.started, answer.inference_s
-            job.computed_at = answer.started + answer.inference_s
-            job.batch_size, job.row = answer.batch_size, answer.row
-        elif kind == wire.FAILURE:
-            number, error = wire.read_failure(payload)
-            job = self._release(number)
-            job.error = error
-        else:
-            raise RuntimeError(f"unexpected frame of kind {kind}")
-        return job
-
-    def _release(self, number: int) -> Job:
-        """The job of a finished task. Its slot becomes free."""
+    def _next_frames(self) -> bytes:
+        """The frames of all that can be sent. A pending job becomes a task if there is a free slot for its image."""
+        started = []
         with self._lock:
-            job, slot = self._sent.pop(number)
-            self._numbers.pop(job, None)
-            self._free.append(slot)
-        return job
+            left, self._left = self._left, []
+            cancelled, self._cancelled = self._cancelled, []
+            while self._pending and self._free:
+                if not (job := self._pending.popleft()).gone:
+                    self._count += 1
+                    self._sent[self._count] = job, slot = job, self._free.pop()
+                    self._numbers[job] = self._count
+                    started.append((self._count, slot, job))
+        frames = [wire.left(left)] if left else []
+        if cancelled:
+            frames.append(wire.cancel(cancelled))
+        if started:
+            frames.append(wire.tasks([self._task(number, slot, job) for number, slot, job in started]))
+        return b"".join(frames)
+
+    def _task(self, number: int, slot: int, job: Job) -> wire.ImageTask:
+        """A task whose image is in its slot."""
+        image = _decoded(job)
+        terms = job.want, job.deadline, job.received_at, job.stated, job.caller
+        if isinstance(image, Jpeg):
+            self._slots.file(slot, len(image.data))[:] = image.data
+            file = wire.JpegFile(len(image.data), image.width, image.height, image.orientation)
+            return wire.ImageTask(number, slot, False, *terms, file)
+        tensor = image.dtype == np.float32
+        self._slots.view(slot, tensor)[:] = image
+        return wire.ImageTask(number, slot, tensor, *terms)
+
+    def _finished(self, kind: int, payload: bytes) -> list[Job]:
+        """The jobs that a frame belongs to, with their outcomes set."""
+        if kind == wire.ANSWERS:
+            answers = wire.read_answers(payload)
+            jobs = self._release([answer.number for answer in answers])
+            for job, answer in zip(jobs, answers, strict=True):
+                job.end_wait(answer.started)
+                job.taken_at, job.inference_s = answer.started, answer.inference_s
+                job.computed_at = answer.started + answer.inference_s
+                job.batch_size, job.row = answer.batch_size, answer.row
+            return jobs
+        if kind == wire.FAILURE:
+            number, error = wire.read_failure(payload)
+            [job] = self._release([number])
+            job.error = error
+            return [job]
+        raise RuntimeError(f"unexpected frame of kind {kind}")
+
+    def _release(self, numbers: list[int]) -> list[Job]:
+        """The jobs of finished tasks. Their slots become free."""
+        jobs = []
+        with self._lock:
+            for number in numbers:
+                job, slot = self._sent.pop(number)
+                self._numbers.pop(job, None)
+                self._free.append(slot)
+                jobs.append(job)
+        return jobs
 
     def _uncounted(self) -> int:
         """Number of images that the engine's outlook does not include yet."""
@@ -201,7 +225,7 @@ class EngineQueue:
     def _refresh(self) -> None:
         self._backlog.outlook, seconds = self._board.read()
         self._backlog.lateness = self._backlog.outlook.lateness
-        if seconds != self._seconds:
+        if seconds is not self._seconds:
             self._seconds = seconds
             self._backlog.costs = curve(self._facts.buckets, seconds[:-1])
             self.costs_alone = curve((1,), seconds[-1:])
@@ -244,11 +268,7 @@ class _RemoteBacklog(Backlog):
         return max(self.ahead_s(), max(self.outlook.rest, left) + uncounted)
 
 
-def _pixels(job: Job) -> Pixels:
+def _decoded(job: Job) -> Jpeg | Pixels:
     if isinstance(job.image, bytes):
         raise Internal("the image is not decoded")
     return job.image
-
-
-def _shapes(crop: int) -> tuple[tuple[int, ...], ...]:
-    return (crop, crop, 3), (3, crop, crop)

@@ -11,8 +11,9 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -20,7 +21,7 @@ import structlog
 from app import loading
 from app.batching import Job, fail
 from app.classifier import Served
-from app.engine.base import Want
+from app.engine.base import Jpeg, Pixels, Want
 from app.errors import Internal, ModelError, NotReady, TopkError
 from app.images.sandbox import Sandbox
 from app.settings import Settings
@@ -31,6 +32,7 @@ from app.workers.memory import Board, Slots
 log = structlog.get_logger("topk")
 
 SLOTS = 256
+_FRESH_S = 0.001  # the board is not written again within this time for tasks that have come
 
 
 class Device:
@@ -38,9 +40,12 @@ class Device:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
+        self.board: Board | None = None
         self._metrics = metrics
-        self._board: Board | None = None
         self._served: Served | None = None
+        self._connections: set[HttpConnection] = set()
+        self._publishing = threading.Lock()
+        self._published_at = -math.inf
 
     @property
     def served(self) -> Served:
@@ -56,12 +61,27 @@ class Device:
         )
         self._metrics.model.info(self._served.labels())
 
-    def publish(self, board: Board | None = None) -> None:
-        """Write the state of the queue to the board. From any thread."""
-        self._board = board or self._board
-        if self._board:
+    def connect(self, connection: "HttpConnection") -> None:
+        """Tell an HTTP process, whenever the board is written, which of its tasks the board includes."""
+        with self._publishing:
+            self._connections.add(connection)
+
+    def disconnect(self, connection: "HttpConnection") -> None:
+        with self._publishing:
+            self._connections.discard(connection)
+
+    def publish(self, max_age_s: float = 0.0) -> None:
+        """Write the state of the queue to the board if it is older than ``max_age_s``. From any thread."""
+        with self._publishing:
+            if self.board is None or time.monotonic() - self._published_at < max_age_s:
+                return
+            taken = [(connection.slots, connection.taken) for connection in self._connections]
             queue = self.served.queue
-            self._board.write(queue.outlook(), queue.costs, queue.costs_alone)
+            outlook = queue.outlook()
+            self.board.write(outlook, queue.costs, queue.costs_alone)
+            for slots, count in taken:  # the outlook includes them: for a moment counted twice, but never missed
+                slots.taken = count
+            self._published_at = outlook.now
 
     def close(self) -> None:
         """Finish the waiting jobs. Blocks."""
@@ -82,16 +102,15 @@ class _Reply:
     loop: asyncio.AbstractEventLoop
     done: bool = False
     _claimed: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def claim(self) -> bool:
-        with self._lock:
+        with self.connection.claiming:
             self._claimed = not self.done
             return self._claimed
 
     def drop(self) -> bool:
         """Note that nobody waits for the task. Returns False if the device has claimed it."""
-        with self._lock:
+        with self.connection.claiming:
             self.done = True
             return not self._claimed
 
@@ -101,36 +120,53 @@ class _Reply:
 
 
 class HttpConnection(asyncio.Protocol):
-    """The connection to one HTTP process: its slots, and its tasks without a reply. On the event loop."""
+    """The connection to one HTTP process: its slots, and its tasks without a reply. On the event loop.
+
+    ``taken`` is the total number of tasks that were put into the queue.
+    """
 
     def __init__(self, device: Device, slots: Slots) -> None:
+        self.slots = slots
+        self.taken = 0
+        self.claiming = threading.Lock()
         self._device = device
-        self._slots = slots
         self._frames = wire.Frames()
+        self._loop = asyncio.get_running_loop()
         self._replies: dict[int, _Reply] = {}
-        self._written: list[bytes] = []
+        self._answers: list[wire.Answer] = []
+        self._failures: list[bytes] = []
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._device.connect(self)
 
     def data_received(self, data: bytes) -> None:
-        frames = list(self._frames.feed(data))
-        dropped = {wire.read_cancel(payload) for kind, payload in frames if kind == wire.CANCEL}
-        tasks = [wire.read_task(payload) for kind, payload in frames if kind == wire.TASK]
-        for task in tasks:
-            self._take(task, task.number in dropped)
-        for number in dropped:
+        tasks: list[wire.ImageTask] = []
+        cancelled: list[int] = []
+        left: list[tuple[float, int]] = []
+        for kind, payload in self._frames.feed(data):
+            match kind:
+                case wire.TASKS:
+                    tasks += wire.read_tasks(payload)
+                case wire.CANCEL:
+                    cancelled += wire.read_cancel(payload)
+                case wire.LEFT:
+                    left += wire.read_left(payload)
+        jobs = [self._job(task) for task in tasks]
+        for number in cancelled:
             self._drop(number)
-        for received_at, caller in (wire.read_left(payload) for kind, payload in frames if kind == wire.LEFT):
+        self._put([job for job in jobs if not job.gone])
+        self.taken += len(jobs)
+        for received_at, caller in left:
             self._device.served.queue.forget(Job(b"", Want(), math.inf, received_at=received_at, caller=caller))
-        self._device.publish()
-        self._slots.taken += len(tasks)  # after the outlook includes them: for a moment counted twice, but never missed
+        self._device.publish(_FRESH_S)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Drop the tasks of a process that has ended. Its memory is freed after the last batch that uses it."""
         self._transport = None
+        self._device.disconnect(self)
         for number in list(self._replies):
             self._drop(number)
 
@@ -138,39 +174,43 @@ class HttpConnection(asyncio.Protocol):
         """Send the outcome of a task, unless it has a reply already."""
         if self._replies.pop(number, None) is None:
             return
+        self._flush_later()
         if job.row is None:
             error = job.error if isinstance(job.error, TopkError) else Internal("the job has no result")
-            self._write(wire.failure(number, error))
-            return
-        self._write(wire.answer(wire.Answer(number, job.taken_at, job.inference_s, job.batch_size, job.row)))
+            self._failures.append(wire.failure(number, error))
+        else:
+            self._answers.append(wire.Answer(number, job.taken_at, job.inference_s, job.batch_size, job.row))
 
-    def _take(self, task: wire.ImageTask, dropped: bool) -> None:
-        if dropped:
-            self._write(wire.failure(task.number, None))
-            return
-        reply = _Reply(self, task.number, asyncio.get_running_loop())
-        self._replies[task.number] = reply
-        image = self._slots.view(task.slot, task.tensor)
-        job = Job(image, task.want, task.deadline, reply, task.stated, task.caller, received_at=task.received_at)
+    def _job(self, task: wire.ImageTask) -> Job:
+        reply = self._replies[task.number] = _Reply(self, task.number, self._loop)
+        image: Jpeg | Pixels = self.slots.view(task.slot, task.tensor)
+        if task.file.length:
+            image = Jpeg(self.slots.file(task.slot, task.file.length), *task.file[1:])
+        return Job(image, task.want, task.deadline, reply, task.stated, task.caller, received_at=task.received_at)
+
+    def _put(self, jobs: list[Job]) -> None:
         try:
-            self._device.served.queue.put(job)
+            self._device.served.queue.put(*jobs)
         except NotReady as error:
-            fail([job], error)
+            fail(jobs, error)
 
     def _drop(self, number: int) -> None:
         reply = self._replies.get(number)
         if reply and reply.drop():
             del self._replies[number]
-            self._write(wire.failure(number, None))
+            self._flush_later()
+            self._failures.append(wire.failure(number, None))
 
-    def _write(self, frame: bytes) -> None:
-        """Write a frame. All frames of one turn of the event loop, such as those of a batch, go out in one call."""
-        if not self._written:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._written.append(frame)
+    def _flush_later(self) -> None:
+        """Let all replies of one turn of the event loop, such as those of a batch, go out in one call."""
+        if not self._answers and not self._failures:
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        frames, self._written = self._written, []
+        frames, self._failures = self._failures, []
+        if self._answers:
+            frames.append(wire.answers(self._answers))
+            self._answers = []
         if self._transport:
             self._transport.write(b"".join(frames))
 
@@ -216,7 +256,8 @@ class EngineProcess(child.Child):
         self.metrics.ready.set(1)
         buckets = self.device.served.engine.buckets
         self._board = memory.create(Board.size(buckets))
-        self.device.publish(Board(self._board, buckets))
+        self.device.board = Board(self._board, buckets)
+        self.device.publish()
         self.send({"do": "ready"})
         for sock in self._waiting:
             self._in_background(self._welcome(sock))
@@ -269,7 +310,7 @@ class EngineProcess(child.Child):
 
     def _facts(self) -> dict[str, Any]:
         engine = self.device.served.engine
-        names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim")
+        names = ("name", "device", "precision", "streams", "spreads", "compilation", "buckets", "dim", "decodes_jpegs")
         return {name: getattr(engine, name) for name in names}
 
 
@@ -279,7 +320,17 @@ def main() -> int:
     async def run() -> int:
         return await EngineProcess(control, settings).run()
 
-    return asyncio.run(run())
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(run())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, which takes less time per frame, if it is installed."""
+    try:
+        import uvloop
+    except ImportError:  # Windows, PyPy
+        return None
+    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":

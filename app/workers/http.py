@@ -115,7 +115,8 @@ class HttpProcess(child.Child):
         queue = served = None
         try:
             model, facts, slots, board = _receive_welcome(sock)
-            threads = loading.decode_threads(model, self._classifier.settings, self._classifier.sandbox)
+            settings, sandbox = self._classifier.settings, self._classifier.sandbox
+            threads = loading.decode_threads(model, settings, sandbox, slots.file_bytes)
             queue = EngineQueue(sock, slots, board, facts, threads.seconds)
             served = loading.build_remote(model, facts, threads, queue)
             with self._lock:
@@ -178,6 +179,7 @@ class RemoteFacts:
     compilation: str
     buckets: tuple[int, ...]
     dim: int
+    decodes_jpegs: bool = False
 
 
 def _receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:

@@ -1,14 +1,16 @@
 """The protocol between the processes, over Unix socket pairs: frames of a length, a kind and a payload.
 
 Messages between the supervisor and its children are JSON, and each may carry a file descriptor. Frames for images are
-packed structs. Nothing is unpickled: a process that has decoded a malicious file must not run code in another one.
+packed structs and arrays; one frame holds the tasks or answers that are sent together. Nothing is unpickled: a process
+that has decoded a malicious file must not run code in another one.
 The thread that owns a socket reads and writes its frames.
 """
 
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,19 +18,29 @@ import orjson
 
 from app import errors
 from app.engine import Row, Want
+from app.engine.base import Floats
 from app.errors import Internal, Overloaded, TopkError
 
-MESSAGE, TASK, CANCEL, LEFT, ANSWER, FAILURE = range(6)
+MESSAGE, TASKS, CANCEL, LEFT, ANSWERS, FAILURE = range(6)
 
 _FRAME = struct.Struct("=IB")
-_TASK = struct.Struct("=QIBIddI")
+_TASK = struct.Struct("=QIBIddIIHHB")
 _CANCEL = struct.Struct("=Q")
 _LEFT = struct.Struct("=dI")
+_COUNT = struct.Struct("=I")
 _ANSWER = struct.Struct("=QddIIIII")
 _READ = 1 << 16
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _DESCRIPTORS = 4  # maximum in one read
-_FLOATS = 4  # bytes of a float32
+
+
+class JpegFile(NamedTuple):
+    """A ``Jpeg`` whose data lies in a slot: ``length`` bytes, or 0 if there is none."""
+
+    length: int = 0
+    width: int = 0
+    height: int = 0
+    orientation: int = 0
 
 
 class ImageTask(NamedTuple):
@@ -45,6 +57,7 @@ class ImageTask(NamedTuple):
     received_at: float
     stated: bool
     caller: int
+    file: JpegFile = JpegFile()  # rather than pixels
 
 
 class Answer(NamedTuple):
@@ -113,60 +126,96 @@ def frame(kind: int, payload: bytes) -> bytes:
     return _FRAME.pack(len(payload), kind) + payload
 
 
-def task(task: ImageTask) -> bytes:
-    want = task.want
-    flags = want.features | want.logits << 1 | want.probabilities << 2 | task.tensor << 3 | task.stated << 4
-    numbers = task.number, task.slot, flags, want.k, task.deadline, task.received_at, task.caller
-    return frame(TASK, _TASK.pack(*numbers))
+def tasks(tasks: Iterable[ImageTask]) -> bytes:
+    return frame(TASKS, b"".join([_task(*task) for task in tasks]))
 
 
-def read_task(payload: bytes) -> ImageTask:
-    number, slot, flags, k, deadline, received_at, caller = _TASK.unpack(payload)
-    want = Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4))
-    return ImageTask(number, slot, bool(flags & 8), want, deadline, received_at, bool(flags & 16), caller)
+def _task(
+    number: int,
+    slot: int,
+    tensor: bool,
+    want: Want,
+    deadline: float,
+    received_at: float,
+    stated: bool,
+    caller: int,
+    file: JpegFile,
+) -> bytes:
+    flags = want.features | want.logits << 1 | want.probabilities << 2 | tensor << 3 | stated << 4
+    return _TASK.pack(number, slot, flags, want.k, deadline, received_at, caller, *file)
 
 
-def cancel(number: int) -> bytes:
-    return frame(CANCEL, _CANCEL.pack(number))
+def read_tasks(payload: bytes) -> list[ImageTask]:
+    return [
+        ImageTask(
+            number,
+            slot,
+            bool(flags & 8),
+            _want(k, flags & 7),
+            deadline,
+            received_at,
+            bool(flags & 16),
+            caller,
+            JpegFile(*file),
+        )
+        for number, slot, flags, k, deadline, received_at, caller, *file in _TASK.iter_unpack(payload)
+    ]
 
 
-def read_cancel(payload: bytes) -> int:
-    number: int = _CANCEL.unpack(payload)[0]
-    return number
+@lru_cache
+def _want(k: int, flags: int) -> Want:
+    return Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4))
 
 
-def left(received_at: float, caller: int) -> bytes:
-    """A client has left whose image was received at this time."""
-    return frame(LEFT, _LEFT.pack(received_at, caller))
+def cancel(numbers: Iterable[int]) -> bytes:
+    return frame(CANCEL, b"".join(map(_CANCEL.pack, numbers)))
 
 
-def read_left(payload: bytes) -> tuple[float, int]:
-    received_at, caller = _LEFT.unpack(payload)
-    return received_at, caller
+def read_cancel(payload: bytes) -> list[int]:
+    return [number for (number,) in _CANCEL.iter_unpack(payload)]
 
 
-def answer(answer: Answer) -> bytes:
-    row = answer.row
-    parts = [np.asarray(part, np.float32) for part in (row.features, row.logits, row.probabilities) if part is not None]
-    sizes = [0 if part is None else len(part) for part in (row.features, row.logits, row.probabilities)]
-    head = _ANSWER.pack(
-        answer.number, answer.started, answer.inference_s, answer.batch_size, len(row.class_ids), *sizes
-    )
-    ids, scores = np.asarray(row.class_ids, np.int64), np.asarray(row.scores, np.float32)
-    return frame(ANSWER, b"".join([head, ids.tobytes(), scores.tobytes(), *(part.tobytes() for part in parts)]))
+def left(clients: Iterable[tuple[float, int]]) -> bytes:
+    """Clients have left: when the image of each was received, and its caller."""
+    return frame(LEFT, b"".join([_LEFT.pack(received_at, caller) for received_at, caller in clients]))
 
 
-def read_answer(payload: bytes) -> Answer:
-    number, started, inference_s, batch_size, k, *sizes = _ANSWER.unpack_from(payload)
-    ids = np.frombuffer(payload, np.int64, k, _ANSWER.size)
-    at = _ANSWER.size + ids.nbytes
-    scores = np.frombuffer(payload, np.float32, k, at)
-    at += scores.nbytes
-    parts = []
-    for size in sizes:
-        parts.append(np.frombuffer(payload, np.float32, size, at) if size else None)
-        at += size * _FLOATS
-    return Answer(number, started, inference_s, batch_size, Row(ids, scores, *parts))
+def read_left(payload: bytes) -> list[tuple[float, int]]:
+    return list(_LEFT.iter_unpack(payload))
+
+
+def answers(answers: Sequence[Answer]) -> bytes:
+    """One array for each output: the class ids of all answers, then their scores, then the whole rows."""
+    heads = []
+    whole_rows: list[bytes] = []
+    for number, started, inference_s, batch_size, (class_ids, _, *parts) in answers:
+        sizes = [0 if part is None else len(part) for part in parts]
+        heads.append(_ANSWER.pack(number, started, inference_s, batch_size, len(class_ids), *sizes))
+        whole_rows += [np.asarray(part, np.float32).tobytes() for part in parts if part is not None]
+    class_ids = np.concatenate([answer.row.class_ids for answer in answers], dtype=np.int64)
+    scores = np.concatenate([answer.row.scores for answer in answers], dtype=np.float32)
+    outputs = class_ids.tobytes(), scores.tobytes(), *whole_rows
+    return frame(ANSWERS, b"".join([_COUNT.pack(len(answers)), *heads, *outputs]))
+
+
+def read_answers(payload: bytes) -> list[Answer]:
+    (count,) = _COUNT.unpack_from(payload)
+    at = _COUNT.size + count * _ANSWER.size
+    heads = list(_ANSWER.iter_unpack(payload[_COUNT.size : at]))
+    class_ids = np.frombuffer(payload, np.int64, sum(k for _, _, _, _, k, *_ in heads), at)
+    scores = np.frombuffer(payload, np.float32, len(class_ids), at + class_ids.nbytes)
+    whole_rows = np.frombuffer(payload, np.float32, offset=at + class_ids.nbytes + scores.nbytes)
+    answers, end, whole_end = [], 0, 0
+    for number, started, inference_s, batch_size, k, *sizes in heads:
+        start, end = end, end + k
+        parts: list[Floats | None] = [None] * len(sizes)
+        for place, size in enumerate(sizes):
+            if size:
+                parts[place] = whole_rows[whole_end : whole_end + size]
+                whole_end += size
+        row = Row(class_ids[start:end], scores[start:end], *parts)
+        answers.append(Answer(number, started, inference_s, batch_size, row))
+    return answers
 
 
 def failure(number: int, error: Exception | None) -> bytes:

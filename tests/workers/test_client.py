@@ -35,6 +35,7 @@ class Engine:
         self.socket.settimeout(10)
         self._frames = wire.Frames()
         self._came: list[tuple[int, bytes]] = []
+        self._tasks: list[wire.ImageTask] = []
         memories = [memory.create(Slots.size(slots, CROP)), memory.create(Board.size(BUCKETS))]
         self.slots, self.board = Slots(memories[0], slots, CROP), Board(memories[1], BUCKETS)
         theirs = Slots(memories[0], slots, CROP), Board(memories[1], BUCKETS)
@@ -60,13 +61,15 @@ class Engine:
         return self._came.pop(0)
 
     def task(self) -> wire.ImageTask:
-        kind, payload = self.frame()
-        assert kind == wire.TASK
-        return wire.read_task(payload)
+        if not self._tasks:
+            kind, payload = self.frame()
+            assert kind == wire.TASKS
+            self._tasks += wire.read_tasks(payload)
+        return self._tasks.pop(0)
 
     def answer(self, task: wire.ImageTask) -> None:
         row = Row(np.array([int(self.slots.view(task.slot, False)[0, 0, 0])]), np.array([1], np.float32))
-        self.socket.sendall(wire.answer(wire.Answer(task.number, time.monotonic(), 0.5, 2, row)))
+        self.socket.sendall(wire.answers([wire.Answer(task.number, time.monotonic(), 0.5, 2, row)]))
 
     def end(self) -> None:
         self.socket.close()
@@ -129,7 +132,7 @@ def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done
         engine.task()
         leave(engine, left)
         kind, payload = engine.frame()
-        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, first.number)
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, [first.number])
         waiting = put(engine, 3)
         assert len(engine.queue) == 3
         engine.socket.sendall(wire.failure(first.number, None))
@@ -174,9 +177,9 @@ def test_the_engine_learns_how_long_a_client_has_waited_that_leaves(engine: Engi
         engine.task()
         leave(engine, sent)
         kind, payload = engine.frame()
-        assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
+        assert (kind, wire.read_left(payload)) == (wire.LEFT, [(12.5, 7)])
         kind, payload = engine.frame()
-        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, number)
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, [number])
         leave(engine, waiting)
 
     asyncio.run(run())
@@ -185,7 +188,7 @@ def test_the_engine_learns_how_long_a_client_has_waited_that_leaves(engine: Engi
 def test_a_client_that_leaves_before_its_image_is_decoded_is_learned_too(engine: Engine) -> None:
     engine.queue.forget(Job(b"", Want(), math.inf, received_at=12.5, caller=7))
     kind, payload = engine.frame()
-    assert (kind, wire.read_left(payload)) == (wire.LEFT, (12.5, 7))
+    assert (kind, wire.read_left(payload)) == (wire.LEFT, [(12.5, 7)])
 
 
 @pytest.mark.parametrize("fields", [{"stated": True}, {"deadline": 100.0}], ids=["stated", "late"])
@@ -197,7 +200,7 @@ def test_one_that_states_a_deadline_or_waits_until_it_says_nothing_about_patienc
         number = engine.task().number
         leave(engine, left)
         kind, payload = engine.frame()
-        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, number)
+        assert (kind, wire.read_cancel(payload)) == (wire.CANCEL, [number])
 
     asyncio.run(run())
 

@@ -34,8 +34,14 @@ class Device:
         self.queue = BatchQueue([self._run], CostCurve((SLOTS,)), clock=lambda: self.now)
         self.served: Any = SimpleNamespace(queue=self.queue)
 
-    def publish(self) -> None:
+    def connect(self, connection: HttpConnection) -> None:
         """The test reads the queue itself."""
+
+    def disconnect(self, connection: HttpConnection) -> None:
+        pass
+
+    def publish(self, max_age_s: float) -> None:
+        pass
 
     async def started(self) -> None:
         """Wait for a batch at the gate."""
@@ -82,9 +88,11 @@ class Peer:
         """Tasks of one caller, or each of another one. Returns their numbers."""
         numbers = [self._sent + place for place in range(count)]
         self._sent += count
+        tasks = []
         for number in numbers:
             terms = Want(k=1), math.inf, received_at, False, 100 + number if caller is None else caller
-            self.write(wire.task(wire.ImageTask(number, number % SLOTS, False, *terms)))
+            tasks.append(wire.ImageTask(number, number % SLOTS, False, *terms))
+        self.write(wire.tasks(tasks))
         return numbers
 
     def write(self, *frames: bytes) -> None:
@@ -95,7 +103,8 @@ class Peer:
         """The kinds of so many replies."""
         kinds: list[int] = []
         while len(kinds) < count:
-            kinds += [kind for kind, _ in self._frames.feed(await self._reader.read(1 << 16))]
+            for kind, payload in self._frames.feed(await self._reader.read(1 << 16)):
+                kinds += [kind] * (len(wire.read_answers(payload)) if kind == wire.ANSWERS else 1)
         return kinds
 
     async def close(self) -> None:
@@ -109,9 +118,9 @@ def test_the_hang_ups_that_all_processes_report_are_learned() -> None:
         for place, peer in enumerate(peers):
             assert (device.patience == math.inf) == (place == 0)
             for caller in range(30):
-                peer.write(wire.left(device.now - 2.0 + place, 1000 * place + caller))
+                peer.write(wire.left([(device.now - 2.0 + place, 1000 * place + caller)]))
             peer.send(1, device.now)
-            assert await peer.replies(1) == [wire.ANSWER]
+            assert await peer.replies(1) == [wire.ANSWERS]
             assert 1.8 < device.patience + place <= 2.0
             await peer.close()
 
@@ -126,7 +135,7 @@ def test_a_client_that_leaves_while_its_image_runs_is_not_answered(leave: bool) 
     async def go() -> None:
         peer = await Peer().connect(device)
         peer.send(100, device.now - 5)
-        assert await peer.replies(100) == [wire.ANSWER] * 100
+        assert await peer.replies(100) == [wire.ANSWERS] * 100
         peer.send(1, device.now, CALLER)
         await device.started()
         sent = peer.send(40, device.now, CALLER)
@@ -134,12 +143,12 @@ def test_a_client_that_leaves_while_its_image_runs_is_not_answered(leave: bool) 
         device.gate.release()
         await device.started()
         if leave:
-            peer.write(*map(wire.cancel, sent))
+            peer.write(wire.cancel(sent))
         peer.send(1, device.now)
         await asyncio.to_thread(wait_until, lambda: len(device.queue) == 1)
         device.gate.release()
-        assert await peer.replies(42) == [wire.ANSWER] * 42
-        peer.write(*[wire.left(device.now - 1, CALLER)] * 40)
+        assert await peer.replies(42) == [wire.ANSWERS] * 42
+        peer.write(wire.left([(device.now - 1, CALLER)] * 40))
         peer.send(1, device.now)
         await peer.replies(1)
         assert (device.patience < math.inf) == (not leave)

@@ -23,22 +23,26 @@ def payload(frame: bytes) -> bytes:
 @pytest.mark.parametrize("stated", [False, True])
 def test_a_task(want: Want, stated: bool) -> None:
     task = wire.ImageTask(2**40, 17, want.logits, want, 12345.678, 12345.5, stated, 2**32 - 1)
-    assert wire.read_task(payload(wire.task(task))) == task
+    other = wire.ImageTask(3, 4, False, Want(k=1), 5.0, 6.0, False, 7)
+    assert wire.read_tasks(payload(wire.tasks([task, other]))) == [task, other]
 
 
 def test_a_client_that_has_left() -> None:
-    [(kind, content)] = wire.Frames().feed(wire.left(12345.678, 2**32 - 1))
-    assert (kind, wire.read_left(content)) == (wire.LEFT, (12345.678, 2**32 - 1))
+    left = [(12345.678, 2**32 - 1), (1.5, 0)]
+    [(kind, content)] = wire.Frames().feed(wire.left(left))
+    assert (kind, wire.read_left(content)) == (wire.LEFT, left)
 
 
 @pytest.mark.parametrize("parts", [(), ("features",), ("logits", "probabilities"), ("features", "logits")])
 def test_an_answer(parts: tuple[str, ...]) -> None:
     rows = {part: np.arange(7, dtype=np.float32) + i for i, part in enumerate(parts)}
     row = Row(np.array([3, 1], np.int64), np.array([0.5, 0.25], np.float32), **rows)
-    got = wire.read_answer(payload(wire.answer(wire.Answer(9, 1.5, 0.25, 4, row))))
-    assert got[:4] == (9, 1.5, 0.25, 4)
-    for name in ("class_ids", "scores", "features", "logits", "probabilities"):
-        np.testing.assert_equal(getattr(got.row, name), getattr(row, name))
+    plain = Row(np.array([4], np.int64), np.array([0.75], np.float32))
+    sent = [wire.Answer(8, 1.0, 0.5, 3, plain), wire.Answer(9, 1.5, 0.25, 4, row), wire.Answer(10, 2.0, 0.5, 3, row)]
+    got = wire.read_answers(payload(wire.answers(sent)))
+    assert [answer[:4] for answer in got] == [answer[:4] for answer in sent]
+    for received, answer in zip(got, sent, strict=True):
+        np.testing.assert_equal(received.row._asdict(), answer.row._asdict())
 
 
 @pytest.mark.parametrize("error", [DeadlineExceeded("late"), NotReady("closing"), Internal("a defect")])
@@ -58,7 +62,7 @@ def test_a_foreign_exception_is_internal_and_says_nothing() -> None:
 
 
 def test_frames_come_whole_however_they_are_cut() -> None:
-    data = wire.cancel(1) + wire.frame(wire.MESSAGE, b"x" * 300) + wire.cancel(2)
+    data = wire.cancel([1, 3]) + wire.frame(wire.MESSAGE, b"x" * 300) + wire.cancel([2])
     frames = wire.Frames()
     got = [frame for i in range(len(data)) for frame in frames.feed(data[i : i + 1])]
     assert got == list(wire.Frames().feed(data))
@@ -90,4 +94,4 @@ def test_descriptors_come_with_their_messages() -> None:
 
 def test_a_broken_task_raises() -> None:
     with pytest.raises(struct.error):
-        wire.read_task(b"short")
+        wire.read_tasks(b"short")

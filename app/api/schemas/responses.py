@@ -120,7 +120,10 @@ class Info(BaseModel):
     engine: str = Field(examples=["openvino"])
     device: str = Field(examples=["cpu"])
     precision: str = Field(examples=["bfloat16"])
-    compilation: str = Field(examples=["compiled"])
+    compilation: str = Field(
+        description="`eager` (calls of torch), `captured` (CUDA graphs) or `compiled` (by OpenVINO).",
+        examples=["compiled"],
+    )
     preprocessing: Preprocessing = Field(
         examples=[
             {
