@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from app.engine.base import Pixels, Rows, Want
-from app.engine.torch import TorchEngine
+from app.engine.base import Jpeg, Pixels, Rows, Want
+from app.engine.torch import CreateJpegDecoder, TorchEngine
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
 from tests.gpu import material
@@ -80,7 +80,7 @@ def identical(context: Context, report: Report) -> None:
             wrong[thread] += not _equal(_arrays(engine, batches[place]), expected[place])
             compared[thread] += 1
 
-    _in_threads(compare, _THREADS)
+    in_threads(compare, _THREADS)
     report("batches compared", sum(compared))
     report("batches with other outputs", sum(wrong), expected="== 0")
 
@@ -91,9 +91,11 @@ def loaded(
     precision: str = "",
     streams: int | None = None,
     buckets: tuple[int, ...] | None = None,
+    create_jpegs: CreateJpegDecoder | None = None,
 ) -> TorchEngine:
     """A loaded engine; bfloat16 on a GPU unless stated. ``streams`` and ``buckets`` replace its own."""
-    engine = TorchEngine(found.model(), context.device, precision or ("bfloat16" if context.cuda else "float32"))
+    precision = precision or ("bfloat16" if context.cuda else "float32")
+    engine = TorchEngine(found.model(), context.device, precision, create_jpegs)
     engine.streams = streams or engine.streams
     engine.buckets = buckets or engine.buckets
     engine.load()
@@ -106,7 +108,7 @@ def crops(found: Material) -> list[Pixels]:
     return [decoder.decode_now(file) for file in found.files]
 
 
-def logits(engine: TorchEngine, images: Sequence[Pixels]) -> Logits:
+def logits(engine: TorchEngine, images: Sequence[Jpeg | Pixels]) -> Logits:
     """The logits of images, in batches."""
     rows: list[Logits] = []
     for start in range(0, len(images), _BATCH):
@@ -149,7 +151,7 @@ def _rate(engine: TorchEngine, batch: Sequence[Pixels], threads: int, seconds: f
             counts[thread] += len(batch)
         ended[thread] = time.monotonic()
 
-    _in_threads(run, threads)
+    in_threads(run, threads)
     return sum(counts) / (max(ended) - until + seconds)
 
 
@@ -186,7 +188,7 @@ def _equal(found: Sequence[npt.NDArray[np.generic]], expected: Sequence[npt.NDAr
     return all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def _in_threads(work: Callable[[int], None], count: int) -> None:
+def in_threads(work: Callable[[int], None], count: int) -> None:
     """Run ``work(0)``, ``work(1)``, ... in threads, and raise the first error of any of them."""
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(work, range(count)))
