@@ -99,7 +99,8 @@ def agreement(context: Context, report: Report) -> None:
     found = material.find(context)
     taken = [file for file in found.files if policy.takes(images.read_header(file, _MAX_PIXELS))]
     report("left to the device", 100 * len(taken) / len(found.files), "%")
-    files = [to_jpeg(file) if file in taken else crop for file, crop in zip(found.files, engine.crops(found))]
+    pairs = zip(found.files, engine.crops(found), strict=True)
+    files = [to_jpeg(file) if file in taken else crop for file, crop in pairs]
     logits = engine.logits(_engine(found, context), files)
     engine.report_agreement(logits, found.logits, "", report)
 

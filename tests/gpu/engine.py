@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from app.engine.base import Jpeg, Pixels, Rows, Want
 from app.engine.torch import CreateJpegDecoder, TorchEngine
@@ -15,6 +16,7 @@ from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
 from tests.gpu import material
 from tests.gpu.figures import Context, Report
+from tests.gpu.machine import synchronize
 from tests.gpu.material import Logits, Material
 
 _BATCH = 16
@@ -165,6 +167,7 @@ def _repeated(images: Sequence[Pixels], count: int) -> list[Pixels]:
     return list(itertools.islice(itertools.cycle(images), count))
 
 
+@torch.inference_mode()
 def _poison(engine: TorchEngine, crop: int) -> None:
     """Leave NaN and the largest values in all buffers of the only lane."""
     engine.forward([np.full((3, crop, crop), np.nan, np.float32)], [Want(k=5)])
@@ -174,6 +177,7 @@ def _poison(engine: TorchEngine, crop: int) -> None:
     lane._scores.fill_(np.nan)
     lane._class_ids.fill_(-1)
     lane._finite.fill_(False)
+    synchronize(torch.device(engine.device))
     engine._lanes.put(lane)
 
 

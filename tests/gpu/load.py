@@ -3,10 +3,12 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import psutil
 
@@ -17,7 +19,7 @@ from app.commands.bench.loads import Closed, Open
 from app.commands.bench.points import Point, Window
 
 SLO_S = 1.0
-_STARTS_S = 3.0  # for the client processes to import what they need
+_SETTLES_S = 0.2  # until all client processes have their share
 _KINDS = ("engine", "http")
 
 
@@ -34,6 +36,16 @@ class Measured:
         """CPU microseconds per answered image of the processes of a kind."""
         answered = self.point.throughput * self.point.seconds
         return self.cpu_s.get(kind, 0.0) / answered * 1e6 if answered else 0.0
+
+
+class Share(NamedTuple):
+    """What a client process sends, from ``begin`` to ``end``, in seconds of ``time.monotonic``."""
+
+    url: str
+    files: list[bytes]
+    load: Closed | Open
+    begin: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +68,17 @@ class Clients:
 
     def _measure(self, load: Closed | Open, each: Closed | Open, pid: int, during: Callable[[], None]) -> Measured:
         """Run a share of the load in each process, at the same time. ``pid`` is the server's."""
-        begin = time.monotonic() + _STARTS_S
-        window = Window(begin + self.warmup, begin + self.warmup + self.seconds)
-        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
-            running = [
-                pool.submit(_drive, self.url, self.files, each, place, begin, window.end)
-                for place in range(self.processes)
-            ]
+        with _started(self.processes) as pipes:
+            begin = time.monotonic() + _SETTLES_S
+            window = Window(begin + self.warmup, begin + self.warmup + self.seconds)
+            for place, pipe in enumerate(pipes):
+                pipe.send(Share(self.url, [*self.files[place:], *self.files[:place]], each, begin, window.end))
             time.sleep(max(0.0, window.start - time.monotonic()))
             before = cpu_seconds(pid)
             during()
             time.sleep(max(0.0, window.end - time.monotonic()))
             after = cpu_seconds(pid)
-            records = [record for future in running for record in future.result()]
+            records = [record for pipe in pipes for record in pipe.recv()]
         spent = {kind: after[kind] - before.get(kind, 0.0) for kind in after}
         return Measured(points.point(load, records, window, SLO_S), records, window, spent)
 
@@ -86,15 +96,35 @@ def cpu_seconds(pid: int) -> Counter[str]:
     return found
 
 
-def _drive(url: str, files: Sequence[bytes], load: Closed | Open, place: int, begin: float, end: float) -> list[Record]:
-    """Send requests from ``begin`` to ``end``, in seconds of ``time.monotonic``. In a process of its own."""
-    bodies = [Body(file, "image/jpeg") for file in [*files[place:], *files[:place]]]
+@contextmanager
+def _started(count: int) -> Iterator[list[Connection]]:
+    """Pipes to so many client processes, which have imported what they need."""
+    context = get_context("spawn")
+    ends = [context.Pipe() for _ in range(count)]
+    processes = [context.Process(target=_drive, args=(theirs,)) for _, theirs in ends]
+    for process in processes:
+        process.start()
+    try:
+        for ours, theirs in ends:
+            theirs.close()
+            ours.recv()
+        yield [ours for ours, _ in ends]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _drive(pipe: Connection) -> None:
+    """Send the requests of a share, and its records over the pipe. In a process of its own."""
+    pipe.send("ready")
+    share: Share = pipe.recv()
 
     async def drive() -> list[Record]:
         async with session({}) as connections:
-            client = Client(connections, url, bodies)
-            await asyncio.sleep(begin - asyncio.get_running_loop().time())
-            await load.drive(client, end)
+            client = Client(connections, share.url, [Body(file, "image/jpeg") for file in share.files])
+            await asyncio.sleep(share.begin - asyncio.get_running_loop().time())
+            await share.load.drive(client, share.end)
             return client.records
 
-    return asyncio.run(drive())
+    pipe.send(asyncio.run(drive()))

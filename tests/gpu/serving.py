@@ -20,6 +20,8 @@ from tests.gpu.material import Material
 _WORKERS = (1, 4, 8, 10)
 _CLIENTS = 64  # for each HTTP process
 _PLAIN_CLIENTS = 16
+_QUICK_CLIENTS = 2
+_LEAST_RATE = 1.0
 _POISSON = 0.7  # of the capacity
 _TRIES = 600
 
@@ -41,17 +43,18 @@ def throughput(context: Context, report: Report) -> None:
     """Measure a plain service, then topk with several numbers of HTTP processes: closed loops, and Poisson arrivals."""
     found = material.find(context)
     with plain(found, context) as (url, pid):
-        naive = clients(url, found, context).closed(_PLAIN_CLIENTS, pid).point.throughput
+        naive = clients(url, found, context).closed(_QUICK_CLIENTS if context.quick else _PLAIN_CLIENTS, pid).point.throughput
     report("plain FastAPI", naive, "img/s")
     closed: dict[int, Point] = {}
     arrivals: dict[int, Point] = {}
     for workers in (1,) if context.quick else _WORKERS:
         with server(found, context, workers) as service:
             sending = clients(f"{service.url}/v1/predict", found, context)
-            measured = sending.closed(workers * _CLIENTS, service.process.pid)
+            measured = sending.closed(_QUICK_CLIENTS if context.quick else workers * _CLIENTS, service.process.pid)
             closed[workers] = measured.point
             _report_point(f"{workers} HTTP processes", measured, report)
-            measured = sending.open(_POISSON * measured.point.throughput, service.process.pid)
+            rate = max(_POISSON * measured.point.throughput, _LEAST_RATE)
+            measured = sending.open(rate, service.process.pid)
             arrivals[workers] = measured.point
             _report_point(f"{workers} HTTP processes, Poisson", measured, report)
     best = max(closed, key=lambda workers: closed[workers].throughput)
@@ -92,7 +95,7 @@ def plain(found: Material, context: Context) -> Iterator[tuple[str, int]]:
 def clients(url: str, found: Material, context: Context, seconds: float = 0.0) -> Clients:
     """Client processes for this machine: a quarter of the cores, up to four. They send for ``seconds`` or longer."""
     processes = max(1, min(4, machine.cores() // 4))
-    warmup, least = (0.5, 1.0) if context.quick else (2.0, 8.0)
+    warmup, least = (0.2, 2.0) if context.quick else (2.0, 8.0)
     return Clients(url, found.files, processes, warmup, least + seconds)
 
 
