@@ -4,7 +4,7 @@ import itertools
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from app.batching.costs import OUTLIER, CostCurve
@@ -43,6 +43,22 @@ class Outlook(NamedTuple):
     lateness: float = 1.0
 
 
+class Turns(NamedTuple):
+    """The predicted turns of the streams, all with full batches.
+
+    ``free``: seconds until the running batch of each stream ends, ascending. ``size`` of a full batch, and its seconds.
+    """
+
+    free: list[float]
+    size: int
+    batch_s: float
+
+    def start(self, place: int) -> float:
+        """Predict the seconds until a stream takes the item at this place in the queue."""
+        turn, stream = divmod(place // self.size, len(self.free))
+        return self.free[stream] + turn * self.batch_s
+
+
 class Backlog:
     """The waiting jobs and the running batches. Not thread-safe; callers pass the current time.
 
@@ -71,7 +87,7 @@ class Backlog:
 
     def predicted_wait(self, now: float) -> float:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
-        return max(self.ahead_s(), *self._starts(now, [self._before]))
+        return self._wait(now, self._turns(now))
 
     def rest_s(self, now: float) -> float:
         """Predict the wait as if the running batches ended now."""
@@ -108,12 +124,13 @@ class Backlog:
             if (short := now + self._best_s(now) - deadline) > 0:
                 raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
-        wait = self.predicted_wait(now)
-        start = max(wait, *self._starts(now, [self._before + n - 1]))
+        turns = self._turns(now)
+        wait = self._wait(now, turns)
+        start = max(wait, turns.start(self._before + n - 1))
         longest = allowed = deadline - now
-        excess = self.lateness * (start + self._batch_s(min(n, self.ceiling(now)))) - allowed
+        excess = self.lateness * (start + self._batch_s(min(n, turns.size))) - allowed
         if not stated:
-            patience, batch = self.patience_s(now), self._batch_s(self.ceiling(now))
+            patience, batch = self.patience_s(now), turns.batch_s
             excess = max(excess, self.lateness * (wait + batch) - max(patience, 1.5 * self.lateness * batch))
             longest = min(longest, patience)
         if excess > 0:
@@ -182,19 +199,20 @@ class Backlog:
     def ceiling(self, now: float) -> int:
         """The size of a full batch: two of them fit into the clients' patience, because one waits for the other."""
         limit_s, largest = self.patience_s(now) / 2, self.costs.ceiling
-        fitting = (b for b in reversed(self.costs.buckets) if b <= largest and self._batch_s(b) <= limit_s)
-        return next(fitting, self.costs.buckets[0])
+        if self._batch_s(largest) <= limit_s:
+            return largest
+        fitting = [b for b in self.costs.buckets if b < largest and self._batch_s(b) <= limit_s]
+        return max(fitting, default=self.costs.buckets[0])
 
     def put(self, job: Job, now: float) -> None:
         self.extend([job], now)
 
     def extend(self, jobs: Sequence[Job], now: float) -> None:
         """Put jobs that arrive together."""
-        before, ahead_s, batch_s = self._before, self.ahead_s(), self._batch_s(self.ceiling(now))
-        starts = self._starts(now, range(before, before + len(jobs)))
-        for job, start in zip(jobs, starts, strict=True):
+        ahead_s, turns = self.ahead_s(), self._turns(now)
+        for place, job in enumerate(jobs, self._before):
             job.waiting_since = now
-            job.predicted_s = max(ahead_s, start) + batch_s
+            job.predicted_s = max(ahead_s, turns.start(place)) + turns.batch_s
         self._waiting += jobs
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
@@ -265,14 +283,13 @@ class Backlog:
         """Predict the seconds that a stream takes to prepare and run a batch of n items."""
         return n * self.prepare_s + self.costs.seconds(n)
 
-    def _starts(self, now: float, places: Iterable[int]) -> list[float]:
-        """Predict the seconds until a stream takes the items at these places in the queue, assuming full batches."""
-        ends = sorted(max(0.0, end - now) for end in self._running.values())
-        free = [0.0] * (self.streams - len(ends)) + ends
+    def _wait(self, now: float, turns: Turns) -> float:
+        return max(self.ahead_s(), turns.start(self._before))
+
+    def _turns(self, now: float) -> Turns:
+        ends = sorted([max(0.0, end - now) for end in self._running.values()])
         ceiling = self.ceiling(now)
-        batch_s = self._batch_s(ceiling)
-        turns = (divmod(place // ceiling, self.streams) for place in places)
-        return [free[stream] + turn * batch_s for turn, stream in turns]
+        return Turns([0.0] * (self.streams - len(ends)) + ends, ceiling, self._batch_s(ceiling))
 
     @property
     def _before(self) -> int:

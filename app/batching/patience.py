@@ -6,6 +6,7 @@ product-limit estimate of survival from censored data (Kaplan and Meier 1958), o
 
 import itertools
 import math
+from bisect import bisect_right
 
 _SHORTEST_S = 0.02  # upper edge of the first bin of ages
 _RATIO = 1.06  # of an edge to the one before
@@ -141,4 +142,4 @@ _LONGEST_S = _EDGES[-1] * _RATIO
 
 def _bin(age: float) -> int:
     """The bin of an age."""
-    return min(_BINS - 1, max(0, 1 + math.floor(math.log(max(age, 1e-9) / _SHORTEST_S) / math.log(_RATIO))))
+    return max(0, bisect_right(_EDGES, age) - 1)

@@ -17,6 +17,7 @@ import numpy as np
 import structlog
 
 from app.batching import Backlog, CostCurve, Job, Outlook, fail, settle
+from app.batching.backlog import Turns
 from app.engine.base import Facts, Jpeg, Pixels
 from app.errors import Internal, NotReady
 from app.workers import wire
@@ -260,10 +261,9 @@ class _RemoteBacklog(Backlog):
     def idle(self) -> bool:
         return self.outlook.idle and not self.uncounted() and not self.ahead_s()
 
-    def predicted_wait(self, now: float) -> float:
+    def _wait(self, now: float, turns: Turns) -> float:
         """The published wait, minus the time since, plus the images of this process that it does not include."""
-        ceiling = self.ceiling(now)
-        uncounted = self.uncounted() * self.costs.seconds(ceiling) / ceiling / self.streams
+        uncounted = self.uncounted() * turns.batch_s / turns.size / self.streams
         left = self.outlook.wait - (now - self.outlook.now)
         return max(self.ahead_s(), max(self.outlook.rest, left) + uncounted)
 

@@ -114,7 +114,7 @@ class HttpProcess(child.Child):
         """Serve with one engine, from its welcome until its connection closes. On a thread of its own."""
         queue = served = None
         try:
-            model, facts, slots, board = _receive_welcome(sock)
+            model, facts, slots, board = receive_welcome(sock)
             settings, sandbox = self._classifier.settings, self._classifier.sandbox
             threads = loading.decode_threads(model, settings, sandbox, slots.file_bytes)
             queue = EngineQueue(sock, slots, board, facts, threads.seconds)
@@ -182,7 +182,7 @@ class RemoteFacts:
     decodes_jpegs: bool = False
 
 
-def _receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
+def receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
     """Receive the engine's description and shared memory, which it sends once it is warm.
 
     Raises EOFError if the engine ends before that.

@@ -1,6 +1,6 @@
 """Lanes with plain calls on a CPU. Those marked gpu capture CUDA graphs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.engine import Pixels, Row, Rows, Want
+from app.engine import Jpeg, Pixels, Row, Rows, Want
+from app.engine.jpeg import JpegDecoder
 from app.engine.lane import Lane
 from app.images import Preprocessing
 from tests.models.seeded import seeded
@@ -243,3 +244,23 @@ def test_two_lanes_run_at_the_same_time(cuda_lane: Callable[[], tuple[Lane, Lane
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(run, lanes))
+
+
+def test_files_and_crops_share_a_batch(network: Network) -> None:
+    class Decoder(JpegDecoder):
+        def __init__(self) -> None:
+            """Needs nothing."""
+
+        def decode(self, files: Sequence[Jpeg], places: Sequence[int], crops: Tensor) -> list[int]:
+            for file, place in zip(files, places, strict=True):
+                if file.data:
+                    crops[place] = torch.from_numpy(CROPS[file.orientation])
+            return [place for file, place in zip(files, places, strict=True) if not file.data]
+
+    lane = Lane(network, CLASSES, PREPROCESSING, torch.device("cpu"), torch.float32, SIZES, jpegs=Decoder())
+    images = [CROPS[0], Jpeg(b"a file", 8, 8, 1), tensor_of(CROPS[2]), Jpeg(b"", 8, 8, 0), Jpeg(b"a file", 8, 8, 3)]
+    rows = lane.run(images, [ALL] * len(images))
+    assert rows.undecodable == [3]
+    reference = expected(network, CROPS[:5])
+    for place, crop in ((0, 0), (1, 1), (2, 2), (4, 3)):
+        assert_same(rows.row(place, 5), reference.row(crop, 5))

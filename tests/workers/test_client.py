@@ -14,7 +14,7 @@ import pytest
 
 from app.batching import CostCurve, Job, Outlook
 from app.classifier import Waiter
-from app.engine import Row, Want
+from app.engine import Jpeg, Row, Want
 from app.errors import DeadlineExceeded, NotReady, Overloaded
 from app.workers import memory, wire
 from app.workers.client import EngineQueue
@@ -90,6 +90,14 @@ def put(engine: Engine, grey: int, crop: int = CROP, **fields: Any) -> Numbered:
     job.future, job.decode_s = waiter.future, 0.25
     engine.queue.put(job)
     return job
+
+
+def test_a_jpeg_goes_over_in_a_slot(engine: Engine) -> None:
+    data = bytes(range(200))
+    engine.queue.put(Job(Jpeg(data, 300, 200, 6), Want(k=1), math.inf))
+    task = engine.task()
+    assert task.file == (len(data), 300, 200, 6)
+    assert bytes(engine.slots.file(task.slot, len(data))) == data
 
 
 def leave(engine: Engine, job: Numbered) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from app.batching import BatchQueue, CostCurve, Job
-from app.engine import Row, Want
+from app.engine import Jpeg, Row, Want
 from app.workers import memory, wire
 from app.workers.engine import HttpConnection
 from app.workers.memory import Slots
@@ -29,6 +29,7 @@ class Device:
 
     def __init__(self) -> None:
         self.now = NOW
+        self.images: list[Any] = []
         self.gate = threading.Semaphore(0)
         self._entered = threading.Semaphore(0)
         self.queue = BatchQueue([self._run], CostCurve((SLOTS,)), clock=lambda: self.now)
@@ -53,6 +54,7 @@ class Device:
         return self.queue.outlook().patience
 
     def _run(self, jobs: Sequence[Job]) -> list[Row]:
+        self.images += [job.image for job in jobs]
         if any(job.caller == CALLER for job in jobs):
             self._entered.release()
             assert self.gate.acquire(timeout=30)
@@ -80,6 +82,7 @@ class Peer:
         os.close(descriptor)
         await asyncio.get_running_loop().create_connection(lambda: HttpConnection(device, slots), sock=theirs)
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self.slots = slots
         self._frames = wire.Frames()
         self._sent = 0
         return self
@@ -126,6 +129,22 @@ def test_the_hang_ups_that_all_processes_report_are_learned() -> None:
 
     with started() as device:
         asyncio.run(go())
+
+
+def test_a_file_in_a_slot_is_a_jpeg_for_the_device() -> None:
+    async def go() -> None:
+        peer = await Peer().connect(device)
+        peer.slots.file(3, 4)[:] = b"data"
+        terms = Want(k=1), math.inf, device.now, False, 0
+        peer.write(wire.tasks([wire.ImageTask(0, 3, False, *terms, wire.JpegFile(4, 300, 200, 6))]))
+        assert await peer.replies(1) == [wire.ANSWERS]
+        await peer.close()
+
+    with started() as device:
+        asyncio.run(go())
+    [image] = device.images
+    assert isinstance(image, Jpeg)
+    assert (bytes(image.data), image.width, image.height, image.orientation) == (b"data", 300, 200, 6)
 
 
 @pytest.mark.parametrize("leave", [False, True], ids=["stay", "leave"])

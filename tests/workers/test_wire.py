@@ -24,7 +24,8 @@ def payload(frame: bytes) -> bytes:
 def test_a_task(want: Want, stated: bool) -> None:
     task = wire.ImageTask(2**40, 17, want.logits, want, 12345.678, 12345.5, stated, 2**32 - 1)
     other = wire.ImageTask(3, 4, False, Want(k=1), 5.0, 6.0, False, 7)
-    assert wire.read_tasks(payload(wire.tasks([task, other]))) == [task, other]
+    file = wire.ImageTask(5, 6, False, Want(k=1), 7.0, 8.0, False, 9, wire.JpegFile(2**31, 2**16 - 1, 1, 8))
+    assert wire.read_tasks(payload(wire.tasks([task, other, file]))) == [task, other, file]
 
 
 def test_a_client_that_has_left() -> None:
