@@ -14,8 +14,11 @@ from tests.gpu.figures import Context, Report
 from tests.gpu.load import Measured
 from tests.gpu.serving import clients, server
 
-_CLIENTS = 16
 _WORKERS = 2
+_RATE, _QUICK_RATE = 500.0, 5.0  # requests per second
+_PATIENCE_S = 30.0  # longer than a request may take
+_ENDS_S = 5.0
+_RESTARTS = 1.5  # the time that clients send, in start-up times
 
 
 def killed(context: Context, report: Report) -> None:
@@ -32,8 +35,7 @@ def _end_engine(context: Context, report: Report, module: str, number: int, unde
     """Send a signal to the engine process under load, and report what clients see until its successor answers."""
     found = material.find(context)
     started = time.monotonic()
-    with server(found, context, 1 if context.quick else _WORKERS, under) as service:
-        service.wait_for("ready")
+    with server(found, context, 1 if context.quick else _WORKERS, under=under) as service:
         start_s = time.monotonic() - started
         sent: list[float] = []
 
@@ -41,9 +43,10 @@ def _end_engine(context: Context, report: Report, module: str, number: int, unde
             sent.append(time.monotonic())
             os.kill(_engine(service, module), number)
 
-        sending = clients(f"{service.url}/v1/predict", found, context, start_s)
-        measured = sending.closed(_CLIENTS, service.process.pid, send)
-        code = service.wait_for("the engine process exited and is restarted")["code"]
+        sending = clients(f"{service.url}/v1/predict", found, context, _RESTARTS * start_s)
+        rate = _QUICK_RATE if context.quick else _RATE
+        measured = sending.open(rate, service.process.pid, _PATIENCE_S, send)
+        code = service.wait_for("the engine process exited and is restarted", _ENDS_S)["code"]
     report("start of the service", start_s, "s", "<= 15")
     report("exit code of the engine process", str(code))
     _report_outage(measured, sent[0], start_s, report)

@@ -15,7 +15,7 @@ import psutil
 from app.commands.bench import points
 from app.commands.bench.bodies import Body
 from app.commands.bench.client import Client, Record, session
-from app.commands.bench.loads import Closed, Open
+from app.commands.bench.loads import Closed, Load, Open
 from app.commands.bench.points import Point, Window
 
 SLO_S = 1.0
@@ -43,7 +43,7 @@ class Share(NamedTuple):
 
     url: str
     files: list[bytes]
-    load: Closed | Open
+    load: Load
     begin: float
     end: float
 
@@ -58,21 +58,26 @@ class Clients:
     warmup: float
     seconds: float
 
-    def closed(self, clients: int, pid: int, during: Callable[[], None] = lambda: None) -> Measured:
-        """Measure a closed loop of so many clients. ``during`` is called when the measured time begins."""
-        return self._measure(Closed(clients), Closed(max(1, clients // self.processes)), pid, during)
+    def closed(self, clients: int, pid: int) -> Measured:
+        """Measure a closed loop of so many clients. ``pid`` is the server's."""
+        return self._measure(Closed(clients), [Closed(max(1, clients // self.processes))] * self.processes, pid)
 
-    def open(self, rate: float, pid: int) -> Measured:
-        """Measure Poisson arrivals at this rate."""
-        return self._measure(Open(rate, SLO_S), Open(rate / self.processes, SLO_S), pid, lambda: None)
+    def open(
+        self, rate: float, pid: int, patience_s: float = SLO_S, during: Callable[[], None] = lambda: None
+    ) -> Measured:
+        """Measure Poisson arrivals of clients with some patience. ``during`` is called as the measured time begins."""
+        shares = [Open(rate / self.processes, patience_s, seed=place) for place in range(self.processes)]
+        return self._measure(Open(rate, patience_s), shares, pid, during)
 
-    def _measure(self, load: Closed | Open, each: Closed | Open, pid: int, during: Callable[[], None]) -> Measured:
-        """Run a share of the load in each process, at the same time. ``pid`` is the server's."""
+    def _measure(
+        self, load: Load, shares: Sequence[Load], pid: int, during: Callable[[], None] = lambda: None
+    ) -> Measured:
+        """Run a share of the load in each process, at the same time."""
         with _started(self.processes) as pipes:
             begin = time.monotonic() + _SETTLES_S
             window = Window(begin + self.warmup, begin + self.warmup + self.seconds)
-            for place, pipe in enumerate(pipes):
-                pipe.send(Share(self.url, [*self.files[place:], *self.files[:place]], each, begin, window.end))
+            for place, (pipe, share) in enumerate(zip(pipes, shares, strict=True)):
+                pipe.send(Share(self.url, [*self.files[place:], *self.files[:place]], share, begin, window.end))
             time.sleep(max(0.0, window.start - time.monotonic()))
             before = cpu_seconds(pid)
             during()

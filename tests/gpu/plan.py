@@ -32,8 +32,8 @@ PLAN = (
     Step(2, "agreement", "decoding:agreement", 40),
     Step(2, "beside", "decoding:beside", 60),
     Step(3, "tests", "serving:tests", 90),
-    Step(3, "throughput", "serving:throughput", 200),
-    Step(3, "killed", "faults:killed", 60),
-    Step(3, "planted", "faults:planted", 60),
+    Step(3, "throughput", "serving:throughput", 270),
+    Step(3, "killed", "faults:killed", 90),
+    Step(3, "planted", "faults:planted", 90),
     Step(4, "kernels", "kernels:kernels", 60, cuda=True),
 )

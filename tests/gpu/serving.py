@@ -40,36 +40,51 @@ def tests(context: Context, report: Report) -> None:
 
 
 def throughput(context: Context, report: Report) -> None:
-    """Measure a plain service, then topk with several numbers of HTTP processes: closed loops, and Poisson arrivals."""
+    """Measure a plain service, then topk with several numbers of HTTP processes, and with decoding on the GPU."""
     found = material.find(context)
     with plain(found, context) as (url, pid):
-        naive = clients(url, found, context).closed(_QUICK_CLIENTS if context.quick else _PLAIN_CLIENTS, pid).point.throughput
+        naive = clients(url, found, context).closed(_PLAIN_CLIENTS, pid).point.throughput
     report("plain FastAPI", naive, "img/s")
+    best = _sweep(found, context, report, "CPU decoding", {}, least=5500)
+    if context.cuda:
+        best = max(best, _sweep(found, context, report, "GPU decoding", {"TOPK_GPU_DECODE": "true"}, least=12000))
+    report("times plain FastAPI", best / naive if naive else None, expected=">= 15")
+
+
+def _sweep(found: Material, context: Context, report: Report, name: str, env: dict[str, str], least: int) -> float:
+    """Measure closed loops, and Poisson arrivals at 70 % of their rate. Returns the best throughput."""
     closed: dict[int, Point] = {}
     arrivals: dict[int, Point] = {}
     for workers in (1,) if context.quick else _WORKERS:
-        with server(found, context, workers) as service:
+        started = time.monotonic()
+        with server(found, context, workers, env=env) as service:
+            wrong = _first_answer(service, found) != found.logits[0].argmax()
+            label = f"{name}, {workers} HTTP processes"
+            report(f"{label}: first answer after", time.monotonic() - started, "s", "<= 15", detail=workers > 1)
+            report(f"{label}: first answer wrong", int(wrong), expected="== 0", detail=not wrong)
             sending = clients(f"{service.url}/v1/predict", found, context)
             measured = sending.closed(_QUICK_CLIENTS if context.quick else workers * _CLIENTS, service.process.pid)
             closed[workers] = measured.point
-            _report_point(f"{workers} HTTP processes", measured, report)
+            _report_point(label, measured, report)
             rate = max(_POISSON * measured.point.throughput, _LEAST_RATE)
             measured = sending.open(rate, service.process.pid)
             arrivals[workers] = measured.point
-            _report_point(f"{workers} HTTP processes, Poisson", measured, report)
+            _report_point(f"{label}, Poisson", measured, report)
     best = max(closed, key=lambda workers: closed[workers].throughput)
-    report("1 HTTP process", closed[1].throughput, "img/s", ">= 2000")
-    report(f"capacity, {best} HTTP processes", closed[best].throughput, "img/s", ">= 5500")
-    report("times plain FastAPI", closed[best].throughput / naive if naive else None, expected=">= 15")
-    report("p99 at 70 % of the capacity", arrivals[best].p99_ms, "ms", "<= 50")
-    report("not answered at 70 %", arrivals[best].requests - arrivals[best].statuses.get(200, 0), expected="== 0")
+    report(f"{name}, 1 HTTP process", closed[1].throughput, "img/s", ">= 2000")
+    report(f"{name}, capacity with {best}", closed[best].throughput, "img/s", f">= {least}")
+    report(f"{name}, p99 at 70 %", arrivals[best].p99_ms, "ms", "<= 50")
+    report(f"{name}, not answered at 70 %", arrivals[best].requests - arrivals[best].statuses.get(200, 0), "", "== 0")
+    return closed[best].throughput
 
 
 @contextlib.contextmanager
-def server(found: Material, context: Context, workers: int, under: tuple[str, ...] = ()) -> Iterator[Server]:
+def server(
+    found: Material, context: Context, workers: int, *, env: dict[str, str] | None = None, under: tuple[str, ...] = ()
+) -> Iterator[Server]:
     """A ready service with so many HTTP processes."""
     options = ("--model", "resnet50", "--weights", str(found.weights), "--engine", "torch", "--device", context.device)
-    service = Server(*options, "--workers", str(workers), under=under)
+    service = Server(*options, "--workers", str(workers), env=env, under=under)
     try:
         service.wait_for("ready")
         yield service
@@ -95,8 +110,15 @@ def plain(found: Material, context: Context) -> Iterator[tuple[str, int]]:
 def clients(url: str, found: Material, context: Context, seconds: float = 0.0) -> Clients:
     """Client processes for this machine: a quarter of the cores, up to four. They send for ``seconds`` or longer."""
     processes = max(1, min(4, machine.cores() // 4))
-    warmup, least = (0.2, 2.0) if context.quick else (2.0, 8.0)
+    warmup, least = (0.2, 2.0) if context.quick else (2.0, 6.0)
     return Clients(url, found.files, processes, warmup, least + seconds)
+
+
+def _first_answer(service: Server, found: Material) -> int:
+    """The best class of the first photograph."""
+    answer = httpx2.post(f"{service.url}/v1/predict", content=found.files[0], timeout=60).raise_for_status()
+    best: int = answer.json()["predictions"][0]["class_id"]
+    return best
 
 
 def _report_point(name: str, measured: Measured, report: Report) -> None:
