@@ -19,8 +19,9 @@ class Runner:
     crop: int
 
     def run(self, jobs: Sequence[Job]) -> list[Row | Exception]:
-        """Run jobs as one batch. A row that is not finite becomes Internal, and a file that the device cannot decode
-        becomes UndecodableImage.
+        """Run jobs as one batch.
+
+        A row that is not finite becomes Internal. A file that the device cannot decode becomes UndecodableImage.
         """
         return self._run(jobs, alone=False)
 

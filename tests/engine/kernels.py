@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from app.engine.jpeg import SOURCE
-
-COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 
 
 class CpuKernels:
@@ -30,11 +29,14 @@ class CpuKernels:
 
 @functools.cache
 def cpu_kernels() -> CpuKernels:
-    assert COMPILER
+    """Compile the kernels. Skips the test without a compiler."""
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler is installed")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "resize.so")
         options = ["-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-shared", "-fPIC", "-x", "c++"]
-        subprocess.run([COMPILER, *options, "-o", library, SOURCE], check=True)
+        subprocess.run([compiler, *options, "-o", library, SOURCE], check=True)
         return CpuKernels(ctypes.CDLL(str(library)))
 
 

@@ -16,14 +16,12 @@ from structlog.testing import capture_logs
 from app import images
 from app.engine import jpeg
 from app.engine.base import Jpeg
-from app.engine.jpeg import JpegDecoder
+from app.engine.jpeg import JpegDecoder, Kernels
 from app.images import Preprocessing
 from app.images.geometry import UPRIGHT, resized_size
 from tests.conftest import CAT, PHOTOGRAPHS
-from tests.engine.kernels import COMPILER, cpu_decode, cpu_kernels
+from tests.engine.kernels import cpu_decode, cpu_kernels
 from tests.hostile import encode
-
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PRESET = Preprocessing(256, 224, "bilinear", MEAN, STD)
@@ -42,13 +40,20 @@ def decoded(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def crops(pictures: Sequence[Image.Image], preset: Preprocessing, orientation: int = 1) -> Crops:
+def crops(
+    pictures: Sequence[Image.Image],
+    preset: Preprocessing,
+    orientation: int = 1,
+    device: str = "cpu",
+    kernels: Kernels | None = None,
+) -> Crops:
     """The crops of decoded images, by the kernels."""
-    decoder = JpegDecoder(preset, torch.device("cpu"), lambda _: list(map(decoded, pictures)), cpu_kernels())
-    out = torch.zeros((len(pictures), preset.crop, preset.crop, 3), dtype=torch.uint8)
+    on_device = [decoded(picture).to(device) for picture in pictures]
+    decoder = JpegDecoder(preset, torch.device(device), lambda _: on_device, kernels or cpu_kernels())
+    out = torch.zeros((len(pictures), preset.crop, preset.crop, 3), dtype=torch.uint8, device=device)
     files = [Jpeg(b"a file", *picture.size, orientation) for picture in pictures]
     assert decoder.decode(files, range(len(files)), out) == []
-    return out.numpy()
+    return out.cpu().numpy()
 
 
 def reference(image: Image.Image, preset: Preprocessing) -> Crops:
@@ -218,3 +223,35 @@ def test_the_kernels_compile_for_a_gpu(capability: tuple[int, int]) -> None:
     binary = nvrtc.compiled(jpeg.SOURCE.read_bytes(), capability)
     assert b"resize" in binary
     assert b"weights" in binary
+
+
+# --- on a GPU ---
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: f"{preset.resize}-{preset.crop}-{preset.interpolation}")
+@pytest.mark.parametrize("orientation", [1, 2, 4, 6, 7])
+def test_a_gpu_computes_pillows_crop_to_the_last_bit(preset: Preprocessing, orientation: int) -> None:
+    from app.engine.nvrtc import CudaKernels
+
+    kernels = CudaKernels(jpeg.SOURCE.read_bytes(), torch.device("cuda"))
+    pictures = [noise(size) for size in SIZES]
+    found = crops(pictures, preset, orientation, "cuda", kernels)
+    for picture, crop in zip(pictures, found, strict=True):
+        upright = picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+        assert np.array_equal(crop, reference(upright, preset)), picture.size
+
+
+@pytest.mark.gpu
+def test_nvjpeg_decodes_almost_as_pillow_does() -> None:
+    pytest.importorskip("torchcodec")
+    decoder = jpeg.create(PRESET, torch.device("cuda"))
+    assert decoder
+    with Image.open(CAT) as cat:
+        kinds = [(cat, {}), (cat.convert("L"), {}), (cat, {"exif": exif(6)}), (cat, {"subsampling": 0, "quality": 95})]
+        data = [encode(picture, "JPEG", **options) for picture, options in kinds] * 20
+    out = torch.zeros((len(data) + 1, PRESET.crop, PRESET.crop, 3), dtype=torch.uint8, device="cuda")
+    bad = Jpeg(data[0][:3000] + b"\xff\xd9", 1, 1, 1)
+    assert decoder.decode([*map(read, data), bad], range(len(data) + 1), out) == [len(data)]
+    for crop, one in zip(out.cpu().numpy(), data, strict=False):
+        assert np.abs(crop.astype(np.int16) - expected(one)).mean() < 3
