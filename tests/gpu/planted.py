@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from app.engine.base import Pixels, Rows, Want
-from app.engine.torch import TorchEngine
+from app.engine.base import Jpeg, Pixels, Rows, Want
+from app.engine.lane import Lane
 from app.processes import children
 from app.workers import engine
 
 _ENGINE = "app.workers.engine"
-_start = children.start
-_forward = TorchEngine.forward
+_start, _run = children.start, Lane.run
 _planted = False
 
 
@@ -27,17 +26,18 @@ def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[byt
     return _start("tests.gpu.planted" if module == _ENGINE else module, *arguments, **options)
 
 
-def forward(self: TorchEngine, images: Sequence[Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+def run(self: Lane, images: Sequence[Jpeg | Pixels], wants: Sequence[Want]) -> Rows:
+    """Run a batch after a kernel that fails. CUDA reports the error at the end of the batch, as it does a real one."""
     if _planted:
-        fail(torch.device(self.device))
-    return _forward(self, images, wants, alone)
+        fail(self._device)
+    return _run(self, images, wants)
 
 
 def fail(device: torch.device) -> None:
     """Break the CUDA context with an index out of range, which a kernel asserts. On a CPU, raise such an error."""
     if device.type == "cpu":
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    torch.zeros(1, device=device)[torch.tensor([9], device=device)].cpu()
+    torch.zeros(1, device=device)[torch.full((1,), 9, device=device)]
 
 
 def plant(*_: object) -> None:
@@ -46,16 +46,16 @@ def plant(*_: object) -> None:
 
 
 def main() -> int:
-    if sys.argv[1] != sys.executable:
-        signal.signal(signal.SIGUSR1, plant)
-        TorchEngine.forward = forward  # type: ignore[method-assign]
-        return engine.main()
-    from app.__main__ import main as topk
+    if sys.argv[1] == sys.executable:
+        from app.__main__ import main as topk
 
-    children.start = start
-    sys.argv = ["topk", *sys.argv[4:]]
-    topk()
-    return 0
+        children.start = start
+        sys.argv = ["topk", *sys.argv[4:]]
+        topk()
+        return 0
+    signal.signal(signal.SIGUSR1, plant)
+    Lane.run = run  # type: ignore[method-assign]
+    return engine.main()
 
 
 if __name__ == "__main__":

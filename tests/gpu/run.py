@@ -83,6 +83,9 @@ def _child(function: str, context: Context, pipe: Connection) -> None:
 
 
 def _end(process: BaseProcess) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid or 0, signal.SIGKILL)
+    """Kill the process and those that it has started."""
+    assert process.pid
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended, or has no group yet
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.join(_ENDS_S)
