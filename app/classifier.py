@@ -14,10 +14,19 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from app.batching import Image, Job, Queue, Wait
+from app.batching import Image, Job, Queue, Wait, fail
 from app.decoding import DecodeThreads
 from app.engine.base import Facts, Jpeg, Row, Want
-from app.errors import BadImage, DeadlineExceeded, NotReady, Overloaded, TopkError, Unavailable, UndecodableImage
+from app.errors import (
+    BadImage,
+    DeadlineExceeded,
+    DeviceLost,
+    NotReady,
+    Overloaded,
+    TopkError,
+    Unavailable,
+    UndecodableImage,
+)
 from app.imagenet.taxonomy import Taxonomy
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
@@ -134,7 +143,7 @@ class Classifier:
         self._served: Served | None = None
         self._closing = threading.Lock()
         self._settled = threading.Condition()  # notified when an image has its outcome
-        self._in_flight = 0
+        self._in_flight: set[Job] = set()
         self._last_deadline = 0.0
 
     @property
@@ -178,20 +187,19 @@ class Classifier:
                 self.readiness.suspend()
 
     def close(self) -> None:
-        """Finish what was accepted, then stop the threads. Has no effect if no model is served.
+        """Finish what was accepted, then stop the threads and the sandbox. Waits for nothing if no model is served.
 
         Blocks, so it must not be called on the event loop whose images it waits for.
         """
         with self._closing:
-            with self._settled:
-                if not self.ready:
-                    return
-                self.readiness.suspend()
-                # Expensive pictures enter the queue twice, so it stays open until the last one has its outcome. The
-                # deadlines end the wait if an event loop has died with its images.
-                patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
-                self._settled.wait_for(lambda: not self._in_flight, patience)
-            self.served.close()
+            if self.ready:
+                with self._settled:
+                    self.readiness.suspend()
+                    # Expensive pictures enter the queue twice, so it stays open until the last one has its outcome. The
+                    # deadlines end the wait if an event loop has died with its images.
+                    patience = min(self._last_deadline - time.monotonic(), threading.TIMEOUT_MAX)
+                    self._settled.wait_for(lambda: not self._in_flight, patience)
+                self.served.close()
             self.sandbox.close()
 
     def admit(self, count: int, deadline: float, stated: bool = False) -> None:
@@ -200,7 +208,7 @@ class Classifier:
         Raises NotReady before there is a model. Images that are refused here are not decoded.
         """
         if not self.ready:
-            raise NotReady(LOADING)
+            raise NotReady(self.readiness.reason)
         if not count:
             return
         served = self.served
@@ -214,11 +222,15 @@ class Classifier:
         """Seconds that the device has taken so far for the longest running batch."""
         return self._served.queue.running_s() if self._served else 0.0
 
-    def abandon(self, error: TopkError) -> None:
-        """Settle all images with ``error``, and accept no more. Does not wait for the device. From any thread."""
-        self.readiness.suspend()
+    def abandon(self, error: DeviceLost) -> None:
+        """Fail for good: settle all images with ``error``, wherever they are, and accept no more. From any thread.
+
+        Waits neither for the device nor for decoding. A server then exits, because only a new process helps.
+        """
+        self.readiness.fail(error)
         self.served.queue.abandon(error)
-        self.served.queue.close()
+        with self._settled:
+            fail(self._in_flight, error)
 
     def predicted_wait(self) -> float:
         """Seconds that a new image would wait for the device; 0 before there is a model."""
@@ -235,8 +247,7 @@ class Classifier:
         Raises the errors of ``images``, Overloaded, DeadlineExceeded, NotReady and Internal.
         """
         try:
-            with self._flight(deadline):
-                result = await self._result(image, want, deadline, stated, zlib.crc32(caller.encode()))
+            result = await self._result(image, want, deadline, stated, zlib.crc32(caller.encode()))
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -258,18 +269,18 @@ class Classifier:
         ]
 
     @contextmanager
-    def _flight(self, deadline: float) -> Iterator[None]:
-        """Count an image in progress: ``close`` waits for it."""
+    def _flight(self, job: Job) -> Iterator[None]:
+        """Keep an image in progress: ``close`` waits for it, ``abandon`` settles it."""
         with self._settled:
             if not self.ready:
-                raise NotReady("shutting down")
-            self._in_flight += 1
-            self._last_deadline = max(self._last_deadline, deadline)
+                raise self.readiness.failure or NotReady("shutting down")
+            self._in_flight.add(job)
+            self._last_deadline = max(self._last_deadline, job.deadline)
         try:
             yield
         finally:
             with self._settled:
-                self._in_flight -= 1
+                self._in_flight.remove(job)
                 self._settled.notify_all()
 
     async def _result(self, image: Image, want: Want, deadline: float, stated: bool, caller: int) -> Result:
@@ -298,22 +309,23 @@ class Classifier:
     async def _run(self, job: Job, waiter: Waiter, device_decodes: bool) -> None:
         """Wait until the job has its outcome. Raises DeadlineExceeded and NotReady."""
         served = self.served
-        job.received_at = time.monotonic()
-        if served.ahead and isinstance(job.image, bytes):
-            served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
-        else:
-            served.queue.put(job)
-        try:
-            async with asyncio.timeout(job.deadline - job.received_at):
-                await waiter.future
-        except TimeoutError:
-            raise DeadlineExceeded("no answer by the deadline") from None
-        finally:
-            if job.row is None and job.error is None:
-                waiter.future.cancel()
-                if job.pending:
-                    job.pending.cancel()
-                served.queue.forget(job)
+        with self._flight(job):
+            job.received_at = time.monotonic()
+            if served.ahead and isinstance(job.image, bytes):
+                served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
+            else:
+                served.queue.put(job)
+            try:
+                async with asyncio.timeout(job.deadline - job.received_at):
+                    await waiter.future
+            except TimeoutError:
+                raise DeadlineExceeded("no answer by the deadline") from None
+            finally:
+                if job.row is None and job.error is None:
+                    waiter.future.cancel()
+                    if job.pending:
+                        job.pending.cancel()
+                    served.queue.forget(job)
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

@@ -7,7 +7,9 @@ TopkError
 ├── BadImage                   bytes -> decoded
 │   └── UnsupportedMediaType · UndecodableImage · TooManyPixels
 ├── Unavailable                decoded -> queued
-│   └── Overloaded · DeadlineExceeded · NotReady
+│   ├── Overloaded · DeadlineExceeded
+│   └── NotReady
+│       └── DeviceLost
 ├── Internal                   queued -> predicted: a defect
 ├── ModelError                 at start: the model or a setting cannot be served
 │   └── NotConvertible
@@ -16,8 +18,8 @@ TopkError
 ├── TrainingError              `topk train` only
 └── ReportError                a report cannot be written
 
-Foreign exceptions are converted at one place each: Pillow's in ``images``, the device's in ``batching``, the web
-framework's in ``api.problems``.
+Foreign exceptions are converted at one place each: Pillow's in ``images``, the device's in ``engine.base``, the
+web framework's in ``api.problems``.
 """
 
 import math
@@ -138,6 +140,10 @@ class NotReady(Unavailable):
 
     def __init__(self, detail: str, retry_after_s: float = 1.0) -> None:
         super().__init__(detail, retry_after_s)
+
+
+class DeviceLost(NotReady):
+    """The device has failed or hangs. Only a new process can use it again."""
 
 
 class Internal(TopkError):

@@ -5,7 +5,8 @@ Also loads in the background, and watches the device.
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -15,7 +16,7 @@ from app.batching import BatchQueue, CostCurve, Queue, Runner
 from app.classifier import Classifier, Served
 from app.decoding import DecodeThreads, JobDecoder, ahead_of_queue
 from app.engine.base import Engine, Facts
-from app.errors import Internal, ModelError, NotConvertible, NotReady
+from app.errors import DeviceLost, Internal, ModelError, NotConvertible
 from app.imagenet import taxonomy
 from app.images import MAX_PIXELS_UNSCALED
 from app.images.decoder import Decoder, default_lanes, default_pixels
@@ -42,7 +43,8 @@ def load(classifier: Classifier, create: Create = engine.create) -> None:
 
 def load_model(classifier: Classifier, model: Model, device: Engine, ahead: bool | None = None) -> None:
     """Load a model on an engine that is not loaded yet, and serve it. See ``build``."""
-    classifier.serve(build(model, device, classifier.settings, classifier.metrics, classifier.sandbox, ahead=ahead))
+    parts = classifier.settings, classifier.metrics, classifier.sandbox
+    classifier.serve(build(model, device, *parts, ahead=ahead, lost=classifier.abandon))
 
 
 def resolve(settings: Settings, create: Create = engine.create) -> tuple[Model, Engine]:
@@ -68,16 +70,18 @@ def build(
     *,
     ahead: bool | None = None,
     changed: Callable[[], None] = lambda: None,
+    lost: Callable[[DeviceLost], None],
 ) -> Served:
     """Bring a model onto a device in this process and warm it up. Blocks. Raises ModelError.
 
     ``ahead``: whether decode threads work ahead of the queue; None chooses by the device. ``changed`` is called when
-    the state of the queue has changed.
+    the state of the queue has changed, and ``lost`` when the device has failed: see ``BatchQueue``.
     """
     if not device.device.startswith("cuda"):  # where streams launch work and wait: if they are late, the GPU idles
         machine.yield_cores(machine.COMPUTING)  # this thread, and all threads that the engine and the queue start
     log.info("starting the engine and measuring its speed", engine=device.name, usually=_USUALLY.get(device.name))
-    device.load()
+    with _model_errors(model, device):
+        device.load()
     decoding = JobDecoder(
         Decoder(model.preprocessing, settings.max_pixels, settings.decode_pixels, settings.fast_decode, sandbox)
     )
@@ -96,16 +100,27 @@ def build(
         prepare=decoding.prepare,
         changed=changed,
         observe=observe,
+        lost=lost,
         ahead_s=threads.seconds if threads else _nothing,
     )
-    try:
+    with _model_errors(model, device):
         queue.start(runner.warm_batch)
+    _observe_queue(queue, device, metrics)
+    return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads)
+
+
+@contextmanager
+def _model_errors(model: Model, device: Engine) -> Iterator[None]:
+    """Convert the errors of a device that is loaded or warmed up to ModelError."""
+    try:
+        yield
     except Internal as error:
         raise ModelError(f"{model.name} with weights {model.weights}: {error.detail}") from error
     except MemoryError as error:
         raise ModelError(f"{device.device} has too little memory for {model.name}") from error
-    _observe_queue(queue, device, metrics)
-    return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads)
+    except DeviceLost as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ModelError(f"{device.device} has failed while {model.name} was loaded: {reason}") from error
 
 
 def decode_threads(model: Model, settings: Settings, sandbox: Sandbox, jpeg_bytes: int) -> DecodeThreads:
@@ -147,15 +162,14 @@ def in_background(load: Callable[[], None], loaded: Callable[[ModelError | None]
     threading.Thread(target=run, name="topk-load", daemon=True).start()
 
 
-async def hang(running_s: Callable[[], float], limit_s: float) -> NotReady:
+async def hang(running_s: Callable[[], float], limit_s: float) -> DeviceLost:
     """Wait until a batch has run for longer than ``limit_s``; returns the error for the waiting callers.
 
-    ``running_s()`` returns the seconds that the longest running batch has taken so far. A device that hangs can only
-    be recovered by a new process.
+    ``running_s()`` returns the seconds that the longest running batch has taken so far.
     """
     while running_s() <= limit_s:  # noqa: ASYNC110  # there is no event to wait for
         await asyncio.sleep(limit_s / _CHECKS)
-    return NotReady(f"the device has not responded for {limit_s:g} s; the server restarts")
+    return DeviceLost(f"the device has not responded for {limit_s:g} s; the server restarts")
 
 
 def _observe_queue(queue: BatchQueue, device: Engine, metrics: Metrics) -> None:

@@ -64,7 +64,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         (load or start_loading)(classifier, state)
-        background = [asyncio.create_task(task) for task in (_watch(classifier, state), delays.end_with_process())]
+        background = [asyncio.create_task(task) for task in (_watch(classifier), delays.end_with_process())]
         if not settings.listen_early:
             await state.wait_for_start()
         yield
@@ -148,8 +148,6 @@ def start_loading(classifier: Classifier, readiness: Readiness, create: loading.
     loading.in_background(partial(loading.load, classifier, create), loaded)
 
 
-async def _watch(classifier: Classifier, readiness: Readiness) -> None:
-    """If the device hangs, fail all waiting requests and end the process. Only a new process recovers the device."""
-    error = await loading.hang(classifier.running_s, classifier.settings.watchdog_ms / 1000)
-    classifier.abandon(error)
-    readiness.fail(ModelError(error.detail))
+async def _watch(classifier: Classifier) -> None:
+    """Treat a device that hangs as lost."""
+    classifier.abandon(await loading.hang(classifier.running_s, classifier.settings.watchdog_ms / 1000))

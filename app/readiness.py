@@ -13,9 +13,9 @@ LOADING = "the model is being loaded"
 class Readiness:
     """The state. The server and the loader set it, and the HTTP layer reads it.
 
-    ``serving``: a model accepts images. ``reason``: why not, while nothing has failed. ``was_ready``: a model has
-    accepted images once. ``on_ready`` and ``on_failure`` are called on the event loop. ``on_ready`` also waits for
-    ``listening``, which a server sets.
+    ``serving``: a model accepts images. ``reason``: why not. ``was_ready``: a model has accepted images once.
+    ``on_ready`` is called on the event loop, and also waits for ``listening``, which a server sets. ``on_failure`` is
+    called on any thread.
     """
 
     serving: bool = False
@@ -43,7 +43,10 @@ class Readiness:
         self._notify()
 
     def fail(self, error: TopkError) -> None:
-        """Set that the process cannot serve, and call ``on_failure``. On the event loop."""
+        """Set that the process cannot serve, now or later, and call ``on_failure``. Only once. From any thread."""
+        if self.failure:
+            return
+        self.suspend(error.detail)
         self.failure = error
         self._notify()
         self.on_failure()

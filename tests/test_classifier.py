@@ -27,7 +27,9 @@ from app.decoding import DecodeThreads
 from app.engine import Rows, Want
 from app.errors import (
     DeadlineExceeded,
+    DeviceLost,
     Internal,
+    ModelError,
     NotReady,
     Overloaded,
     TooManyPixels,
@@ -567,6 +569,57 @@ def test_a_warm_up_that_fails_fails_the_load(classifier: Classifier) -> None:
         loading.load_model(broken, classifier.model, held)
     assert not broken.ready
     broken.close()
+
+
+def test_a_device_that_is_lost_while_it_warms_up_fails_the_load(classifier: Classifier) -> None:
+    held = Held(classifier.engine)
+    held.error = DeviceLost("lost")
+    held.error.__cause__ = RuntimeError("CUDA error: unspecified launch failure\nFor debugging, consider")
+    broken = Classifier(Settings(**EMBEDDED))
+    with pytest.raises(ModelError) as failed:
+        loading.load_model(broken, classifier.model, held)
+    assert failed.value.detail == (
+        "cpu has failed while efficientnet_lite0 was loaded: CUDA error: unspecified launch failure"
+    )
+    assert not broken.ready
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_lost_device_is_reported_at_once_wherever_an_image_is(
+    serve: Serve, costly: bytes, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    classifier, held = serve(ahead)
+    decoder, lost = classifier.served.decoder, DeviceLost("lost")
+    read = decoder.read
+    held.error = lost
+
+    def waiting() -> int:
+        return len(classifier.served.queue) + (classifier.served.ahead.waiting if classifier.served.ahead else 0)
+
+    async def go() -> None:
+        with lane_held(classifier) as release:
+            monkeypatch.setattr(
+                decoder, "read", lambda data: read(data) if data is not TRUNCATED or release.wait(60) else None
+            )
+            tasks = [start(classifier, costly)]
+            await until(lambda: decoder._backlog_s > 0)
+            held.hold()
+            tasks.append(start(classifier, PHOTO))
+            await held.entered()
+            tasks += [start(classifier, image) for image in (PHOTO, TRUNCATED)]
+            await until(lambda: waiting() == 2)
+            held.gate.set()
+            assert await asyncio.gather(*tasks, return_exceptions=True) == [lost] * 4
+            assert (classifier.ready, classifier.readiness.failure) == (False, lost)
+            with pytest.raises(DeviceLost):
+                await start(classifier, PHOTO)
+            with pytest.raises(NotReady, match="lost"):
+                classifier.admit(1, math.inf)
+        await asyncio.to_thread(classifier.served.close)
+
+    run(go())
+    assert held.batches == [1]
+    assert outcomes(classifier) == {"shed": 5}
 
 
 @pytest.mark.parametrize("ahead", [False, True])

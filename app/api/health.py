@@ -63,8 +63,6 @@ def check_alive(request: Request) -> None:
 def check_ready(request: Request) -> None:
     """Raises NotReady if new requests should go to another process."""
     service = Service.of(request)
-    readiness = service.readiness
-    if readiness.draining:
+    if service.readiness.draining:
         raise NotReady("draining")
-    if not service.classifier.ready:
-        raise service.not_ready(readiness.failure.detail if readiness.failure else readiness.reason)
+    service.ready_classifier()

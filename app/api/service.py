@@ -12,7 +12,7 @@ from app.api.ratelimit import RateLimit
 from app.api.uploads import Uploads
 from app.classifier import Classifier
 from app.errors import NotReady, TopkError
-from app.readiness import LOADING, Readiness
+from app.readiness import Readiness
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -83,11 +83,7 @@ class Service:
         return service
 
     def ready_classifier(self) -> Classifier:
-        """The classifier. Raises NotReady while the model is loading."""
+        """The classifier. Raises NotReady while no model accepts images, with the time until one is expected to."""
         if not self.classifier.ready:
-            raise self.not_ready(LOADING)
+            raise NotReady(self.readiness.reason, self.start.seconds())
         return self.classifier
-
-    def not_ready(self, detail: str) -> NotReady:
-        """The error while the model is loading, with the time until it is expected to be ready."""
-        return NotReady(detail, self.start.seconds())

@@ -1,4 +1,4 @@
-"""Runs a batch on a device that may fail: out of memory in halves, a failed batch again job by job."""
+"""Runs a batch: in halves if the device is out of memory, job by job if the batch fails."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import structlog
 
 from app.batching.job import Job
 from app.engine.base import Row
-from app.errors import Internal, Overloaded
+from app.errors import DeviceLost, Internal, Overloaded
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +33,14 @@ def attempt(run: Run, batch: list[Job]) -> Attempt:
     """Run a batch until each job has a row or an error.
 
     A batch that the device has no memory for is run in halves. It takes so long that its size seldom pays any more.
+    Raises DeviceLost, after which nothing can run.
     """
     try:
         return Attempt(checked(run, batch))
     except MemoryError:
         log.warning("out of memory; the batch is halved", size=len(batch))
+    except DeviceLost:
+        raise
     except BaseException:  # a stream that ends would leave its callers waiting
         log.exception("batch failed", size=len(batch))
         return Attempt(_one_by_one(run, batch), measured=False)
@@ -68,6 +71,8 @@ def _one_by_one(run: Run, batch: list[Job]) -> list[Row | Exception]:
 def _alone(run: Run, job: Job) -> Row | Exception:
     try:
         return checked(run, [job])[0]
+    except DeviceLost:
+        raise
     except BaseException:
         log.exception("image failed")
         return Internal(_DEFECT)

@@ -20,7 +20,7 @@ from app.batching.backlog import Backlog, Outlook
 from app.batching.costs import CostCurve
 from app.batching.job import Job, fail, settle
 from app.batching.stream import Stream
-from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded
+from app.errors import DeadlineExceeded, DeviceLost, Internal, NotReady, Overloaded
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +87,8 @@ class BatchQueue:
     ``prepare`` is called on the stream's thread for each job of a batch. ``run_alone`` runs a job that has the device
     to itself, if that is done differently. ``changed`` is called on the stream's thread when it has taken a batch
     and when it becomes idle; ``observe`` gets the seconds and the size of each batch that was not a warm-up.
-    ``ahead_s`` is passed to the ``Backlog``.
+    ``lost`` is called on the stream's thread when the device is lost, before the jobs are settled. ``ahead_s`` is
+    passed to the ``Backlog``.
     """
 
     runs: Sequence[Run]
@@ -96,6 +97,7 @@ class BatchQueue:
     prepare: Prepare = _ready
     changed: Callable[[], None] = lambda: None
     observe: Callable[[float, int], None] = lambda seconds, size: None
+    lost: Callable[[DeviceLost], None] = lambda error: None
     clock: Callable[[], float] = time.monotonic
     ahead_s: Callable[[], float] = lambda: 0.0
     costs_alone: CostCurve = field(init=False, default_factory=lambda: CostCurve((1,)))
@@ -148,7 +150,7 @@ class BatchQueue:
     def abandon(self, error: Exception) -> None:
         """Settle all jobs that wait or run with ``error``, refuse further ones, and leave the threads behind.
 
-        From any thread. For a device that no longer responds.
+        From any thread. For a device that is lost.
         """
         with self._wakeup:
             self._closed = self._abandoned = True
@@ -204,8 +206,13 @@ class BatchQueue:
 
     def _serve(self, place: int) -> None:
         self._streams[place].run_tasks()
-        while self._serve_batch(place):
-            pass
+        try:
+            while self._serve_batch(place):
+                pass
+        except DeviceLost as error:
+            log.exception("the device is lost")
+            self.lost(error)
+            self.abandon(error)
 
     def _serve_batch(self, place: int) -> bool:
         """Wait for the next batch and run it; False once the queue is closed and empty."""

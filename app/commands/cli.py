@@ -18,7 +18,7 @@ from app.commands.models import models
 from app.commands.predict import predict
 from app.commands.serve import serve
 from app.commands.train.command import train
-from app.errors import EvaluationError, LoadTestError, ModelError, ReportError, TrainingError
+from app.errors import DeviceLost, EvaluationError, LoadTestError, ModelError, ReportError, TrainingError
 
 
 class Commands(TyperGroup):
@@ -28,7 +28,7 @@ class Commands(TyperGroup):
         """Run a subcommand, then exit the process."""
         try:
             sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
-        except (EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
+        except (DeviceLost, EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
             _fail(error.detail)
         except typer.TyperException as error:
             _fail(_usage_error(error))

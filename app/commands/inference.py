@@ -9,7 +9,7 @@ from app import loading
 from app.classifier import Classifier
 from app.commands.files import for_each, read_file
 from app.engine import Row, Want
-from app.errors import TopkError
+from app.errors import DeviceLost, TopkError
 from app.settings import Settings
 
 AT_ONCE = 64
@@ -42,13 +42,16 @@ def classify_files(
 ) -> None:
     """Classify files and call ``done`` with each file's position and outcome, in the order in which they finish.
 
-    Blocks. Raises the TopkError that ``done`` raises. If interrupted, ``done`` has been called for what was finished.
+    Blocks. Raises the TopkError that ``done`` raises, and DeviceLost. If interrupted, ``done`` has been called for what
+    was finished.
     """
 
     async def one(position: int) -> None:
         outcome: Outcome
         try:
             outcome = await classify(classifier, await read(paths[position]), want)
+        except DeviceLost:
+            raise
         except (TopkError, OSError) as error:
             outcome = error
         done(position, outcome)

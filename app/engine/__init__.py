@@ -3,7 +3,7 @@
 import importlib.util
 
 from app import machine, models
-from app.engine.base import Engine, Facts, Floats, Jpeg, Pixels, Row, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Engine, Facts, Floats, Jpeg, Pixels, Row, Rows, Want, check_outputs, device_errors
 from app.errors import ModelError
 from app.models.model import Model
 
@@ -19,7 +19,7 @@ __all__ = [
     "check_outputs",
     "choose",
     "create",
-    "memory_errors",
+    "device_errors",
 ]
 
 

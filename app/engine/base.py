@@ -9,12 +9,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from app.errors import ModelError
+from app.errors import DeviceLost, ModelError
 from app.models.model import Model
 
 _NO_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|failed to allocate|bad.?alloc", re.IGNORECASE
+    r"out of memory|can't allocate memory|not enough memory|failed to allocate|bad.?alloc|alloc(ation)?_failed",
+    re.IGNORECASE,
 )
+# As torch words the errors of the runtime, the driver and the libraries (ATen/cuda/Exceptions.h). A call that a library
+# does not support leaves the device usable.
+_LOST = re.compile(r"\b(CUDA|CUDA driver|cuDNN) error: (?!\w+_STATUS_(NOT_SUPPORTED|BAD_PARAM|INVALID_VALUE))")
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -135,7 +139,10 @@ class Engine(Facts, Protocol):
         """Bytes of the device's own memory: ``held`` by this process and ``total``; empty if it has none."""
 
     def load(self) -> None:
-        """Bring the model onto the device. Blocks. Raises ModelError, also if the labels do not fit the network."""
+        """Bring the model onto the device. Blocks.
+
+        Raises ModelError, also if the labels do not fit the network, and DeviceLost if the device has failed.
+        """
 
     def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         """Classify one batch. If it is ``alone`` on the device, an engine that spreads uses all cores for it.
@@ -143,18 +150,23 @@ class Engine(Facts, Protocol):
         Each image is a uint8 RGB crop of shape [crop, crop, 3], which is normalised on the device, or a preprocessed
         float32 tensor of shape [3, crop, crop], or a ``Jpeg`` if the engine decodes it. Returns the outputs in the
         order of the images. The caller owns them. Raises MemoryError if the device has no memory for a batch of this
-        size.
+        size, and DeviceLost if it has failed.
         """
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
-    """Convert a framework's out-of-memory error to MemoryError."""
+def device_errors() -> Iterator[None]:
+    """Convert a framework's errors of the device: MemoryError if it is out of memory, otherwise DeviceLost.
+
+    After any other CUDA error, all further calls of the process fail. Errors that are not of the device pass.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch.AcceleratorError is one; cuBLAS and cuDNN raise plain ones
         if _NO_MEMORY.search(str(error)):
             raise MemoryError(str(error)) from error
+        if _LOST.search(str(error)):
+            raise DeviceLost("the device has failed, and only a new process can use it again") from error
         raise
 
 

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from app import machine, models
-from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, device_errors
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.openvino import auto_precision, ov
@@ -71,7 +71,7 @@ class OpenVinoEngine:
 
     def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         with self._request(alone) as request:
-            with memory_errors():
+            with device_errors():
                 outputs = request.infer([self._pixels(images)], share_inputs=True)
             features, logits = outputs["features"], outputs["logits"]
         probabilities = _softmax(logits)

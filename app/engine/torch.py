@@ -19,10 +19,10 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, memory_errors
+from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, device_errors
 from app.engine.jpeg import JpegDecoder
 from app.engine.lane import Lane
-from app.errors import ModelError
+from app.errors import DeviceLost, ModelError
 from app.images import Preprocessing
 from app.models.fuse import fold, fuse
 from app.models.model import Model
@@ -95,7 +95,7 @@ class TorchEngine:
 
     def load(self) -> None:
         try:
-            with memory_errors():
+            with device_errors():
                 self._load()
         except MemoryError as error:
             raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
@@ -122,7 +122,7 @@ class TorchEngine:
         self._limit_threads()
         lane = self._lanes.get()
         try:
-            with memory_errors():
+            with device_errors():
                 return lane.run(images, wants)
         except MemoryError:
             if self._cuda:
@@ -136,9 +136,9 @@ class TorchEngine:
         """Raise ModelError if the network does not accept the crops or does not have the classes of the model."""
         crop = self._model.preprocessing.crop
         try:
-            with memory_errors():
+            with device_errors():
                 features, logits = network(torch.zeros((1, 3, crop, crop), device=self._device))
-        except MemoryError:
+        except (MemoryError, DeviceLost):
             raise
         except Exception as error:  # architectures raise various exceptions for an unsupported size
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -173,13 +173,13 @@ class TorchEngine:
             with self._phase("fold"):
                 network = copy.deepcopy(rewrite(reference))
             lanes = self._create_lanes(network, graphs)
-            with self._phase("check"), memory_errors():
+            with self._phase("check"), device_errors():
                 for lane in lanes if graphs else lanes[:1]:  # calls do the same on each lane and at each size
                     self._check(lane, sample)
         except (MemoryError, ModelError):
             raise
-        except Exception as error:  # rewritten networks and drivers raise various exceptions
-            reason = str(error).partition("\n")[0]
+        except Exception as error:  # of a rewritten network; or DeviceLost, also for an error of a capture
+            reason = str(error.__cause__ or error).partition("\n")[0]
             log.warning("a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason)
             return None
         return lanes
@@ -189,7 +189,7 @@ class TorchEngine:
         network.backbone.to(self._dtype).to(memory_format=torch.channels_last)
         while True:
             try:
-                with self._phase("capture"), memory_errors():
+                with self._phase("capture"), device_errors():
                     return [self._lane(network, graphs) for _ in range(self.streams)]
             except MemoryError:
                 if len(self.buckets) == 1:

@@ -226,6 +226,11 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(*(self.conn.refusal or (HTTPStatus.BAD_REQUEST, msg)))
 
+    def refuse_upload(self, text: str) -> None:
+        """Refuse a request whose body is still arriving."""
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, text)
+
     async def _serve_if_connected(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Start a request, unless its client has disconnected: after a storm of resets, thousands have."""
         cycle = self.cycle

@@ -182,6 +182,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for _ in range(_ACCEPT_TURNS):
             await asyncio.sleep(0)
+        if self._readiness.failure:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, connections.Connection):
+                    connection.refuse_upload("The server restarts. Retry later.")
         await super().shutdown(sockets)
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import structlog
@@ -22,7 +23,7 @@ from app import loading
 from app.batching import Job, fail
 from app.classifier import Served
 from app.engine.base import Jpeg, Pixels, Want
-from app.errors import Internal, ModelError, NotReady, TopkError
+from app.errors import DeviceLost, Internal, ModelError, NotReady, TopkError
 from app.images.sandbox import Sandbox
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
@@ -53,11 +54,11 @@ class Device:
         assert self._served
         return self._served
 
-    def load(self) -> None:
-        """Load the model. Blocks until it is warm. Raises ModelError."""
+    def load(self, lost: Callable[[DeviceLost], None]) -> None:
+        """Load the model. Blocks until it is warm. Raises ModelError. ``lost``: see ``loading.build``."""
         model, device = loading.resolve(self.settings)
         self._served = loading.build(
-            model, device, self.settings, self._metrics, Sandbox(), ahead=False, changed=self.publish
+            model, device, self.settings, self._metrics, Sandbox(), ahead=False, changed=self.publish, lost=lost
         )
         self._metrics.model.info(self._served.labels())
 
@@ -231,7 +232,7 @@ class EngineProcess(child.Child):
         """Serve until the supervisor sends stop. Returns the exit code."""
         loop = asyncio.get_running_loop()
         self.listen(lambda message, descriptor: loop.call_soon_threadsafe(self._on_message, message, descriptor))
-        loading.in_background(self.device.load, self._on_loaded)
+        loading.in_background(partial(self.device.load, self._on_lost), self._on_loaded)
         await self._stopping.wait()
         if not self._loaded:
             self.exit_now(self._code)  # without waiting for the loading thread
@@ -239,8 +240,12 @@ class EngineProcess(child.Child):
         return self._code
 
     async def _watch(self) -> None:
-        """Exit if the device hangs: callers get an error at once, and the supervisor starts a new process."""
-        error = await loading.hang(self.device.served.queue.running_s, self.device.settings.watchdog_ms / 1000)
+        """Treat a device that hangs as lost."""
+        limit_s = self.device.settings.watchdog_ms / 1000
+        self._on_lost(await loading.hang(self.device.served.queue.running_s, limit_s))
+
+    def _on_lost(self, error: DeviceLost) -> None:
+        """Exit: callers get an error at once, and the supervisor starts a new process. From any thread."""
         log.error(error.detail)
         self.exit_now(1)
 

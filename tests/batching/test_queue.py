@@ -12,7 +12,7 @@ import pytest
 
 from app.batching import BatchQueue, CostCurve, Job, fail
 from app.engine import Want
-from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded
+from app.errors import DeadlineExceeded, DeviceLost, Internal, NotReady, Overloaded
 from tests.batching.jobs import BUCKETS, Numbered, answer, job, numbers
 
 
@@ -462,6 +462,62 @@ def test_what_is_abandoned_is_answered_and_close_waits_for_no_stream_that_hangs(
     assert stream.is_alive()
     held.gate.set()
     stream.join(30)
+
+
+def test_a_lost_device_runs_nothing_more_and_everyone_is_answered() -> None:
+    lost = DeviceLost("lost")
+    fussy, before = Fussy(lost), streams()
+    waiting: list[Numbered] = []
+    reported: list[tuple[DeviceLost, bool]] = []
+
+    def report(error: DeviceLost) -> None:
+        reported.append((error, any(one.gone for one in waiting)))
+
+    async def go() -> list[Any]:
+        first = put(queue, 0)
+        await asyncio.to_thread(fussy.wait_for_batch)
+        waiting.extend(put(queue, 1, 13, 3, 4))
+        fussy.gate.set()
+        answers = await ended(first + waiting)
+        with pytest.raises(NotReady):
+            put(queue, 5)
+        return answers
+
+    with served(fussy, buckets=(1, 2, 3), lost=report) as queue:
+        first, *others = asyncio.run(go())
+    for stream in set(streams()) - set(before):
+        stream.join(30)
+    assert (first, others) == (0, [lost] * 4)
+    assert reported == [(lost, False)]
+    assert fussy.batches == [[0], [1, 13, 3]]
+
+
+@pytest.mark.parametrize("late", [None, DeviceLost("lost too")], ids=["returns", "fails"])
+def test_a_batch_that_runs_while_another_stream_loses_the_device_is_answered_at_once(late: DeviceLost | None) -> None:
+    held, lost = Held(), DeviceLost("lost")
+    before = streams()
+
+    def device(items: Sequence[int]) -> list[int]:
+        if 13 in items:
+            raise lost
+        answers = held(items)
+        if late:
+            raise late
+        return answers
+
+    async def go() -> None:
+        jobs = put(queue, 0)
+        await asyncio.to_thread(held.wait_for_batch)
+        jobs += put(queue, 13)
+        assert await ended(jobs) == [lost, lost]
+        held.gate.set()
+        for stream in set(streams()) - set(before):
+            await asyncio.to_thread(stream.join, 30)
+        await asyncio.sleep(0)  # the late outcome, which nobody waits for any more
+        assert [one.future.result() for one in jobs] == jobs
+
+    with served(device, device) as queue:
+        asyncio.run(go())
 
 
 def test_a_first_pass_counts_as_running_from_its_predicted_end_on() -> None:

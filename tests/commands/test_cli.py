@@ -6,12 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import pytest
 
 from app.commands.filenames import printable
+from app.engine import Pixels, Rows
+from app.engine.openvino import OpenVinoEngine
+from app.errors import DeviceLost
 from app.settings import Settings
 from tests import tiny
 from tests.commands.runner import topk
@@ -55,6 +60,25 @@ def test_predict_continues_after_a_bad_file_and_reports_it(tmp_path: Path) -> No
     codes = [json.loads(line).get("error", {}).get("code") for line in ran.stdout.splitlines()]
     assert codes == ["unsupported_media_type", None, "unreadable_file", "empty_body"]
     assert ran.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_lost_device_ends_a_command_with_its_reason(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(engine: OpenVinoEngine, images: Sequence[Pixels], *arguments: Any) -> Rows:
+        if any(image.std() for image in images):  # unlike those of the warm-up
+            raise DeviceLost("the device has failed")
+        return forward(engine, images, *arguments)
+
+    for number in range(100):
+        (tmp_path / "tabby").mkdir(exist_ok=True)
+        (tmp_path / "tabby" / f"{number}.jpg").write_bytes(CAT.read_bytes())
+    forward = OpenVinoEngine.forward
+    monkeypatch.setattr(OpenVinoEngine, "forward", lose)
+    ran = topk(command, tmp_path, *TINY)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == "topk: the device has failed"
 
 
 def test_predict_skips_and_counts_the_files_of_a_folder_that_are_not_images(tmp_path: Path) -> None:
