@@ -247,7 +247,9 @@ class Classifier:
         Raises the errors of ``images``, Overloaded, DeadlineExceeded, NotReady and Internal.
         """
         try:
-            result = await self._result(image, want, deadline, stated, zlib.crc32(caller.encode()))
+            job = Job(image, want, deadline, waiter := Waiter(), stated, zlib.crc32(caller.encode()))
+            with self._flight(job):
+                result = await self._result(job, waiter)
         except asyncio.CancelledError:
             self._count("abandoned")
             raise
@@ -283,11 +285,12 @@ class Classifier:
                 self._in_flight.remove(job)
                 self._settled.notify_all()
 
-    async def _result(self, image: Image, want: Want, deadline: float, stated: bool, caller: int) -> Result:
-        job = Job(image, want, deadline, waiter := Waiter(), stated, caller)
+    async def _result(self, job: Job, waiter: Waiter) -> Result:
+        file = job.image
         await self._run(job, waiter, self.served.engine.decodes_jpegs)
         if isinstance(job.error, UndecodableImage) and isinstance(job.image, Jpeg):  # the device's decoder refused it
-            job = Job(image, want, deadline, waiter := Waiter(), stated, caller)
+            job.image, job.error, job.pending = file, None, None
+            job.completion = waiter = Waiter()
             await self._run(job, waiter, device_decodes=False)
         if job.error:
             raise job.error
@@ -309,23 +312,22 @@ class Classifier:
     async def _run(self, job: Job, waiter: Waiter, device_decodes: bool) -> None:
         """Wait until the job has its outcome. Raises DeadlineExceeded and NotReady."""
         served = self.served
-        with self._flight(job):
-            job.received_at = time.monotonic()
-            if served.ahead and isinstance(job.image, bytes):
-                served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
-            else:
-                served.queue.put(job)
-            try:
-                async with asyncio.timeout(job.deadline - job.received_at):
-                    await waiter.future
-            except TimeoutError:
-                raise DeadlineExceeded("no answer by the deadline") from None
-            finally:
-                if job.row is None and job.error is None:
-                    waiter.future.cancel()
-                    if job.pending:
-                        job.pending.cancel()
-                    served.queue.forget(job)
+        job.received_at = time.monotonic()
+        if served.ahead and isinstance(job.image, bytes):
+            served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
+        else:
+            served.queue.put(job)
+        try:
+            async with asyncio.timeout(job.deadline - job.received_at):
+                await waiter.future
+        except TimeoutError:
+            raise DeadlineExceeded("no answer by the deadline") from None
+        finally:
+            if job.row is None and job.error is None:
+                waiter.future.cancel()
+                if job.pending:
+                    job.pending.cancel()
+                served.queue.forget(job)
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

@@ -56,5 +56,5 @@ def _checked(result: tuple[Any, ...]) -> Any:
     """The value that a function of the bindings returns beside its status. Raises RuntimeError."""
     status, *values = result
     if status.value:
-        raise RuntimeError(f"a CUDA function failed: {status.name}")
+        raise RuntimeError(f"CUDA error: {status.name}")
     return values[0] if values else None

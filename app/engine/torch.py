@@ -178,7 +178,7 @@ class TorchEngine:
                     self._check(lane, sample)
         except (MemoryError, ModelError):
             raise
-        except Exception as error:  # of a rewritten network; or DeviceLost, also for an error of a capture
+        except Exception as error:  # also the CUDA errors of a failed capture, which leave the device usable
             reason = str(error.__cause__ or error).partition("\n")[0]
             log.warning("a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason)
             return None

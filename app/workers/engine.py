@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +32,7 @@ from app.workers.memory import Board, Slots
 log = structlog.get_logger("topk")
 
 SLOTS = 256
-_FRESH_S = 0.001  # the board is not written again within this time for tasks that have come
+_COLLECT_S = 0.001  # the board is written once for all tasks that come within this time
 
 
 class Device:
@@ -46,7 +45,7 @@ class Device:
         self._served: Served | None = None
         self._connections: set[HttpConnection] = set()
         self._publishing = threading.Lock()
-        self._published_at = -math.inf
+        self._scheduled = False
 
     @property
     def served(self) -> Served:
@@ -71,18 +70,26 @@ class Device:
         with self._publishing:
             self._connections.discard(connection)
 
-    def publish(self, max_age_s: float = 0.0) -> None:
-        """Write the state of the queue to the board if it is older than ``max_age_s``. From any thread."""
+    def publish(self) -> None:
+        """Write the state of the queue to the board. From any thread."""
         with self._publishing:
-            if self.board is None or time.monotonic() - self._published_at < max_age_s:
+            if self.board is None:
                 return
             taken = [(connection.slots, connection.taken) for connection in self._connections]
             queue = self.served.queue
-            outlook = queue.outlook()
-            self.board.write(outlook, queue.costs, queue.costs_alone)
+            self.board.write(queue.outlook(), queue.costs, queue.costs_alone)
             for slots, count in taken:  # the outlook includes them: for a moment counted twice, but never missed
                 slots.taken = count
-            self._published_at = outlook.now
+
+    def publish_soon(self) -> None:
+        """Write the board after ``_COLLECT_S``, once for all calls until then. On the event loop."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(_COLLECT_S, self._publish_collected)
+
+    def _publish_collected(self) -> None:
+        self._scheduled = False
+        self.publish()
 
     def close(self) -> None:
         """Finish the waiting jobs. Blocks."""
@@ -161,7 +168,7 @@ class HttpConnection(asyncio.Protocol):
         self.taken += len(jobs)
         for received_at, caller in left:
             self._device.served.queue.forget(Job(b"", Want(), math.inf, received_at=received_at, caller=caller))
-        self._device.publish(_FRESH_S)
+        self._device.publish_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Drop the tasks of a process that has ended. Its memory is freed after the last batch that uses it."""

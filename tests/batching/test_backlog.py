@@ -97,6 +97,21 @@ def test_a_batch_that_overruns_its_prediction_counts_as_about_to_end(make: Make)
     assert backlog.predicted_wait(7.0) == 0.0
 
 
+def test_items_that_arrive_together_are_predicted_as_one_after_another(make: Make) -> None:
+    predictions = []
+    for together in (False, True):
+        backlog = Backlog(measured(SECOND_A_BATCH), streams=2, ahead_s=lambda: 0.25)
+        fill(backlog, [make()])
+        taken(backlog)
+        jobs = [make() for _ in range(20)]
+        if together:
+            backlog.extend(jobs, 0.5)
+        else:
+            fill(backlog, jobs, 0.5)
+        predictions.append([(one.waiting_since, one.predicted_s) for one in jobs])
+    assert predictions[0] == predictions[1]
+
+
 def test_a_finished_stream_is_free_again(make: Make) -> None:
     backlog = Backlog(measured(SECOND_A_BATCH), streams=1)
     fill(backlog, [make()])

@@ -131,6 +131,37 @@ def test_an_idle_stream_takes_a_single_item_and_batches_grow_while_it_is_busy() 
     assert held.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+def test_items_that_are_put_together_are_shared_by_the_idle_streams() -> None:
+    both = threading.Barrier(2, timeout=30)
+
+    def meet(items: Sequence[int]) -> list[int]:
+        both.wait()
+        return doubled(items)
+
+    async def go() -> list[Any]:
+        jobs = [job(item) for item in (1, 2)]
+        queue.put(*jobs)
+        return await ended(jobs)
+
+    with served(meet, meet) as queue:
+        assert asyncio.run(go()) == [2, 4]
+
+
+def test_every_state_of_the_queue_is_told_before_the_answers() -> None:
+    held, told = Held(), list[tuple[int, bool]]()
+
+    async def go() -> list[Any]:
+        first = put(queue, 0)
+        await asyncio.to_thread(held.wait_for_batch)
+        waiting = put(queue, 1, 2)
+        held.gate.set()
+        return await ended(first + waiting)
+
+    with served(held, changed=lambda: told.append((len(queue), queue.outlook().idle))) as queue:
+        assert asyncio.run(go()) == [0, 2, 4]
+    assert told == [(0, False), (0, False), (0, True)]
+
+
 def test_two_streams_run_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=30)
 

@@ -158,6 +158,11 @@ class Process:
                 if message["do"] == what:
                     return message
 
+    def check(self) -> None:
+        """Raise RuntimeError if the process has exited."""
+        if (code := self._popen.poll()) is not None:
+            raise RuntimeError(f"a process of the benchmark exited with {code}")
+
     def cpu_s(self) -> "np.typing.NDArray[np.float64]":
         """Seconds in user and in system mode."""
         times = self._process.cpu_times()
@@ -208,6 +213,7 @@ def measure(http: int, in_flight: int, crop: int, slower: float, seconds: float,
     """Run ``rounds`` of so many seconds. Returns the round with the least CPU time per image."""
     with running(http, in_flight, crop, slower) as (engine, clients):
         while not _count(clients).answered:
+            engine.check()
             time.sleep(WARM_UP_S)
         return min(
             (_round(engine, clients, seconds) for _ in range(rounds)), key=lambda one: sum(one.engine) + sum(one.http)

@@ -67,9 +67,13 @@ class Engine:
             self._tasks += wire.read_tasks(payload)
         return self._tasks.pop(0)
 
-    def answer(self, task: wire.ImageTask) -> None:
-        row = Row(np.array([int(self.slots.view(task.slot, False)[0, 0, 0])]), np.array([1], np.float32))
-        self.socket.sendall(wire.answers([wire.Answer(task.number, time.monotonic(), 0.5, 2, row)]))
+    def answer(self, *tasks: wire.ImageTask) -> None:
+        greys = [int(self.slots.view(task.slot, False)[0, 0, 0]) for task in tasks]
+        rows = [Row(np.array([grey]), np.array([1], np.float32)) for grey in greys]
+        answers = [
+            wire.Answer(task.number, time.monotonic(), 0.5, 2, row) for task, row in zip(tasks, rows, strict=True)
+        ]
+        self.socket.sendall(wire.answers(answers))
 
     def end(self) -> None:
         self.socket.close()
@@ -131,6 +135,21 @@ def test_what_finds_no_slot_waits_until_one_is_given_back(engine: Engine) -> Non
 
     assert asyncio.run(run()) == [1, 2, 3]
     assert len(engine.queue) == 0
+
+
+def test_images_that_can_be_sent_at_the_same_time_go_over_in_one_frame(engine: Engine) -> None:
+    async def run() -> list[int]:
+        entries = [put(engine, grey) for grey in (1, 2, 3, 4)]
+        first, second = engine.task(), engine.task()
+        engine.answer(first, second)
+        kind, payload = engine.frame()
+        assert kind == wire.TASKS
+        third, fourth = wire.read_tasks(payload)
+        assert {third.slot, fourth.slot} == {0, 1}
+        engine.answer(fourth, third)
+        return [answer(await entry.future) for entry in entries]
+
+    assert asyncio.run(run()) == [1, 2, 3, 4]
 
 
 def test_a_client_that_leaves_is_told_and_its_slot_kept_until_the_engine_is_done(engine: Engine) -> None:

@@ -31,6 +31,7 @@ class Device:
         self.now = NOW
         self.images: list[Any] = []
         self.gate = threading.Semaphore(0)
+        self.batches: list[int] = []
         self._entered = threading.Semaphore(0)
         self.queue = BatchQueue([self._run], CostCurve((SLOTS,)), clock=lambda: self.now)
         self.served: Any = SimpleNamespace(queue=self.queue)
@@ -41,7 +42,7 @@ class Device:
     def disconnect(self, connection: HttpConnection) -> None:
         pass
 
-    def publish(self, max_age_s: float) -> None:
+    def publish_soon(self) -> None:
         pass
 
     async def started(self) -> None:
@@ -55,6 +56,7 @@ class Device:
 
     def _run(self, jobs: Sequence[Job]) -> list[Row]:
         self.images += [job.image for job in jobs]
+        self.batches.append(len(jobs))
         if any(job.caller == CALLER for job in jobs):
             self._entered.release()
             assert self.gate.acquire(timeout=30)
@@ -109,6 +111,14 @@ class Peer:
             for kind, payload in self._frames.feed(await self._reader.read(1 << 16)):
                 kinds += [kind] * (len(wire.read_answers(payload)) if kind == wire.ANSWERS else 1)
         return kinds
+
+    async def frame(self) -> tuple[int, bytes]:
+        """The only frame that has come."""
+        frames: list[tuple[int, bytes]] = []
+        while not frames:
+            frames += self._frames.feed(await self._reader.read(1 << 16))
+        [frame] = frames
+        return frame
 
     async def close(self) -> None:
         self._writer.close()
@@ -171,6 +181,36 @@ def test_a_client_that_leaves_while_its_image_runs_is_not_answered(leave: bool) 
         peer.send(1, device.now)
         await peer.replies(1)
         assert (device.patience < math.inf) == (not leave)
+        await peer.close()
+
+    with started() as device:
+        asyncio.run(go())
+
+
+def test_the_answers_of_a_batch_come_in_one_frame() -> None:
+    async def go() -> None:
+        peer = await Peer().connect(device)
+        sent = peer.send(100, device.now)
+        kind, payload = await peer.frame()
+        assert kind == wire.ANSWERS
+        assert [answer.number for answer in wire.read_answers(payload)] == sent
+        await peer.close()
+
+    with started() as device:
+        asyncio.run(go())
+
+
+def test_a_task_that_comes_with_its_cancellation_is_not_run() -> None:
+    async def go() -> None:
+        peer = await Peer().connect(device)
+        task = wire.ImageTask(5, 0, False, Want(k=1), math.inf, device.now, False, CALLER)
+        peer.write(wire.tasks([task]) + wire.cancel([5]))
+        kind, payload = await peer.frame()
+        assert kind == wire.FAILURE
+        assert wire.read_failure(payload)[0] == 5
+        peer.send(1, device.now)
+        assert await peer.replies(1) == [wire.ANSWERS]
+        assert device.batches == [1]
         await peer.close()
 
     with started() as device:

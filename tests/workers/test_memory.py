@@ -50,3 +50,10 @@ def test_the_board_tells_outlook_and_costs() -> None:
     assert memory.curve(buckets, cost_s[:-1]).as_dict() == costs.as_dict()
     assert list(costs.as_dict()) == [2, 4]
     assert math.isnan(cost_s[-1])
+    ours.write(published._replace(waiting=10), costs, CostCurve((1,)))
+    outlook, same = theirs.read()
+    assert outlook.waiting == 10
+    assert same is cost_s
+    costs.observe(1, 0.01)
+    ours.write(published, costs, CostCurve((1,)))
+    assert theirs.read()[1][0] == 0.01
