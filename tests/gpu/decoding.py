@@ -229,8 +229,10 @@ def _overwrites(decode: Decode, file: bytes, device: torch.device, wait: bool) -
 def _changes(found: Material, context: Context, jpegs: Sequence[Jpeg], threads: int) -> tuple[int, int]:
     """How many crops of random batches were compared with the first ones, and how many differ."""
     decode = _to_crops(found, context, jpegs, _REPEATED_BATCH)
-    expected = torch.cat([decode([number]) for number in range(len(jpegs))])
-    until = time.monotonic() + (_QUICK_CELL_S if context.quick else context.until(0.2) - time.monotonic())
+    numbers = list(range(len(jpegs)))
+    expected = torch.cat([decode(numbers[i : i + _REPEATED_BATCH]) for i in range(0, len(jpegs), _REPEATED_BATCH)])
+    _finish(context)
+    until = context.until(0.2)
     compared, wrong = [0] * threads, [0] * threads
 
     def run(thread: int) -> None:
@@ -248,7 +250,7 @@ def _changes(found: Material, context: Context, jpegs: Sequence[Jpeg], threads: 
 def _together(work: dict[str, Callable[[], object]], batch: int, context: Context) -> dict[str, float]:
     """Images per second of pieces of work, each repeated by a thread of its own at the same time."""
     names, rates = list(work), dict[str, float]()
-    seconds = _QUICK_CELL_S if context.quick else 0.15 * context.seconds
+    seconds = 0.15 * context.seconds
 
     def run(place: int) -> None:
         with _own_stream(context):

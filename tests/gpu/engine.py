@@ -46,7 +46,7 @@ def lanes(context: Context, report: Report) -> None:
     rates = {}
     for count in _LANES[:2] if context.quick else _LANES:
         engine = loaded(found, context, streams=count, buckets=(len(batch),))
-        rates[count] = _rate(engine, batch, count, 0.2 * context.seconds if context.cuda else 0.5)
+        rates[count] = _rate(engine, batch, count, 0.2 * context.seconds)
         report(f"{count} lanes, batch {len(batch)}", rates[count], "img/s", detail=True)
     best = max(rates, key=rates.__getitem__)
     report(f"best number of lanes: {best}", rates[best], "img/s", ">= 15000" if context.cuda else "")
@@ -72,7 +72,7 @@ def identical(context: Context, report: Report) -> None:
     engine = loaded(found, context, streams=_THREADS)
     batches = _batches(crops(found), context)
     expected = [_arrays(engine, batch) for batch in batches]
-    until = context.until(0.75) if context.cuda else context.until(0.02)
+    until = context.until(0.7)
     compared, wrong = [0] * _THREADS, [0] * _THREADS
 
     def compare(thread: int) -> None:

@@ -76,7 +76,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The conditions of a run. ``seconds`` is the time share of the step. ``kit`` is the packed folder, if any."""
+    """The conditions of a step. ``seconds`` is its share of time, with ``quick`` a short one. ``kit`` is the folder."""
 
     device: str
     quick: bool

@@ -25,12 +25,16 @@ _KINDS = ("engine", "http")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One point, its requests, and the CPU seconds of the server's processes by kind while it lasted."""
+    """One point, its requests, and the CPU seconds of the server's processes by kind while it lasted.
+
+    ``busy`` has the share of a core that each client process used.
+    """
 
     point: Point
     records: list[Record]
     window: Window
     cpu_s: dict[str, float]
+    busy: list[float]
 
     def micros(self, kind: str) -> float:
         """CPU microseconds per answered image of the processes of a kind."""
@@ -83,9 +87,11 @@ class Clients:
             during()
             time.sleep(max(0.0, window.end - time.monotonic()))
             after = cpu_seconds(pid)
-            records = [record for pipe in pipes for record in pipe.recv()]
+            found = [pipe.recv() for pipe in pipes]
+        records = [record for sent, _ in found for record in sent]
         spent = {kind: after[kind] - before.get(kind, 0.0) for kind in after}
-        return Measured(points.point(load, records, window, SLO_S), records, window, spent)
+        busy = [share for _, share in found]
+        return Measured(points.point(load, records, window, SLO_S), records, window, spent, busy)
 
 
 def cpu_seconds(pid: int) -> Counter[str]:
@@ -121,7 +127,7 @@ def _started(count: int) -> Iterator[list[Connection]]:
 
 
 def _drive(pipe: Connection) -> None:
-    """Send the requests of a share, and its records over the pipe. In a process of its own."""
+    """Send the requests of a share, then their records and the used share of a core over the pipe. In a process."""
     pipe.send("ready")
     share: Share = pipe.recv()
 
@@ -132,4 +138,6 @@ def _drive(pipe: Connection) -> None:
             await share.load.drive(client, share.end)
             return client.records
 
-    pipe.send(asyncio.run(drive()))
+    before = time.process_time()
+    records = asyncio.run(drive())
+    pipe.send((records, (time.process_time() - before) / (time.monotonic() - share.begin)))

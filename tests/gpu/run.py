@@ -29,8 +29,8 @@ class Steps:
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload(["torchvision", "app.loading", "app.engine.torch"])
 
-    def run(self, step: Step, context: Context, changed: Callable[[Outcome], None]) -> Outcome:
-        """Run a step. ``changed`` gets its outcome so far after each figure."""
+    def run(self, step: Step, context: Context, limit: float, changed: Callable[[Outcome], None]) -> Outcome:
+        """Run a step for at most ``limit`` seconds. ``changed`` gets its outcome so far after each figure."""
         outcome = Outcome(step.part, step.name, SKIPPED)
         left = self._deadline - time.monotonic()
         if step.cuda and not context.cuda:
@@ -38,7 +38,7 @@ class Steps:
         elif left < _LEAST_S:
             outcome.reason = "no time left"
         else:
-            self._run(step, context, min(context.seconds, left), outcome, changed)
+            self._run(step, context, min(limit, left), outcome, changed)
         return outcome
 
     def _run(

@@ -129,6 +129,7 @@ def _report_point(name: str, measured: Measured, report: Report) -> None:
     report(f"{name}: statuses", str(point.statuses | point.errors), detail=True)
     for kind in measured.cpu_s:
         report(f"{name}: CPU of {kind}", measured.micros(kind), "us per image", detail=True)
+    report(f"{name}: busiest client", max(measured.busy), "of a core", "< 0.8", detail=True)
     report(f"{name}: busy cores", sum(measured.cpu_s.values()) / point.seconds, detail=True)
 
 

@@ -39,7 +39,7 @@ def hang(context: Context, report: Report) -> None:
 def run(name: str, *, seconds: float = SECONDS, left: float = SECONDS, cuda: bool = False) -> Outcome:
     step = Step(1, name, f"test_gpu:{name}", seconds, cuda)
     steps = Steps(time.monotonic() + left)
-    return steps.run(step, Context("cpu", quick=True, seconds=seconds, kit=""), lambda _: None)
+    return steps.run(step, Context("cpu", quick=True, seconds=1, kit=""), seconds, lambda _: None)
 
 
 def test_a_step_reports_its_figures() -> None:
