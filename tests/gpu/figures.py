@@ -62,16 +62,27 @@ class Outcome:
 
 
 class Report:
-    """A step calls it with each figure as soon as it has one. ``send`` passes the figure on."""
+    """A step calls it with each figure as soon as it has one. ``send`` passes the figure on.
 
-    def __init__(self, send: Callable[[Figure], None]) -> None:
+    ``target`` is what is expected on a GPU only.
+    """
+
+    def __init__(self, send: Callable[[Figure], None], gpu: bool) -> None:
         self._send = send
+        self._gpu = gpu
 
     def __call__(
-        self, name: str, value: float | str | None, unit: str = "", expected: str = "", *, detail: bool = False
+        self,
+        name: str,
+        value: float | str | None,
+        unit: str = "",
+        expected: str = "",
+        *,
+        target: str = "",
+        detail: bool = False,
     ) -> None:
         value = float(f"{value:.5g}") if isinstance(value, float) else value
-        self._send(Figure(name, value, unit, expected, detail))
+        self._send(Figure(name, value, unit, target if target and self._gpu else expected, detail))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,6 @@ PLAN = (
     Step(2, "beside", "decoding:beside", 70),
     Step(3, "tests", "serving:tests", 90),
     Step(3, "throughput", "serving:throughput", 270),
-    Step(3, "killed", "faults:killed", 90),
-    Step(3, "planted", "faults:planted", 90),
+    Step(3, "faults", "faults:faults", 160),
     Step(4, "kernels", "kernels:kernels", 60, cuda=True),
 )

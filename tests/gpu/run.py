@@ -74,7 +74,7 @@ def _child(function: str, context: Context, pipe: Connection) -> None:
     module, _, name = function.partition(":")
     reason = ""
     try:
-        getattr(importlib.import_module(f"tests.gpu.{module}"), name)(context, Report(pipe.send))
+        getattr(importlib.import_module(f"tests.gpu.{module}"), name)(context, Report(pipe.send, context.cuda))
     except BaseException as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
