@@ -179,8 +179,7 @@ def test_a_bad_file_is_an_error_of_its_own(served: tuple[Classifier, Device]) ->
 def test_the_best_class_of_photographs_is_that_of_the_reference() -> None:
     settings = SETTINGS.model_copy(update={"model": "resnet50", "weights": RESNET50, "fast_decode": False})
     model = models.resolve(settings)
-    device = Device()
-    engine = TorchEngine(model, "cpu", "float32", device.create)
+    engine = TorchEngine(model, "cpu", "float32", lambda *terms: JpegDecoder(*terms, cpu_decode, cpu_kernels()))
     engine.load()
     decoder = Decoder(model.preprocessing, 10**8, None, False, Sandbox())
     agreed = 0
@@ -189,5 +188,4 @@ def test_the_best_class_of_photographs_is_that_of_the_reference() -> None:
         file = Jpeg(header.data, header.width, header.height, header.orientation)
         found = engine.forward([file, decoder.decode(header)], [WANT, WANT])
         agreed += found.undecodable == [] and found.class_ids[0, 0] == found.class_ids[1, 0]
-    assert device.files == len(PHOTOGRAPHS)
     assert agreed >= 0.99 * len(PHOTOGRAPHS)

@@ -363,7 +363,7 @@ def test_no_memory_for_a_single_image_is_a_clear_error(small: Model, monkeypatch
 
 
 def lane_with_memory_for(fitting: int, *arguments: Any) -> Lane:
-    *_, sizes, _graphs, _jpegs = arguments
+    *_, sizes, _, _ = arguments
     if max(sizes) > fitting:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
     return Lane(*arguments)
