@@ -8,6 +8,7 @@ import importlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -71,6 +72,7 @@ class Steps:
 def _child(function: str, context: Context, pipe: Connection) -> None:
     """Run a step, and send its figures and then the reason of its failure, which is empty if there is none."""
     os.setpgrp()  # so that the servers that it starts end with it
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # only the table goes to standard output
     module, _, name = function.partition(":")
     reason = ""
     try:
