@@ -1,4 +1,4 @@
-# make serve | test | test-all | lint | image | test-image | constraints | audit. Each installs its dependencies
+# make serve | test | test-all | lint | image | test-image | constraints | audit | gpu-kit. Each installs its dependencies
 # first, unless they are installed already.
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ option = $(if $(call given,$(1)),--$(2) $($(1)))
 OPTIONS = $(foreach name,MODEL:model WEIGHTS:weights PORT:port HOST:host,$(call \
   option,$(firstword $(subst :, ,$(name))),$(lastword $(subst :, ,$(name)))))
 
-.PHONY: serve test test-all lint image test-image constraints audit clean
+.PHONY: serve test test-all lint image test-image constraints audit gpu-kit clean
 .DEFAULT_GOAL := serve
 
 serve: $(VENV)/.serve
@@ -62,6 +62,10 @@ audit: $(VENV)/.test-all
 constraints: $(VENV)/.python
 	$(BIN)/python deploy/resolve.py
 
+# The folder gpu-kit: what a machine with a GPU and without a network needs for tests/gpu. Needs ../shared.
+gpu-kit: $(VENV)/.test
+	$(BIN)/python -m tests.gpu.kit
+
 $(VENV)/.serve: pyproject.toml $(VENV)/.python
 	@$(BIN)/python deploy/install.py
 	@touch $@
@@ -86,4 +90,4 @@ $(VENV)/.python:
 	echo "make: topk needs Python 3.11 or newer and none was found; set PYTHON=/path/to/python3" >&2; exit 1
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) gpu-kit .mypy_cache .pytest_cache .ruff_cache

@@ -183,7 +183,7 @@ class TorchEngine:
         except (MemoryError, ModelError):
             raise
         except Exception as error:  # also the CUDA errors of a failed capture, which leave the device usable
-            reason = str(error).partition("\n")[0]
+            reason = str(error.__cause__ or error).partition("\n")[0]
             log.warning("a slower form of the network is used", failed=rewrite.__name__, graphs=graphs, reason=reason)
             return None
         return lanes

@@ -130,7 +130,7 @@ class HttpProcess(child.Child):
         except Exception:
             log.exception("the connection to the engine process failed")
         finally:
-            if queue and served:
+            if queue is not None and served:  # an empty queue is false
                 with self._lock:
                     self._classifier.withdraw(served)
                     if self._served is served:

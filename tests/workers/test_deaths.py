@@ -60,6 +60,17 @@ def test_an_http_process_that_is_killed_takes_only_its_own_requests_along(start:
     assert service.stop() == 0
 
 
+def test_an_engine_that_is_killed_while_nothing_waits_makes_the_service_unready(start: Start) -> None:
+    service = start()
+    service.wait_for("ready")
+    [engine] = service.children("engine")
+    engine.kill()
+    wait_until(lambda: httpx2.get(f"{service.url}/readyz").status_code == 503)
+    service.wait_for("ready again")
+    assert service.predict().status_code == 200
+    assert service.stop() == 0
+
+
 def test_an_engine_that_is_killed_is_told_to_who_waits_and_comes_back(start: Start) -> None:
     service = start()
     service.wait_for("ready")

@@ -10,7 +10,6 @@ from app.commands.bench.client import Client
 
 TIMEOUT_S = 60.0
 _PAUSE_AFTER_ERROR_S = 0.05  # so that a client does not spin when nothing listens
-_SEED = 1909  # of the arrivals, so that a rate has the same schedule in every run
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +44,13 @@ class Closed:
 class Open:
     """Poisson arrivals, ``rate`` per second. A client gives up ``slo_s`` after its arrival.
 
-    With ``send_timeout`` the requests state that time.
+    With ``send_timeout`` the requests state that time. A rate has the same schedule in every run with a ``seed``.
     """
 
     rate: float
     slo_s: float
     send_timeout: bool = False
+    seed: int = 1909
 
     @property
     def size(self) -> float:
@@ -62,7 +62,7 @@ class Open:
 
     async def drive(self, client: Client, until: float) -> None:
         """Begin requests up to ``until`` (loop time). Returns when the last one has ended."""
-        time, rng = asyncio.get_running_loop().time, np.random.default_rng(_SEED)
+        time, rng = asyncio.get_running_loop().time, np.random.default_rng(self.seed)
         due = time()
         async with asyncio.TaskGroup() as group:
             while (due := due + rng.exponential(1 / self.rate)) < until:
