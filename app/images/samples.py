@@ -47,7 +47,8 @@ class _Range:
         if values.dtype == np.uint8 and (self.black, self.white) == (0, 255):
             return values.astype(np.uint8, copy=False)
         if values.dtype.kind == "f" or steps < 256 or steps & (steps - 1):
-            scaled = (values.astype(np.float64) - self.black) * (255 / (self.white - self.black))
+            with np.errstate(invalid="ignore"):  # numpy warns of signalling NaNs
+                scaled = (values.astype(np.float64) - self.black) * (255 / (self.white - self.black))
             rounded: Levels = np.rint(np.nan_to_num(scaled).clip(0, 255)).astype(np.uint8)
             return rounded
         offset = values.astype(np.int64).clip(self.black, self.white) - self.black
@@ -157,7 +158,7 @@ class _Page:
         for _, values in self.bands():
             chosen = values[..., first:stop]
             if chosen.dtype.kind == "f":
-                chosen = np.nan_to_num(chosen.astype(np.float64), nan=0, posinf=0, neginf=0)
+                chosen = np.nan_to_num(chosen, nan=0, posinf=0, neginf=0).astype(np.float64)
             low, high = min(low, chosen.min().item()), max(high, chosen.max().item())
         return low, high
 

@@ -70,6 +70,15 @@ def test_floating_point_samples(bits: int, top: int, white_is_zero: bool, order:
     assert_close(crop(tiff(stored, bits, 1 - white_is_zero, order, "f")), shown(GREY, "L"))
 
 
+def test_samples_that_are_no_numbers_are_black() -> None:
+    values = (GREY / 255).astype(np.float32)
+    values.view(np.uint32)[0] = 0x7FA00000  # a signalling NaN, of which numpy warns
+    values[1] = np.nan
+    black = GREY.copy()
+    black[:2] = 0
+    assert_close(crop(tiff(values, 32, 1, kind="f")), shown(black, "L"))
+
+
 @orders
 @pytest.mark.parametrize("white_is_zero", [False, True])
 @pytest.mark.parametrize("largest", [1023, 4095, 16_383, 3000])
