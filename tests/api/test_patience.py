@@ -182,10 +182,10 @@ def test_retry_after_is_the_time_until_clients_would_wait(
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that were put into a queue since the test has begun."""
-    jobs: list[Job] = []
-    put = Backlog.put
-    monkeypatch.setattr(Backlog, "put", lambda backlog, job, now: jobs.append(job) or put(backlog, job, now))
-    return jobs
+    found: list[Job] = []
+    extend = Backlog.extend
+    monkeypatch.setattr(Backlog, "extend", lambda backlog, jobs, now: found.extend(jobs) or extend(backlog, jobs, now))
+    return found
 
 
 def test_the_wait_begins_with_the_last_byte_of_the_body(server: InProcess, wait_until: Wait, jobs: list[Job]) -> None:

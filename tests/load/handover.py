@@ -62,7 +62,7 @@ WARM_UP_S = 1.0
 class SleepingEngine:
     """Takes as long as the curve says. The first class of an image is its grey level."""
 
-    name, device, precision, compilation = "sleeping", "cuda", "bfloat16", "compiled"
+    name, device, device_name, precision, compilation = "sleeping", "cuda", "none", "bfloat16", "compiled"
     streams, spreads, pads, dim, decodes_jpegs = 2, False, True, 2048, False
 
     def __init__(self, slower: float) -> None:

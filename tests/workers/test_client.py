@@ -24,7 +24,7 @@ from tests.batching.jobs import Numbered, answer, measured
 
 CROP = 8
 BUCKETS = (1, 2)
-FACTS = RemoteFacts("none", "cpu", "float32", 1, False, "compiled", BUCKETS, 3)
+FACTS = RemoteFacts("none", "cpu", "a processor", "float32", 1, False, "compiled", BUCKETS, 3)
 
 
 class Engine:
