@@ -15,7 +15,7 @@ from app.api.excerpts import shortened, shown
 from app.api.forms import Form, Upload, several_images, too_many_bytes
 from app.api.parameters import decoded, file_name, parameters
 from app.api.parts import Calls, Headers, Parts
-from app.api.transfer import Decoder, decoder
+from app.api.transfer import TransferDecoder, decoder
 from app.errors import EmptyBody, MalformedRequest, PayloadTooLarge, TopkError, UnsupportedMediaType
 from app.settings import Settings
 
@@ -36,7 +36,7 @@ class _Part:
     name: str
     is_image: bool
     filename: str | None
-    decoder: Decoder
+    decoder: TransferDecoder
     counted: bool = False
     content: bytearray = field(default_factory=bytearray)
     bytes: int = 0

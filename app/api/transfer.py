@@ -8,7 +8,7 @@ from app.api.excerpts import shown
 from app.errors import MalformedRequest
 
 
-class Decoder(Protocol):
+class TransferDecoder(Protocol):
     def decode(self, data: bytes) -> bytes:
         """The bytes of the next piece. Raises ValueError."""
 
@@ -39,7 +39,7 @@ class _QuotedPrintable:
         return binascii.a2b_qp(self._rest)
 
 
-def decoder(encoding: str) -> Decoder:
+def decoder(encoding: str) -> TransferDecoder:
     """The decoder of one part. Raises MalformedRequest for an unknown encoding."""
     match encoding.lower():
         case "" | "7bit" | "8bit" | "binary":

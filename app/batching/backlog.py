@@ -43,7 +43,7 @@ class Outlook(NamedTuple):
     lateness: float = 1.0
 
 
-class Turns(NamedTuple):
+class Schedule(NamedTuple):
     """The predicted turns of the streams, all with full batches.
 
     ``free``: seconds until the running batch of each stream ends, ascending. ``size`` of a full batch, and its seconds.
@@ -87,7 +87,7 @@ class Backlog:
 
     def predicted_wait(self, now: float) -> float:
         """Predict the seconds until a stream takes an item that arrives now, from the measured costs."""
-        return self._wait(now, self._turns(now))
+        return self._wait(now, self._schedule(now))
 
     def rest_s(self, now: float) -> float:
         """Predict the wait as if the running batches ended now."""
@@ -124,13 +124,13 @@ class Backlog:
             if (short := now + self._best_s(now) - deadline) > 0:
                 raise Overloaded("the deadline is too short for an inference; allow more time", retry_after_s=short)
             return
-        turns = self._turns(now)
-        wait = self._wait(now, turns)
-        start = max(wait, turns.start(self._before + n - 1))
+        schedule = self._schedule(now)
+        wait = self._wait(now, schedule)
+        start = max(wait, schedule.start(self._before + n - 1))
         longest = allowed = deadline - now
-        excess = self.lateness * (start + self._batch_s(min(n, turns.size))) - allowed
+        excess = self.lateness * (start + self._batch_s(min(n, schedule.size))) - allowed
         if not stated:
-            patience, batch = self.patience_s(now), turns.batch_s
+            patience, batch = self.patience_s(now), schedule.batch_s
             excess = max(excess, self.lateness * (wait + batch) - max(patience, 1.5 * self.lateness * batch))
             longest = min(longest, patience)
         if excess > 0:
@@ -209,10 +209,10 @@ class Backlog:
 
     def extend(self, jobs: Sequence[Job], now: float) -> None:
         """Put jobs that arrive together."""
-        ahead_s, turns = self.ahead_s(), self._turns(now)
+        ahead_s, schedule = self.ahead_s(), self._schedule(now)
         for place, job in enumerate(jobs, self._before):
             job.waiting_since = now
-            job.predicted_s = max(ahead_s, turns.start(place)) + turns.batch_s
+            job.predicted_s = max(ahead_s, schedule.start(place)) + schedule.batch_s
         self._waiting += jobs
 
     def take(self, now: float, stream: int) -> tuple[list[Job], list[Job]]:
@@ -283,13 +283,13 @@ class Backlog:
         """Predict the seconds that a stream takes to prepare and run a batch of n items."""
         return n * self.prepare_s + self.costs.seconds(n)
 
-    def _wait(self, now: float, turns: Turns) -> float:
-        return max(self.ahead_s(), turns.start(self._before))
+    def _wait(self, now: float, schedule: Schedule) -> float:
+        return max(self.ahead_s(), schedule.start(self._before))
 
-    def _turns(self, now: float) -> Turns:
+    def _schedule(self, now: float) -> Schedule:
         ends = sorted([max(0.0, end - now) for end in self._running.values()])
         ceiling = self.ceiling(now)
-        return Turns([0.0] * (self.streams - len(ends)) + ends, ceiling, self._batch_s(ceiling))
+        return Schedule([0.0] * (self.streams - len(ends)) + ends, ceiling, self._batch_s(ceiling))
 
     @property
     def _before(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import structlog
 
 from app.batching import Backlog, CostCurve, Job, Outlook, fail, settle
-from app.batching.backlog import Turns
+from app.batching.backlog import Schedule
 from app.engine.base import Facts, Jpeg, Pixels
 from app.errors import Internal, NotReady
 from app.workers import wire
@@ -52,7 +52,7 @@ class EngineQueue:
         self._sent: dict[int, tuple[Job, int]] = {}  # number -> job and slot
         self._numbers: dict[Job, int] = {}
         self._pending: deque[Job] = deque()
-        self._left: list[tuple[float, int]] = []  # clients that the engine is to be told of
+        self._left: list[tuple[float, int]] = []  # clients that have left, of which the engine learns
         self._cancelled: list[int] = []  # numbers
         self._count = 0
         self._closed = False
@@ -261,9 +261,9 @@ class _RemoteBacklog(Backlog):
     def idle(self) -> bool:
         return self.outlook.idle and not self.uncounted() and not self.ahead_s()
 
-    def _wait(self, now: float, turns: Turns) -> float:
+    def _wait(self, now: float, schedule: Schedule) -> float:
         """The published wait, minus the time since, plus the images of this process that it does not include."""
-        uncounted = self.uncounted() * turns.batch_s / turns.size / self.streams
+        uncounted = self.uncounted() * schedule.batch_s / schedule.size / self.streams
         left = self.outlook.wait - (now - self.outlook.now)
         return max(self.ahead_s(), max(self.outlook.rest, left) + uncounted)
 

@@ -247,7 +247,7 @@ def test_two_lanes_run_at_the_same_time(cuda_lane: Callable[[], tuple[Lane, Lane
 
 
 def test_files_and_crops_share_a_batch(network: Network) -> None:
-    class Decoder(JpegDecoder):
+    class CropsByNumber(JpegDecoder):
         def __init__(self) -> None:
             """Needs nothing."""
 
@@ -257,7 +257,7 @@ def test_files_and_crops_share_a_batch(network: Network) -> None:
                     crops[place] = torch.from_numpy(CROPS[file.orientation])
             return [place for file, place in zip(files, places, strict=True) if not file.data]
 
-    lane = Lane(network, CLASSES, PREPROCESSING, torch.device("cpu"), torch.float32, SIZES, jpegs=Decoder())
+    lane = Lane(network, CLASSES, PREPROCESSING, torch.device("cpu"), torch.float32, SIZES, jpegs=CropsByNumber())
     images = [CROPS[0], Jpeg(b"a file", 8, 8, 1), tensor_of(CROPS[2]), Jpeg(b"", 8, 8, 0), Jpeg(b"a file", 8, 8, 3)]
     rows = lane.run(images, [ALL] * len(images))
     assert rows.undecodable == [3]
