@@ -102,7 +102,7 @@ def agreement(context: Context, report: Report) -> None:
     pairs = zip(found.files, engine.crops(found), strict=True)
     files = [to_jpeg(file) if file in taken else crop for file, crop in pairs]
     logits = engine.logits(_engine(found, context), files)
-    engine.report_agreement(logits, found.logits, "", report)
+    engine.report_agreement(logits, found.logits(), "", report)
 
 
 def beside(context: Context, report: Report) -> None:

@@ -137,7 +137,7 @@ def _compare(context: Context, report: Report, precision: str, bound: str) -> No
     report("compilation", engine.compilation, detail=True)
     for kind, size in engine.memory().items():
         report(f"memory {kind}", size / 2**30, "GiB", detail=True)
-    report_agreement(logits(engine, crops(found)), found.logits, bound, report)
+    report_agreement(logits(engine, crops(found)), found.logits(), bound, report)
 
 
 def _rate(engine: TorchEngine, batch: Sequence[Pixels], threads: int, seconds: float) -> float:

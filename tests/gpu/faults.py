@@ -15,10 +15,10 @@ from tests.gpu.load import Measured
 from tests.gpu.serving import clients, server
 
 _WORKERS = 2
-_RATE, _QUICK_RATE = 500.0, 2.0  # requests per second
+_RATE, _QUICK_RATE = 500.0, 4.0  # requests per second
 _PATIENCE_S = 30.0  # longer than a request may take
 _ENDS_S = 5.0
-_RESTARTS = 1.2  # the time that clients send, in start-up times
+_RESTARTS = 1.1  # the time that clients send, in start-up times
 _PLANTED = "tests.gpu.planted"
 _FAULTS = (("killed", signal.SIGKILL, -signal.SIGKILL), ("CUDA error", signal.SIGUSR1, 1))  # with the exit code
 

@@ -1,10 +1,6 @@
-"""The service of a tutorial, to compare with: FastAPI, torchvision's preset, the eager network, one image at a time.
-
-``python -m tests.gpu.plain WEIGHTS DEVICE PORT``
-"""
+"""The service of a tutorial, to compare with: FastAPI, torchvision's preset, the eager network, one image at a time."""
 
 import io
-import sys
 
 import torch
 import torchvision
@@ -38,6 +34,5 @@ def create_app(weights: str, device: str) -> FastAPI:
     return app
 
 
-if __name__ == "__main__":
-    weights, device, port = sys.argv[1:]
-    uvicorn.run(create_app(weights, device), host="127.0.0.1", port=int(port), log_level="warning")
+def serve(weights: str, device: str, port: int) -> None:
+    uvicorn.run(create_app(weights, device), host="127.0.0.1", port=port, log_level="warning")

@@ -9,16 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from app.engine.base import Jpeg, Pixels, Rows, Want
-from app.engine.lane import Lane
 from app.processes import children
 from app.workers import engine
 
 _ENGINE = "app.workers.engine"
-_start, _run = children.start, Lane.run
-_planted = False
+_start = children.start
 
 
 def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
@@ -26,36 +22,50 @@ def start(module: str, *arguments: str, **options: Any) -> "subprocess.Popen[byt
     return _start("tests.gpu.planted" if module == _ENGINE else module, *arguments, **options)
 
 
-def run(self: Lane, images: Sequence[Jpeg | Pixels], wants: Sequence[Want]) -> Rows:
-    """Run a batch after a kernel that fails. CUDA reports the error at the end of the batch, as it does a real one."""
-    if _planted:
-        fail(self._device)
-    return _run(self, images, wants)
+def run_topk() -> None:
+    """Run `topk serve`. Its own process does not import torch, as without the error."""
+    from app.__main__ import main as topk
+
+    children.start = start
+    sys.argv = ["topk", *sys.argv[4:]]
+    topk()
 
 
-def fail(device: torch.device) -> None:
-    """Break the CUDA context with an index out of range, which a kernel asserts. On a CPU, raise such an error."""
-    if device.type == "cpu":
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    torch.zeros(1, device=device)[torch.full((1,), 9, device=device)]
+def run_engine() -> int:
+    """Run the engine process. After SIGUSR1 its batches fail."""
+    import torch
 
+    from app.engine.lane import Lane
 
-def plant(*_: object) -> None:
-    global _planted
-    _planted = True
+    planted = False
+    run = Lane.run
+
+    def plant(*_: object) -> None:
+        nonlocal planted
+        planted = True
+
+    def run_or_fail(lane: Lane, images: Sequence[Jpeg | Pixels], wants: Sequence[Want]) -> Rows:
+        """Run a batch after a kernel that fails. CUDA reports the error at the end of the batch, as it does others."""
+        if planted:
+            fail(lane._device)
+        return run(lane, images, wants)
+
+    def fail(device: torch.device) -> None:
+        """Break the CUDA context with an index out of range, which a kernel asserts. On a CPU, raise such an error."""
+        if device.type == "cpu":
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        torch.zeros(1, device=device)[torch.full((1,), 9, device=device)]
+
+    signal.signal(signal.SIGUSR1, plant)
+    Lane.run = run_or_fail  # type: ignore[method-assign]
+    return engine.main()
 
 
 def main() -> int:
-    if sys.argv[1] == sys.executable:
-        from app.__main__ import main as topk
-
-        children.start = start
-        sys.argv = ["topk", *sys.argv[4:]]
-        topk()
-        return 0
-    signal.signal(signal.SIGUSR1, plant)
-    Lane.run = run  # type: ignore[method-assign]
-    return engine.main()
+    if sys.argv[1] != sys.executable:
+        return run_engine()
+    run_topk()
+    return 0
 
 
 if __name__ == "__main__":

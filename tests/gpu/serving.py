@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import get_context
 
 import httpx2
 
@@ -16,6 +17,7 @@ from tests.gpu import material
 from tests.gpu.figures import Context, Report
 from tests.gpu.load import Clients, Measured
 from tests.gpu.material import Material
+from tests.gpu.plain import serve
 
 _WORKERS = (1, 4, 8, 10)
 _CLIENTS = 64  # for each HTTP process
@@ -27,8 +29,9 @@ _TRIES = 600
 
 
 def tests(context: Context, report: Report) -> None:
-    """Run the tests with the marker ``gpu``."""
+    """Run the tests with the marker ``gpu``; of one file if the run is quick."""
     files = [str(path) for path in (REPOSITORY / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    files = files[:1] if context.quick else files
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *files]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     print(run.stdout, run.stderr, file=sys.stderr)
@@ -42,8 +45,9 @@ def tests(context: Context, report: Report) -> None:
 def throughput(context: Context, report: Report) -> None:
     """Measure a plain service, then topk with several numbers of HTTP processes, and with decoding on the GPU."""
     found = material.find(context)
+    count = _QUICK_CLIENTS if context.quick else _PLAIN_CLIENTS
     with plain(found, context) as (url, pid):
-        naive = clients(url, found, context).closed(_PLAIN_CLIENTS, pid).point.throughput
+        naive = clients(url, found, context).closed(count, pid).point.throughput
     report("plain FastAPI", naive, "img/s")
     best = _sweep(found, context, report, "CPU decoding", {}, least=5500)
     if context.cuda:
@@ -53,12 +57,13 @@ def throughput(context: Context, report: Report) -> None:
 
 def _sweep(found: Material, context: Context, report: Report, name: str, env: dict[str, str], least: int) -> float:
     """Measure closed loops, and Poisson arrivals at 70 % of their rate. Returns the best throughput."""
+    expected = found.logits()[0].argmax()
     closed: dict[int, Point] = {}
     arrivals: dict[int, Point] = {}
     for workers in (1,) if context.quick else _WORKERS:
         started = time.monotonic()
         with server(found, context, workers, env=env) as service:
-            wrong = _first_answer(service, found) != found.logits[0].argmax()
+            wrong = _first_answer(service, found) != expected
             label = f"{name}, {workers} HTTP processes"
             report(f"{label}: first answer after", time.monotonic() - started, "s", target="<= 15", detail=workers > 1)
             report(f"{label}: first answer wrong", int(wrong), expected="== 0", detail=not wrong)
@@ -97,22 +102,24 @@ def server(
 def plain(found: Material, context: Context) -> Iterator[tuple[str, int]]:
     """The URL and the process id of the plain service, which has answered once."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.gpu.plain", str(found.weights), context.device, str(port)]
-    process = subprocess.Popen(command, cwd=REPOSITORY)
+    # forked, because this process has imported torch but has not touched the device
+    process = get_context("fork").Process(target=serve, args=(str(found.weights), context.device, port))
+    process.start()
     url = f"http://127.0.0.1:{port}/v1/predict"
     try:
         _await_answer(url, found.files[0])
+        assert process.pid
         yield url, process.pid
     finally:
         process.terminate()
-        process.wait()
+        process.join()
 
 
 def clients(url: str, found: Material, context: Context, seconds: float = 0.0) -> Clients:
     """Client processes for this machine: a quarter of the cores, up to four. They send for ``seconds`` or longer."""
     processes = max(1, min(4, machine.cores() // 4))
-    warmup, least = (0.2, 1.0) if context.quick else (2.0, 6.0)
-    return Clients(url, found.files, processes, warmup, least + seconds)
+    warmup, least = (0.2, 0.5) if context.quick else (2.0, 6.0)
+    return Clients(url, found.files, processes, warmup, max(least, seconds))
 
 
 def _first_answer(service: Server, found: Material) -> int:

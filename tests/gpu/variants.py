@@ -28,7 +28,7 @@ def variants(context: Context, report: Report) -> None:
     folded = fold(eager)
     networks = {"fused": fuse(folded, _operations(device)), "folded": folded, "eager": eager}
     networks = {name: _on(device, dtype, network) for name, network in networks.items()}
-    for benchmark in (False, True):
+    for benchmark in (False, True) if context.cuda else (False,):
         torch.backends.cudnn.benchmark = benchmark
         for name, network in networks.items():
             label = f"{name}, cudnn.benchmark {benchmark}"
