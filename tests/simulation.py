@@ -162,7 +162,7 @@ class TopK:
         return 0.0
 
     def put(self, job: Numbered, now: float) -> None:
-        self.backlog.put(job, now)
+        self.backlog.put([job], now)
 
     def take(self, now: float, stream: int) -> list[Numbered]:
         if not len(self.backlog):

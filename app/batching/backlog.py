@@ -204,10 +204,7 @@ class Backlog:
         fitting = [b for b in self.costs.buckets if b < largest and self._batch_s(b) <= limit_s]
         return max(fitting, default=self.costs.buckets[0])
 
-    def put(self, job: Job, now: float) -> None:
-        self.extend([job], now)
-
-    def extend(self, jobs: Sequence[Job], now: float) -> None:
+    def put(self, jobs: Sequence[Job], now: float) -> None:
         """Put jobs that arrive together."""
         ahead_s, schedule = self.ahead_s(), self._schedule(now)
         for place, job in enumerate(jobs, self._before):

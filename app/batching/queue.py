@@ -192,7 +192,7 @@ class BatchQueue:
         with self._wakeup:
             if self._closed:
                 raise NotReady("shutting down")
-            self.backlog.extend(jobs, self.clock())
+            self.backlog.put(jobs, self.clock())
             self._wakeup.notify(len(jobs))
 
     def forget(self, job: Job) -> None:

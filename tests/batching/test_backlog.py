@@ -27,7 +27,7 @@ NOW = 1000.0  # of a clock that has run for a while
 
 def fill(backlog: Backlog, jobs: Sequence[Numbered], now: float = 0.0) -> None:
     for one in jobs:
-        backlog.put(one, now)
+        backlog.put([one], now)
 
 
 def taken(backlog: Backlog, now: float = 0.0, stream: int = 0) -> list[Any]:
@@ -105,7 +105,7 @@ def test_items_that_arrive_together_are_predicted_as_one_after_another(make: Mak
         taken(backlog)
         jobs = [make() for _ in range(20)]
         if together:
-            backlog.extend(jobs, 0.5)
+            backlog.put(jobs, 0.5)
         else:
             fill(backlog, jobs, 0.5)
         predictions.append([(one.waiting_since, one.predicted_s) for one in jobs])
