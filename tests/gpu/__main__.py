@@ -15,7 +15,7 @@ from typing import Any
 from tests.gpu import table
 from tests.gpu.figures import Context, Outcome
 from tests.gpu.material import KIT
-from tests.gpu.plan import PLAN, QUICK_S
+from tests.gpu.plan import PARTS, PLAN, QUICK_S
 from tests.gpu.run import Steps
 
 _SECONDS = 570.0
@@ -26,12 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu; [default: cuda]")
     parser.add_argument("--quick", action="store_true", help="small sizes, to check that every step runs")
-    parser.add_argument("--part", type=int, action="append", choices=(1, 2, 3, 4), help="repeatable; [default: all]")
+    parser.add_argument("--part", type=int, action="append", choices=PARTS, help="repeatable; [default: all]")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder for the JSON file")
     parser.add_argument("--kit", type=Path, default=KIT, help="folder that `make gpu-kit` filled")
     parser.add_argument("--seconds", type=float, default=_SECONDS, help="limit of the whole run; [default: 570]")
     given = parser.parse_args()
-    parts = {0, *(given.part or (1, 2, 3, 4))}
+    parts = {0, *(given.part or PARTS)}
     steps, result = Steps(time.monotonic() + given.seconds), Result(given.out, given.device, given.quick)
     with tempfile.TemporaryDirectory(prefix="topk-gpu-") as cache:
         os.environ["TOPK_CACHE_DIR"] = cache

@@ -68,11 +68,20 @@ def staging(context: Context, report: Report) -> None:
 
 def identical(context: Context, report: Report) -> None:
     """Compare the outputs of two threads with those of one, bit by bit, for most of the step's time."""
+    _compare_threads(context, report, 0.7)
+
+
+def soak(context: Context, report: Report) -> None:
+    """Do the same for as long as a command may run."""
+    _compare_threads(context, report, 0.9)
+
+
+def _compare_threads(context: Context, report: Report, share: float) -> None:
     found = material.find(context)
     engine = loaded(found, context, streams=_THREADS)
     batches = _batches(crops(found), context)
     expected = [_arrays(engine, batch) for batch in batches]
-    until = context.until(0.7)
+    until = context.until(share)
     compared, wrong = [0] * _THREADS, [0] * _THREADS
 
     def compare(thread: int) -> None:

@@ -35,4 +35,7 @@ PLAN = (
     Step(3, "throughput", "serving:throughput", 270),
     Step(3, "faults", "faults:faults", 160),
     Step(4, "kernels", "kernels:kernels", 60, cuda=True),
+    Step(5, "soak", "engine:soak", 540),
 )
+
+PARTS = tuple(sorted({step.part for step in PLAN} - {0}))
