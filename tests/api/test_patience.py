@@ -183,8 +183,8 @@ def test_retry_after_is_the_time_until_clients_would_wait(
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """The jobs that were put into a queue since the test has begun."""
     found: list[Job] = []
-    extend = Backlog.extend
-    monkeypatch.setattr(Backlog, "extend", lambda backlog, jobs, now: found.extend(jobs) or extend(backlog, jobs, now))
+    put = Backlog.put
+    monkeypatch.setattr(Backlog, "put", lambda backlog, jobs, now: found.extend(jobs) or put(backlog, jobs, now))
     return found
 
 
