@@ -108,7 +108,7 @@ class BatchQueue:
     _threads: list[threading.Thread] = field(init=False, default_factory=list)
     _closed: bool = field(init=False, default=False)
     _running: dict[int, list[Job]] = field(init=False, default_factory=dict)
-    _abandoned: bool = field(init=False, default=False)
+    _abandoned: Exception | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.costs, len(self.runs), self.ahead_s)
@@ -139,7 +139,7 @@ class BatchQueue:
             self._closed = True
             self._wakeup.notify_all()
         for thread in self._threads:
-            if not self._abandoned:
+            if self._abandoned is None:
                 thread.join()
 
     def running_s(self) -> float:
@@ -153,7 +153,7 @@ class BatchQueue:
         From any thread. For a device that is lost.
         """
         with self._wakeup:
-            self._closed = self._abandoned = True
+            self._closed, self._abandoned = True, error
             jobs = [*self.backlog.clear(), *(job for batch in self._running.values() for job in batch)]
             self._wakeup.notify_all()
         fail(jobs, error)
@@ -188,10 +188,10 @@ class BatchQueue:
             self.backlog.check(self.clock(), n, deadline, stated)
 
     def put(self, *jobs: Job) -> None:
-        """Append jobs. From any thread. Raises NotReady once the queue is closed."""
+        """Append jobs. From any thread. Raises NotReady once the queue is closed, or the error of ``abandon``."""
         with self._wakeup:
             if self._closed:
-                raise NotReady("shutting down")
+                raise self._abandoned or NotReady("shutting down")
             self.backlog.put(jobs, self.clock())
             self._wakeup.notify(len(jobs))
 

@@ -484,7 +484,7 @@ def test_what_is_abandoned_is_answered_and_close_waits_for_no_stream_that_hangs(
         jobs += put(queue, 1, 2)
         queue.abandon(NotReady("hangs"))
         answers = await ended(jobs)
-        with pytest.raises(NotReady):
+        with pytest.raises(NotReady, match="hangs"):
             put(queue, 3)
         return answers
 
@@ -510,7 +510,7 @@ def test_a_lost_device_runs_nothing_more_and_everyone_is_answered() -> None:
         waiting.extend(put(queue, 1, 13, 3, 4))
         fussy.gate.set()
         answers = await ended(first + waiting)
-        with pytest.raises(NotReady):
+        with pytest.raises(DeviceLost):
             put(queue, 5)
         return answers
 
