@@ -45,7 +45,7 @@ def run_engine() -> int:
         planted = True
 
     def run_or_fail(lane: Lane, images: Sequence[Jpeg | Pixels], wants: Sequence[Want]) -> Rows:
-        """Run a batch after a kernel that fails. CUDA reports the error at the end of the batch, as it does others."""
+        """Run a batch after a kernel that fails. CUDA reports the error at the end of the batch, like a real one."""
         if planted:
             fail(lane._device)
         return run(lane, images, wants)
