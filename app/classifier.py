@@ -12,21 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from app.batching import Image, Job, Queue, Wait, fail
+from app.calibration import Calibration, Promise
 from app.decoding import DecodeThreads
-from app.engine.base import Facts, Jpeg, Row, Want
+from app.engine.base import Facts, Floats, Jpeg, Row, Want
 from app.errors import (
     BadImage,
     DeadlineExceeded,
     DeviceLost,
+    Internal,
     NotReady,
     Overloaded,
     TopkError,
     Unavailable,
     UndecodableImage,
 )
+from app.imagenet.predictions import Prediction, labelled
 from app.imagenet.taxonomy import Taxonomy
 from app.images.decoder import Decoder
 from app.images.sandbox import Sandbox
@@ -58,20 +63,15 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outputs for one image, and how long it took."""
+    """The outputs for one image, and how long it took.
+
+    ``size`` is the width and height of the upright picture in pixels; None for a preprocessed tensor, or if the device
+    has decoded the file.
+    """
 
     row: Row
     timing: Timing
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One class of an image's top-k. ``score`` is its softmax probability."""
-
-    class_id: int
-    wnid: str | None
-    label: str
-    score: float
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class Served:
     """A model in memory, with its engine, decoder and queue.
 
     ``taxonomy`` is None if the model's classes are not in WordNet. ``ahead`` is None if the streams decode.
+    ``explanations`` is the queue of the images that want one, None if the model has none.
     """
 
     model: Model
@@ -87,6 +88,31 @@ class Served:
     queue: Queue
     taxonomy: Taxonomy | None
     ahead: DecodeThreads | None
+    explanations: Queue | None = None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """That of the served precision, if it is calibrated."""
+        return self.model.calibrations.get(self.engine.precision)
+
+    def queue_for(self, explain: bool) -> Queue:
+        """The queue of an image. Raises NotReady if a model without explanations has replaced one with them."""
+        if not explain:
+            return self.queue
+        if self.explanations is None:
+            raise NotReady("the model has changed")
+        return self.explanations
+
+    @property
+    def inexplicable(self) -> str | None:
+        """Why there are no explanations; None if there are."""
+        if self.explanations is not None:
+            return None
+        return self.engine.inexplicable or "explanations are turned off; the operator can set TOPK_EXPLAIN=true"
+
+    @property
+    def queues(self) -> list[Queue]:
+        return [self.queue] if self.explanations is None else [self.queue, self.explanations]
 
     def labels(self) -> dict[str, str]:
         """The labels of the metric ``topk_model_info``."""
@@ -104,7 +130,8 @@ class Served:
         self.decoder.close()
         if self.ahead:
             self.ahead.close()
-        self.queue.close()
+        for queue in self.queues:
+            queue.close()
 
 
 @dataclass(slots=True)
@@ -202,10 +229,11 @@ class Classifier:
                 self.served.close()
             self.sandbox.close()
 
-    def admit(self, count: int, deadline: float, stated: bool = False) -> None:
+    def admit(self, count: int, deadline: float, stated: bool = False, explain: bool = False) -> None:
         """Raise Overloaded if so many images would miss the ``deadline``, in seconds of ``time.monotonic``.
 
-        Raises NotReady before there is a model. Images that are refused here are not decoded.
+        ``explain``: they are to be explained, which another queue does. Raises NotReady before there is a model. Images
+        that are refused here are not decoded.
         """
         if not self.ready:
             raise NotReady(self.readiness.reason)
@@ -213,14 +241,15 @@ class Classifier:
             return
         served = self.served
         try:
-            served.queue.admit((served.ahead.waiting if served.ahead else 0) + count, deadline, stated)
+            ahead = served.ahead.waiting if served.ahead else 0
+            served.queue_for(explain).admit(ahead + count, deadline, stated)
         except Overloaded:
             self.metrics.images.labels("shed").inc(count)
             raise
 
     def running_s(self) -> float:
         """Seconds that the device has taken so far for the longest running batch."""
-        return self._served.queue.running_s() if self._served else 0.0
+        return max(queue.running_s() for queue in self._served.queues) if self._served else 0.0
 
     def abandon(self, error: DeviceLost) -> None:
         """Fail for good: settle all images with ``error``, wherever they are, and accept no more. From any thread.
@@ -228,7 +257,8 @@ class Classifier:
         Waits neither for the device nor for decoding. A server then exits, because only a new process helps.
         """
         self.readiness.fail(error)
-        self.served.queue.abandon(error)
+        for queue in self.served.queues:
+            queue.abandon(error)
         with self._settled:
             fail(self._in_flight, error)
 
@@ -263,12 +293,21 @@ class Classifier:
 
     def predictions(self, row: Row, min_score: float = 0.0) -> list[Prediction]:
         """The labels of a row's top-k, highest score first, without scores below ``min_score``."""
-        labels = self.model.labels
-        return [
-            Prediction(class_id, labels[class_id].wnid, labels[class_id].label, score)
-            for class_id, score in zip(row.class_ids.tolist(), row.scores.tolist(), strict=True)
-            if score >= min_score
-        ]
+        return [one for one in self.labelled(row.class_ids, row.scores) if one.score >= min_score]
+
+    def labelled(self, class_ids: npt.NDArray[np.int64], scores: Floats) -> list[Prediction]:
+        """The labels of classes [n] with these scores [n]."""
+        return labelled(self.model.labels, class_ids, scores)
+
+    def prediction_set(self, row: Row, promise: Promise) -> list[Prediction] | None:
+        """The prediction set of an image whose row has its probabilities; None if none is promised."""
+        if promise.coverage is None:
+            return None
+        if row.probabilities is None:
+            raise Internal("the device returned no probabilities")
+        classes = promise.set(row.probabilities)
+        self.metrics.set_size.observe(len(classes))
+        return self.labelled(classes, row.probabilities[classes])
 
     @contextmanager
     def _flight(self, job: Job) -> Iterator[None]:
@@ -287,7 +326,7 @@ class Classifier:
 
     async def _result(self, job: Job, waiter: Waiter) -> Result:
         file = job.image
-        await self._run(job, waiter, self.served.engine.decodes_jpegs)
+        await self._run(job, waiter, self.served.engine.decodes_jpegs and job.want.explain is None)
         if isinstance(job.error, UndecodableImage) and isinstance(job.image, Jpeg):  # the device's decoder refused it
             job.image, job.error, job.pending = file, None, None
             job.completion = waiter = Waiter()
@@ -307,16 +346,18 @@ class Classifier:
                 job.computed_at,
                 tuple(job.waits),
             ),
+            job.size,
         )
 
     async def _run(self, job: Job, waiter: Waiter, device_decodes: bool) -> None:
         """Wait until the job has its outcome. Raises DeadlineExceeded and NotReady."""
         served = self.served
+        queue = served.queue_for(job.want.explain is not None)
         job.received_at = time.monotonic()
         if served.ahead and isinstance(job.image, bytes):
-            served.ahead.submit(job, served.queue.put, served.queue.predicted_wait() if device_decodes else None)
+            served.ahead.submit(job, queue.put, queue.predicted_wait() if device_decodes else None)
         else:
-            served.queue.put(job)
+            queue.put(job)
         try:
             async with asyncio.timeout(job.deadline - job.received_at):
                 await waiter.future
@@ -327,7 +368,7 @@ class Classifier:
                 waiter.future.cancel()
                 if job.pending:
                     job.pending.cancel()
-                served.queue.forget(job)
+                queue.forget(job)
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()

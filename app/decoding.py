@@ -68,7 +68,7 @@ class JobDecoder:
         if later_s is not None and later_s <= self.decoder.seconds(header) and self._device_takes(header):
             job.image = Jpeg(header.data, header.width, header.height, header.orientation)
         else:
-            job.image = self.decoder.decode(header)
+            job.image, job.size = self.decoder.decode(header)
         job.decoded_at = time.monotonic()
         job.decode_s = job.decoded_at - started
         return True
@@ -82,7 +82,7 @@ def _put_back(job: Job, put: Put, future: "Future[Decoded]") -> None:
     if future.cancelled():  # nobody waits for it
         return
     try:
-        job.image, job.decode_s = future.result()
+        job.image, job.size, job.decode_s = future.result()
         job.decoded_at = time.monotonic()
         job.end_wait(job.decoded_at - job.decode_s)
         put(job)

@@ -11,8 +11,8 @@ from functools import partial
 
 import structlog
 
-from app import engine, machine, models
-from app.batching import BatchQueue, CostCurve, Queue, Runner
+from app import calibration, engine, machine, models
+from app.batching import BatchQueue, CostCurve, DeferredQueue, Queue, Runner
 from app.classifier import Classifier, Served
 from app.decoding import DecodeThreads, JobDecoder, ahead_of_queue
 from app.engine.base import Engine, Facts
@@ -106,7 +106,45 @@ def build(
     with _model_errors(model, device):
         queue.start(runner.warm_batch)
     _observe_queue(queue, device, metrics)
-    return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads)
+    if model.calibrations and device.precision not in model.calibrations:
+        reason = calibration.missing(model.calibrations, device.precision)
+        log.warning(f"coverage and unknown are refused: {model.name} {reason}")
+    explanations = None
+    if settings.explain and device.inexplicable is None:
+        start = partial(_explaining, model, device, decoding, changed, lost, queue.ahead_s)
+        explanations = DeferredQueue(start, changed)
+    return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads, explanations)
+
+
+def _explaining(
+    model: Model,
+    serving: Engine,
+    decoding: JobDecoder,
+    changed: Callable[[], None],
+    lost: Callable[[DeviceLost], None],
+    ahead_s: Callable[[], float],
+) -> BatchQueue:
+    """Load a second network that also computes class activation maps, and start its queue.
+
+    Blocks. Raises ModelError.
+    """
+    log.info("loading the network for explanations", model=model.name)
+    device = serving.explaining()
+    if not device.device.startswith("cuda"):
+        machine.yield_cores(machine.COMPUTING)
+    runner = Runner(device, model.preprocessing.crop)
+    with _model_errors(model, device):
+        device.load()
+        queue = BatchQueue(
+            [runner.run] * device.streams,
+            CostCurve(device.buckets, device.pads),
+            prepare=decoding.prepare,
+            changed=changed,
+            lost=lost,
+            ahead_s=ahead_s,
+        )
+        queue.start(runner.warm_batch)
+    return queue
 
 
 @contextmanager
@@ -136,9 +174,11 @@ def decode_threads(model: Model, settings: Settings, sandbox: Sandbox, jpeg_byte
     return DecodeThreads(JobDecoder(decoder, jpeg_bytes), max(1, machine.cores() // workers))
 
 
-def build_remote(model: Model, facts: Facts, threads: DecodeThreads, queue: Queue) -> Served:
-    """Build a ``Served`` for a device in another process. ``queue`` sends the jobs to it."""
-    return Served(model, facts, threads.decoder, queue, taxonomy.of(model.labels), threads)
+def build_remote(
+    model: Model, facts: Facts, threads: DecodeThreads, queue: Queue, explanations: Queue | None
+) -> Served:
+    """Build a ``Served`` for a device in another process. The queues send the jobs to it."""
+    return Served(model, facts, threads.decoder, queue, taxonomy.of(model.labels), threads, explanations)
 
 
 def in_background(load: Callable[[], None], loaded: Callable[[ModelError | None], None]) -> None:

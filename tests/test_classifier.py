@@ -257,7 +257,7 @@ def test_wants_of_one_batch_are_kept_apart(serve: Serve) -> None:
         await until(lambda: len(classifier.served.queue) == 3)
         held.gate.set()
         one, features, three = [(await task).row for task in tasks]
-        assert [len(row.scores) for row in (one, features, three)] == [1, 0, 3]
+        assert [len(row.scores) for row in (one, features, three)] == [1, 1, 3]
         assert [row.features is None for row in (one, features, three)] == [True, False, True]
         assert three.logits is not None
         assert np.array_equal(one.class_ids, (await first).row.class_ids[:1])

@@ -22,14 +22,15 @@ _CLASS_BYTES = 120  # of one of the top-k classes, with its label
 _NUMBER_BYTES = 16  # of one number of a whole row
 
 
-def check_size(classifier: Classifier, want: Want, images: int, most_images: int) -> int:
+def check_size(classifier: Classifier, want: Want, images: int, most_images: int, sets: bool = False) -> int:
     """The approximate size of a response in bytes. Raises PayloadTooLarge.
 
+    ``sets``: each image has a prediction set, which may contain all classes.
     The limit is ``BYTES_AN_IMAGE`` for each of ``most_images``, at least 32, shared by the images of the request.
     """
     classes = len(classifier.model.labels)
     size = images * (
-        _CLASS_BYTES * min(want.k, classes)
+        _CLASS_BYTES * (min(want.k, classes) + classes * sets)
         + _NUMBER_BYTES * classes * (want.logits + want.probabilities)
         + _NUMBER_BYTES * classifier.engine.dim * want.features
     )

@@ -62,16 +62,19 @@ async def receive(request: Request, form: Form, parse: Callable[[Body], T]) -> A
 
 
 async def classify(
-    request: Request, received: Received[T], images: list[Upload], want: Want
+    request: Request, received: Received[T], images: list[Upload], want: Want, sets: bool = False
 ) -> list[Result | TopkError]:
-    """The result or the error of every image, in order. The images are admitted together, or refused together."""
+    """The result or the error of every image, in order. The images are admitted together, or refused together.
+
+    ``sets``: the response has a prediction set of each image.
+    """
     service, exchange = Service.of(request), Exchange.of(request.scope)
     classifier = service.classifier
     exchange.images = len(images)
-    exchange.response_bytes = check_size(classifier, want, len(images), service.uploads.most_images)
+    exchange.response_bytes = check_size(classifier, want, len(images), service.uploads.most_images, sets)
     valid = [image.content for image in images if not isinstance(image.content, TopkError)]
     deadline, stated, caller = received.deadline, received.stated, exchange.caller
-    classifier.admit(len(valid), deadline, stated)
+    classifier.admit(len(valid), deadline, stated, explain=want.explain is not None)
     service.rate_limit.charge(caller, len(images), instead=received.charge)
     work = asyncio.gather(
         *(classifier.classify(image, want, deadline, stated, caller) for image in valid), return_exceptions=True

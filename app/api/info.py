@@ -3,8 +3,8 @@
 import math
 
 from app import images
-from app.api.schemas.responses import Batching, Decoding, Info, Limits
-from app.classifier import Classifier
+from app.api.schemas.responses import Batching, Calibrated, Decoding, Info, Limits
+from app.classifier import Classifier, Served
 
 
 def describe(classifier: Classifier) -> Info:
@@ -47,7 +47,24 @@ def describe(classifier: Classifier) -> Info:
             decode_pixels=served.decoder.decode_pixels,
             request_timeout_ms=settings.request_timeout_ms,
         ),
+        calibration=_calibrated(served),
+        explain=served.inexplicable is None,
         warning=model.warning,
+    )
+
+
+def _calibrated(served: Served) -> Calibrated | None:
+    found = served.calibration
+    if found is None:
+        return None
+    return Calibrated(
+        created=found.created,
+        images=found.images,
+        digest=f"sha256:{served.model.digest}",
+        precision=served.engine.precision,
+        temperature=found.temperature,
+        most_coverage=found.most_coverage,
+        least_unknown=found.least_unknown,
     )
 
 

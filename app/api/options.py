@@ -1,11 +1,12 @@
 """The options of a request: in the query string, in form fields or as JSON members."""
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import Request, params
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypeAliasType
 
 from app.api.excerpts import shown
@@ -14,6 +15,7 @@ from app.errors import InvalidParameter
 from app.imagenet.taxonomy import CONFIDENCE, MAX_CONFIDENCE, MIN_CONFIDENCE
 
 DEFAULT_K = 5
+_EXPLAINED = re.compile("true|false|[0-9]{1,9}|n[0-9]{8}", re.ASCII | re.IGNORECASE)
 _SYNONYMS = {"k": "top_k", "limit": "top_k"}
 
 T = TypeVar("T", bound="Options")
@@ -40,6 +42,35 @@ class TopKOptions(Options):
     min_score: float | None = Field(None, ge=0, le=1, description="Omit classes with a lower score. The default is 0.")
 
 
+def _explained(value: object) -> str:
+    """The text of ``explain``, which may be a boolean, a class id or a wnid."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() if value >= 0:
+            return str(value)
+        case float() if value.is_integer() and value >= 0:
+            return f"{value:.0f}"
+        case str() if _EXPLAINED.fullmatch(value):
+            return value.lower()
+    raise PydanticCustomError("requirement", "must be true, false, a class id or a wnid")
+
+
+Explain = Annotated[
+    str,
+    BeforeValidator(_explained),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "boolean"},
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": "^(true|false|[0-9]{1,9}|n[0-9]{8})$"},
+            ]
+        }
+    ),
+]
+
+
 class PredictOptions(TopKOptions):
     taxonomy: bool | None = Field(
         None, description="Add the image's place in WordNet, as `taxonomy` and `answer`. The default is false."
@@ -49,6 +80,24 @@ class PredictOptions(TopKOptions):
         gt=MIN_CONFIDENCE,
         le=MAX_CONFIDENCE,
         description=f"The score that `answer` must reach. The default is {CONFIDENCE}. Requires `taxonomy=true`.",
+    )
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Add `set`, which contains the true class with this probability, and `typicality`. With `taxonomy`,"
+        " `answer` is then the most specific synset that contains the set. Needs a calibrated model.",
+    )
+    unknown: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Add `unknown`, true if `typicality` is at most this, and `typicality`. Needs a calibrated model.",
+    )
+    explain: Explain | None = Field(
+        None,
+        description="Add `explanation`, a map of what a class is based on: the best class (`true`) or a given one. `1`"
+        " is class 1. The default is false.",
     )
 
 
@@ -132,6 +181,10 @@ def _requirement(error: ErrorDetails) -> str:
             return f"must be at least {context['ge']:g}"
         case "greater_than":
             return f"must be more than {context['gt']:g}"
+        case "less_than":
+            return f"must be less than {context['lt']:g}"
+        case "requirement":
+            return error["msg"]
         case "less_than_equal":
             return f"must be at most {context['le']:g}"
         case "literal_error":

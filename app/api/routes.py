@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Annotated
 
 import numpy as np
@@ -11,17 +10,17 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
 from app.api.answers import as_json, build
-from app.api.classify import classify, receive, top
+from app.api.classify import classify, receive
 from app.api.forms import ONE, SEVERAL, Upload
 from app.api.gate import gate, require_key
 from app.api.info import describe
 from app.api.options import EmbedOptions, PredictOptions, check_query, combine
+from app.api.predicting import Members, Predicting, check
 from app.api.schemas import errors, requests, responses
 from app.api.service import Service
 from app.classifier import Classifier, Result
 from app.engine import Want
-from app.errors import Internal, InvalidParameter, NotFound, TopkError
-from app.imagenet.taxonomy import answer_confidence
+from app.errors import Internal, NotFound, TopkError
 
 router = APIRouter(prefix="/v1")
 
@@ -29,33 +28,6 @@ CLASSIFY, EMBED, WORDNET, INFO = "classify", "embed", "wordnet", "info"
 """The routes' tags, in the order of ``/docs``."""
 
 Wnid = Annotated[str, Path(description="WordNet id.", examples=["n02084071"])]
-Members = dict[str, object]
-
-
-class Predicting:
-    """What a prediction computes, and how it is written. Raises InvalidParameter."""
-
-    def __init__(self, classifier: Classifier, options: PredictOptions) -> None:
-        self._classifier = classifier
-        self._min_score = options.min_score or 0.0
-        try:
-            self._confidence = answer_confidence(bool(options.taxonomy), options.confidence)
-        except ValueError as error:
-            raise InvalidParameter(str(error)) from None
-        self.want = predict_want(classifier, options)
-
-    def head(self) -> Members:
-        """The members that come before the images'."""
-        return {"model": self._classifier.model.name, "weights": self._classifier.model.weights}
-
-    def write(self, result: Result) -> Members:
-        """One image's members."""
-        members: Members = {"predictions": self._classifier.predictions(result.row, self._min_score)}
-        if self._confidence is None:
-            return members
-        if self._classifier.taxonomy is None or result.row.probabilities is None:
-            raise Internal("the device returned no probabilities")
-        return members | asdict(self._classifier.taxonomy.placing(result.row.probabilities, self._confidence))
 
 
 class Embedding:
@@ -82,13 +54,6 @@ class Embedding:
         return {"embedding": base64.b64encode(features.astype("<f4").tobytes()).decode() if self._packed else features}
 
 
-def predict_want(classifier: Classifier, options: PredictOptions) -> Want:
-    """What to compute. Raises InvalidParameter for options that the served model does not support."""
-    if options.taxonomy and classifier.taxonomy is None:
-        raise InvalidParameter("taxonomy is not available: the model's classes are not in WordNet")
-    return top(classifier, options.top_k, probabilities=bool(options.taxonomy))
-
-
 @router.post(
     "/predict",
     tags=[CLASSIFY],
@@ -102,10 +67,10 @@ async def predict(request: Request, query: Annotated[PredictOptions, Query()]) -
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
     service = Service.of(request)
     classifier = service.ready_classifier()
-    predict_want(classifier, query)
+    check(classifier, query)
     async with receive(request, ONE, service.uploads.one) as received:
         predicting = Predicting(classifier, combine(query, received.body))
-        [result] = await classify(request, received, received.body.images, predicting.want)
+        [result] = await classify(request, received, received.body.images, predicting.want, predicting.sets)
     return await _one(request, predicting, result)
 
 
@@ -122,11 +87,11 @@ async def predict_batch(request: Request, query: Annotated[PredictOptions, Query
     """The top-k classes of several images, in order. A bad image fails alone."""
     service = Service.of(request)
     classifier = service.ready_classifier()
-    predict_want(classifier, query)
+    check(classifier, query)
     async with receive(request, SEVERAL, service.uploads.several) as received:
         predicting = Predicting(classifier, combine(query, received.body))
         images = received.body.images
-        results = await classify(request, received, images, predicting.want)
+        results = await classify(request, received, images, predicting.want, predicting.sets)
     return await _several(request, predicting, images, results)
 
 

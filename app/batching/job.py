@@ -46,7 +46,8 @@ class Job:
     """One image, the outputs it needs, its timestamps and its outcome.
 
     ``image`` is replaced by the crop once it is decoded, or by a ``Jpeg`` if the device decodes it. The outcome is
-    ``row`` or ``error``. ``deadline`` and the ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields
+    ``row`` or ``error``. ``size`` is the width and height of the upright picture in pixels, once it is decoded.
+    ``deadline`` and the ``*_at`` fields are in seconds of ``time.monotonic``; the ``*_s`` fields
     are durations in seconds. ``received_at`` is the time of the last byte of the upload. ``stated``: the client stated
     the deadline itself. ``caller`` is a number for its key or address. ``predicted_s`` is the predicted time from
     ``waiting_since`` to the end of its batch. ``waits`` has the start and the end of each wait: for a decode thread,
@@ -61,6 +62,7 @@ class Job:
     stated: bool = False
     caller: int = 0
     pending: "Pending | None" = None
+    size: tuple[int, int] | None = None
     received_at: float = 0.0
     waiting_since: float = 0.0
     predicted_s: float = 0.0

@@ -1,5 +1,6 @@
 """The interface of an engine: numpy in, numpy out. Nothing here imports torch or OpenVINO."""
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ _NO_MEMORY = re.compile(
 _LOST = re.compile(r"\b(CUDA|CUDA driver|cuDNN) error: (?!\w+_STATUS_(NOT_SUPPORTED|BAD_PARAM|INVALID_VALUE))")
 
 Floats = npt.NDArray[np.float32]
+BEST = -1
+"""In place of a class id: the best class of the image."""
+
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 """A uint8 RGB crop of shape [crop, crop, 3], or a preprocessed float32 tensor of shape [3, crop, crop]."""
 
@@ -40,19 +44,25 @@ class Jpeg:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """The outputs that one image needs: its k best classes (all of a model with fewer), and whole rows if required."""
+    """The outputs that one image needs: its k best classes (all of a model with fewer), and whole rows if required.
 
-    k: int = 0
+    ``explain`` is the class whose map is wanted, ``BEST`` for the best one, None for no map. Only an engine that
+    ``explaining`` has created computes maps.
+    """
+
+    k: int = 1
     features: bool = False
     logits: bool = False
     probabilities: bool = False
+    explain: int | None = None
 
 
 class Row(NamedTuple):
     """The outputs for one image of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
 
     ``features`` [dim] is the input of the last classification layer; ``logits`` and ``probabilities`` are [classes];
-    all float32, None if the image does not need them.
+    all float32, None if the image does not need them. ``energy`` is the log-sum-exp of the logits, before any
+    temperature. ``activation`` [rows, columns], float32, is its class activation map, if that is wanted.
     """
 
     class_ids: npt.NDArray[np.int64]
@@ -60,6 +70,8 @@ class Row(NamedTuple):
     features: Floats | None = None
     logits: Floats | None = None
     probabilities: Floats | None = None
+    energy: float = math.nan
+    activation: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +79,21 @@ class Rows:
     """The outputs for a batch of n images, as arrays.
 
     ``class_ids`` (int64) and ``scores`` (float32 softmax) are [n, k], highest first, for the largest k of the batch.
-    ``finite`` (bool) is [n]: whether all features and logits of an image are finite. ``features`` [dim], ``logits`` and
-    ``probabilities`` [classes] are float32, keyed by the place of each image that needs them. ``undecodable`` has the
-    places of JPEGs that the device could not decode; the other outputs for these are meaningless.
+    ``finite`` (bool) is [n]: whether all features and logits of an image are finite. ``energies`` (float32) are [n]:
+    the log-sum-exp of the logits. Keyed by the place of each image that needs them, and float32, are ``features``
+    [dim], ``logits`` and ``probabilities`` [classes], and the class activation maps ``activations`` [rows, columns].
+    ``undecodable`` has the places of JPEGs that the device could not decode; the other outputs for these are
+    meaningless.
     """
 
     class_ids: npt.NDArray[np.int64]
     scores: Floats
     finite: npt.NDArray[np.bool_]
+    energies: Floats
     features: Mapping[int, Floats] = field(default_factory=dict)
     logits: Mapping[int, Floats] = field(default_factory=dict)
     probabilities: Mapping[int, Floats] = field(default_factory=dict)
+    activations: Mapping[int, Floats] = field(default_factory=dict)
     undecodable: Collection[int] = ()
 
     def __len__(self) -> int:
@@ -91,6 +107,8 @@ class Rows:
             self.features.get(place),
             self.logits.get(place),
             self.probabilities.get(place),
+            float(self.energies[place]),
+            self.activations.get(place),
         )
 
 
@@ -131,6 +149,10 @@ class Facts(Protocol):
     def dim(self) -> int:
         """Length of a row of features."""
 
+    @property
+    def inexplicable(self) -> str | None:
+        """Why there are no class activation maps of this network; None if there are."""
+
 
 class Engine(Facts, Protocol):
     """A device with a model. Call ``load`` once, then ``forward`` from the threads of its streams."""
@@ -146,6 +168,12 @@ class Engine(Facts, Protocol):
         """Bring the model onto the device. Blocks.
 
         Raises ModelError, also if the labels do not fit the network, and DeviceLost if the device has failed.
+        """
+
+    def explaining(self) -> "Engine":
+        """An engine of one stream, not loaded yet, that also computes class activation maps of the same network.
+
+        Its ``forward`` takes no ``Jpeg``.
         """
 
     def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
@@ -172,6 +200,14 @@ def device_errors() -> Iterator[None]:
         if _LOST.search(str(error)):
             raise DeviceLost("the device has failed, and only a new process can use it again") from error
         raise
+
+
+def no_maps(model: Model) -> str:
+    """The reason why a network is inexplicable."""
+    return (
+        f"the network of {model.name} does not end in global pooling and one linear layer, so it has no class"
+        " activation maps"
+    )
 
 
 def check_outputs(model: Model, classes: int, dim: int) -> None:

@@ -36,6 +36,7 @@ class Lane:
 
     A batch is padded to the next of ``sizes``, ascending. Without sizes it runs as it is. ``graphs``: capture each size
     as a CUDA graph. Batches are limited to the largest size then. ``jpegs`` decodes files to the device's input.
+    Logits are divided by ``temperature`` before the softmax.
     """
 
     @torch.inference_mode()
@@ -49,6 +50,7 @@ class Lane:
         sizes: Sequence[int] = (),
         graphs: bool = False,
         jpegs: JpegDecoder | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self._network = network
         self._classes = classes
@@ -58,6 +60,7 @@ class Lane:
         self._dtype = dtype
         self._sizes = sizes
         self._jpegs = jpegs
+        self._temperature = temperature
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         self._scale, self._shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
         self._cuda = device.type == "cuda"
@@ -93,6 +96,7 @@ class Lane:
         self._scores = torch.empty((count, self._k), pin_memory=self._cuda)
         self._class_ids = torch.empty((count, self._k), dtype=torch.int64, pin_memory=self._cuda)
         self._finite = torch.empty(count, dtype=torch.bool, pin_memory=self._cuda)
+        self._energies = torch.empty(count, pin_memory=self._cuda)
         self._staging = staging  # the last one, whose length tells how many images there is room for
 
     def _fill(self, images: Sequence[Jpeg | Pixels]) -> dict[int, Pixels]:
@@ -162,10 +166,11 @@ class Lane:
     def _compute(self, images: Tensor) -> Outputs:
         """Run the network, and copy the best classes to the host."""
         features, logits = self._network(images)
-        probabilities = logits.softmax(1)
+        probabilities = (logits if self._temperature == 1 else logits / self._temperature).softmax(1)
         scores, class_ids = probabilities.topk(self._k, 1)
         finite = features.isfinite().all(1) & logits.isfinite().all(1)
-        for buffer, values in ((self._scores, scores), (self._class_ids, class_ids), (self._finite, finite)):
+        best = ((self._scores, scores), (self._class_ids, class_ids))
+        for buffer, values in (*best, (self._finite, finite), (self._energies, logits.logsumexp(1))):
             buffer[: len(images)].copy_(values, non_blocking=self._cuda)
         return Outputs(features, logits, probabilities)
 
@@ -189,6 +194,7 @@ class Lane:
             class_ids.numpy().copy(),
             scores.numpy().copy(),
             self._finite[:count].numpy().copy(),
+            self._energies[:count].numpy().copy(),
             undecodable=undecodable,
             **{name: {place: rows[place].numpy().copy() for place in places} for name, (places, rows) in whole.items()},
         )

@@ -6,6 +6,7 @@ size would take most of the start, and cuDNN's own choice is the same at each st
 """
 
 import copy
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,11 @@ import structlog
 import torch
 
 from app import machine
-from app.engine.base import Floats, Jpeg, Pixels, Rows, Want, check_outputs, device_errors
+from app.engine import recording
+from app.engine.base import BEST, Floats, Jpeg, Pixels, Rows, Want, check_outputs, device_errors, no_maps
 from app.engine.jpeg import JpegDecoder
-from app.engine.lane import Lane
+from app.engine.lane import Lane, Network
+from app.engine.recording import Recording
 from app.errors import DeviceLost, ModelError
 from app.images import Preprocessing
 from app.models.fuse import fold, fuse
@@ -78,6 +81,7 @@ class TorchEngine:
         self.compilation = "eager"
         self.start_s: dict[str, float] = {}
         self.dim = 0
+        self.inexplicable: str | None = no_maps(model)  # until ``load`` has run the network
         self._create_jpegs = create_jpegs
         self._jpegs: JpegDecoder | None = None
         self._lanes = SimpleQueue[Lane]()
@@ -122,6 +126,9 @@ class TorchEngine:
         for lane in self._fastest_lanes(network):
             self._lanes.put(lane)
 
+    def explaining(self) -> "ExplainingEngine":
+        return ExplainingEngine(self._model, self.device, self.precision)
+
     def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         self._limit_threads()
         lane = self._lanes.get()
@@ -139,9 +146,11 @@ class TorchEngine:
     def _check_outputs(self, network: FeaturesAndLogits) -> None:
         """Raise ModelError if the network does not accept the crops or does not have the classes of the model."""
         crop = self._model.preprocessing.crop
+        images = torch.randn((1, 3, crop, crop), generator=torch.Generator().manual_seed(0)).to(self._device)
         try:
             with device_errors():
-                features, logits = network(torch.zeros((1, 3, crop, crop), device=self._device))
+                features, logits = network(images)
+                self.inexplicable = None if recording.find(network, images) else no_maps(self._model)
         except (MemoryError, DeviceLost):
             raise
         except Exception as error:  # architectures raise various exceptions for an unsupported size
@@ -205,9 +214,13 @@ class TorchEngine:
                 torch.cuda.empty_cache()
 
     def _lane(self, network: FeaturesAndLogits, graphs: bool) -> Lane:
+        return self._new_lane(network, graphs)
+
+    def _new_lane(self, network: Network, graphs: bool) -> Lane:
         model, sizes = self._model, self.buckets if self.pads else ()
         classes, preprocessing = len(model.labels), model.preprocessing
-        return Lane(network, classes, preprocessing, self._device, self._dtype, sizes, graphs, self._jpegs)
+        temperature = model.temperature(self.precision)
+        return Lane(network, classes, preprocessing, self._device, self._dtype, sizes, graphs, self._jpegs, temperature)
 
     def _check(self, lane: Lane, sample: Sample) -> None:
         """Raise RuntimeError if the logits of a batch size differ from the expected ones by more than the tolerance."""
@@ -249,6 +262,36 @@ class TorchEngine:
         if self._on_cpu and not hasattr(self._thread, "limited"):
             torch.set_num_threads(1)
             self._thread.limited = True
+
+
+class ExplainingEngine(TorchEngine):
+    """The same network in a single lane of plain calls, which keeps the input of its final pooling."""
+
+    def __init__(self, model: Model, device: str, precision: str) -> None:
+        super().__init__(model, device, precision)
+        self.streams = 1
+        self.buckets = (1,)
+        self.pads = False
+
+    def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
+        rows = super().forward(images, wants, alone)
+        explained = {i: want.explain for i, want in enumerate(wants) if want.explain is not None}
+        classes = {i: int(rows.class_ids[i, 0]) if class_id == BEST else class_id for i, class_id in explained.items()}
+        with torch.inference_mode(), device_errors():
+            maps = {i: self._recording.activation(i, class_id).cpu().numpy() for i, class_id in classes.items()}
+        return dataclasses.replace(rows, activations=maps)
+
+    def _fastest_lanes(self, reference: FeaturesAndLogits) -> list[Lane]:
+        return self._create_lanes(reference, graphs=False)
+
+    def _lane(self, network: FeaturesAndLogits, graphs: bool) -> Lane:
+        crop = self._model.preprocessing.crop
+        images = torch.randn((1, 3, crop, crop), generator=torch.Generator().manual_seed(0))
+        place = recording.find(network, images.to(self._device, self._dtype))
+        if place is None:
+            raise ModelError(no_maps(self._model))
+        self._recording = Recording(network, place)
+        return self._new_lane(self._recording, graphs)
 
 
 def _folded_and_fused(network: FeaturesAndLogits) -> FeaturesAndLogits:

@@ -48,7 +48,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """An image's path from the root to its best class, and the most specific node that reaches the confidence."""
+    """An image's path from the root to its best class, and the answer: see ``Taxonomy.placing``."""
 
     taxonomy: list[Scored]
     answer: Scored
@@ -114,15 +114,32 @@ class Taxonomy:
         reached = np.flatnonzero(sums >= min(confidence, sums[0]))
         return int(min(reached, key=lambda i: (self._counts[i], -sums[i], -self._longest[i], self.nodes[i].wnid)))
 
-    def placing(self, probabilities: npt.NDArray[np.floating], confidence: float) -> Placing:
-        """The path and the answer for one image's probabilities [classes]."""
+    def covering(self, classes: npt.NDArray[np.int64]) -> int:
+        """The most specific node that contains all of these class ids: the one with the fewest classes.
+
+        Ties are resolved by the longest path from the root and the first wnid.
+        """
+        containing = np.flatnonzero(self.above[:, classes].all(axis=1))
+        return int(min(containing, key=lambda i: (self._counts[i], -self._longest[i], self.nodes[i].wnid)))
+
+    def placing(
+        self,
+        probabilities: npt.NDArray[np.floating],
+        confidence: float = CONFIDENCE,
+        classes: npt.NDArray[np.int64] | None = None,
+    ) -> Placing:
+        """The path and the answer for one image's probabilities [classes].
+
+        With ``classes``, a prediction set, the answer is the most specific node that contains it.
+        """
         [sums] = self.sums(probabilities[None])
 
         def scored(i: int) -> Scored:
             score = min(float(sums[i]), 1.0)  # softmax in float32 may sum to 1.0000001
             return Scored(self.nodes[i].wnid, self.nodes[i].label, score)
 
-        return Placing([scored(i) for i in self.path(sums)], scored(self.answer(sums, confidence)))
+        answer = self.answer(sums, confidence) if classes is None else self.covering(classes)
+        return Placing([scored(i) for i in self.path(sums)], scored(answer))
 
     def describe(self, wnid: str) -> dict[str, Any]:
         """A node with its gloss, parents, children and classes, for JSON. Raises KeyError for an unknown wnid."""

@@ -25,16 +25,18 @@ from app.images.formats import heif_installed, sniff
 from app.images.geometry import Preprocessing
 from app.images.header import Header
 from app.images.mistaken import sniff_base64
-from app.images.pillow import Crop, decode, decode_whole
+from app.images.pillow import Crop, Size, decode, decode_sized, decode_whole
 
 __all__ = [
     "MAX_PIXELS_UNSCALED",
     "Crop",
     "Header",
     "Preprocessing",
+    "Size",
     "decode",
     "decode_bytes",
     "decode_seconds",
+    "decode_sized",
     "decode_whole",
     "heif_installed",
     "read_header",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from app import images, machine
 from app.errors import DeadlineExceeded, Overloaded, TooManyPixels
-from app.images import Crop, Header, Preprocessing
+from app.images import Crop, Header, Preprocessing, Size
 from app.images.sandbox import Sandbox, Task
 
 EXPENSIVE_S = 0.06  # twice the time of a 12-megapixel photograph with scaled decoding
@@ -26,9 +26,10 @@ _COMMAND_TIMEOUT_S = 600.0
 
 
 class Decoded(NamedTuple):
-    """A uint8 RGB crop of shape [crop, crop, 3], and the seconds that the decode took."""
+    """A uint8 RGB crop of shape [crop, crop, 3], the size of the upright picture, and the seconds of the decode."""
 
     crop: Crop
+    size: Size
     seconds: float
 
 
@@ -93,9 +94,9 @@ class Decoder:
         """Return whether the image must be decoded in the sandbox."""
         return not header.bounded or self.seconds(header) > EXPENSIVE_S or self._bytes(header) > EXPENSIVE_BYTES
 
-    def decode(self, header: Header) -> Crop:
-        """Decode on the calling thread. Raises the errors of ``images.decode``."""
-        return images.decode(header, self.preprocessing, self.fast)
+    def decode(self, header: Header) -> tuple[Crop, Size]:
+        """Decode on the calling thread: the crop, and the size of the upright picture. Raises as ``images.decode``."""
+        return images.decode_sized(header, self.preprocessing, self.fast)
 
     def decode_in_sandbox(self, header: Header, seconds: float, deadline: float) -> "Future[Decoded]":
         """Decode in the sandbox. ``seconds`` is the prediction; ``deadline`` is in seconds of ``time.monotonic``.
@@ -120,7 +121,7 @@ class Decoder:
         if self.is_expensive(header):
             deadline = time.monotonic() + _COMMAND_TIMEOUT_S
             return self.decode_in_sandbox(header, self.seconds(header), deadline).result().crop
-        return self.decode(header)
+        return self.decode(header)[0]
 
     def close(self) -> None:
         """Wait until the queue for the sandbox is empty. Blocks."""
@@ -152,12 +153,12 @@ class Decoder:
         try:
             processor_s = max(_MIN_PROCESSOR_S, _SLACK * predicted_s)
             task = Task(header, self.preprocessing, self.fast, deadline, processor_s, memory)
-            crop, seconds = self._sandbox.decode(task)
+            crop, size, seconds = self._sandbox.decode(task)
             with self._free:
                 counted = min(seconds, _OUTLIER * self._slowdown() * predicted_s)
                 self._predicted_s = _DECAY * self._predicted_s + predicted_s
                 self._measured_s = _DECAY * self._measured_s + counted
-            return Decoded(crop, seconds)
+            return Decoded(crop, size, seconds)
         finally:
             with self._free:
                 self._memory_left += share

@@ -72,6 +72,11 @@ def stored_box(
     return max(0.0, x0), max(0.0, y0), min(x1, width), min(y1, height)
 
 
+def crop_box(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+    """Return the box of an upright picture that becomes the crop: left, top, right, bottom in pixels."""
+    return stored_box(width, height, None, preprocessing)
+
+
 def reach(start: float, end: float, size: int, length: int, support: int) -> tuple[int, int]:
     """Return the range of pixels that a resize of ``start`` to ``end`` to ``size`` pixels reads.
 

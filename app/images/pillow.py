@@ -31,6 +31,8 @@ from app.images.geometry import SWAPS_AXES, UPRIGHT, Preprocessing, jpeg_scale, 
 from app.images.header import Header
 
 Crop = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+"""Width and height in pixels."""
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -49,8 +51,16 @@ def decode(header: Header, preprocessing: Preprocessing, fast: bool) -> Crop:
     Raises UndecodableImage. Raises UnsupportedMediaType or TooManyPixels if the decoder finds what the header does not
     show.
     """
+    return decode_sized(header, preprocessing, fast)[0]
+
+
+def decode_sized(header: Header, preprocessing: Preprocessing, fast: bool) -> tuple[Crop, Size]:
+    """``decode``, and the size of the upright picture, which the header of some formats does not show."""
     with _opened(header) as image:
-        return _crop(image, header, fast, preprocessing)
+        width, height = image.size
+        scale, turn = _load(image, header, fast, preprocessing)
+        crop = _crop(image, (width, height), scale, turn, fast, preprocessing)
+        return crop, (height, width) if turn in SWAPS_AXES else (width, height)
 
 
 def decode_whole(header: Header, preprocessing: Preprocessing) -> Crop:
@@ -118,9 +128,16 @@ def _load(
     return scale, UPRIGHT.get(header.orientation or exif_orientation(image.info.get("exif") or b""))
 
 
-def _crop(image: Image.Image, header: Header, fast: bool, preprocessing: Preprocessing) -> Crop:
-    width, height = image.size
-    scale, turn = _load(image, header, fast, preprocessing)
+def _crop(
+    image: Image.Image,
+    size: Size,
+    scale: int,
+    turn: Image.Transpose | None,
+    fast: bool,
+    preprocessing: Preprocessing,
+) -> Crop:
+    """The crop of loaded pixels: at 1/``scale`` of the stored ``size``, and not turned upright yet."""
+    width, height = size
     if not fast and max(width, height) <= _MAX_ASPECT * min(width, height):
         return _on_white(_crop_of_whole(_plain(image), turn, preprocessing))
     box = stored_box(width, height, turn, preprocessing)

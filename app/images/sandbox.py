@@ -27,7 +27,7 @@ import structlog
 from app.errors import DeadlineExceeded, Overloaded, TooManyPixels, TopkError, UndecodableImage, UnsupportedMediaType
 from app.images.geometry import Preprocessing
 from app.images.header import Header
-from app.images.pillow import Crop
+from app.images.pillow import Crop, Size
 from app.processes import children
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ TAKEN, CROP, ERROR, ENDED = b"t", b"c", b"e", b"s"
 """The message kinds and the meaning of their number.
 
 - TAKEN: the child has received the task; the process id of the child.
-- CROP: a crop follows; its length in bytes.
+- CROP: ``SIZE`` and a crop follow; their length in bytes.
 - ERROR: an error follows as JSON; its length in bytes.
 - ENDED: the child has exited; the signal that ended it, or 0.
 """
+
+SIZE = struct.Struct("=II")
+"""Width and height of the upright picture in pixels."""
 
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """Environment variables of the sandbox processes.
@@ -110,10 +113,11 @@ class Sandbox:
         with self._lock, contextlib.suppress(OSError):
             self._running()
 
-    def decode(self, task: Task) -> tuple[Crop, float]:
+    def decode(self, task: Task) -> tuple[Crop, Size, float]:
         """Decode an image in a child process. Blocks.
 
-        Returns a uint8 RGB crop of shape [crop, crop, 3] and the seconds that the decode took. Raises the errors of
+        Returns a uint8 RGB crop of shape [crop, crop, 3], the size of the upright picture, and the seconds of the
+        decode. Raises the errors of
         ``images.decode``, UndecodableImage also if the image exceeds its limits or crashes the decoder. Raises
         DeadlineExceeded, and Overloaded if no process is available.
         """
@@ -139,7 +143,8 @@ class Sandbox:
         if kind == ERROR:
             raise _error(content)
         side = task.preprocessing.crop
-        return np.frombuffer(content, np.uint8).reshape(side, side, 3), seconds
+        crop = np.frombuffer(content, np.uint8, offset=SIZE.size).reshape(side, side, 3)
+        return crop, SIZE.unpack_from(content), seconds
 
     def close(self) -> None:
         """End all processes. Blocks briefly. A later image starts them again."""
@@ -238,7 +243,7 @@ class _Child:
     def result(self, task: Task) -> tuple[bytes, int, float, bytes]:
         """Receive kind, number, seconds and content of the result. Raises TimeoutError or another OSError."""
         kind, number, seconds = self._head()
-        size = {CROP: task.preprocessing.crop**2 * 3, ERROR: min(number, _MAX_ERROR_BYTES)}.get(kind, 0)
+        size = {CROP: SIZE.size + task.preprocessing.crop**2 * 3, ERROR: min(number, _MAX_ERROR_BYTES)}.get(kind, 0)
         content = self._file.read(size) if kind in (CROP, ERROR) and number == size else b""
         if kind in (CROP, ERROR) and len(content) != number:
             return ENDED, 0, seconds, b""

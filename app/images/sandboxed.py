@@ -25,8 +25,8 @@ from PIL import AvifImagePlugin, Image
 
 from app import machine
 from app.errors import TopkError
-from app.images import decode, heif_installed
-from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, TAKEN, Task
+from app.images import decode_sized, heif_installed
+from app.images.sandbox import ANSWER, CROP, ENDED, ERROR, SIZE, TAKEN, Task
 from app.processes import signals
 
 NICENESS = machine.COMPUTING + 7  # about a fifth of a core next to a busy stream
@@ -134,7 +134,8 @@ def _redirect_stderr() -> None:
 
 def _result(task: Task) -> tuple[bytes, bytes]:
     try:
-        return CROP, decode(task.header, task.preprocessing, task.fast).tobytes()
+        crop, size = decode_sized(task.header, task.preprocessing, task.fast)
+        return CROP, SIZE.pack(*size) + crop.tobytes()
     except TopkError as error:
         return ERROR, orjson.dumps({"error": type(error).__name__, "detail": error.detail})
 

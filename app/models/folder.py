@@ -18,6 +18,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app import __version__
+from app.calibration import stored
+from app.calibration.stored import Identity
 from app.errors import ModelError
 from app.imagenet.labels import Label
 from app.images import Preprocessing
@@ -72,17 +74,21 @@ def load(folder: Path) -> Model:
     has_ir = OPENVINO in description.files
     if has_ir:
         _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
+    network = description.files[_OPENVINO_WEIGHTS] if description.precision == "int8" else None
+    labels = tuple(Label(label, wnid) for label, wnid in description.labels)
+    identity = Identity.of(description.digest, labels, description.preprocessing, network)
     return Model(
         name=allowed_name(folder.resolve().name),
         architecture=description.architecture,
         weights=description.weights,
         digest=description.digest,
         preprocessing=description.preprocessing,
-        labels=tuple(Label(label, wnid) for label, wnid in description.labels),
+        labels=labels,
         build=lambda: _build(folder, description),
         precision=description.precision,
         openvino=ir if has_ir else None,
         training=Training(description.parent, description.metrics or {}) if description.parent else None,
+        calibrations=stored.load(folder, identity),
     )
 
 

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
         " in the engine process. It has no effect on a CPU, or if `TOPK_FAST_DECODE` is `false`.",
     )
 
+    explain: bool = Field(
+        True,
+        description="Answer requests with `explain`. The first one loads a second network, which takes as much memory"
+        " as the first.",
+    )
+
     host: str = Field("0.0.0.0", description="Address to listen on.")
     port: int = Field(
         8000,

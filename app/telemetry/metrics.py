@@ -18,6 +18,9 @@ from app import machine
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+_TYPICALITIES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
+_SET_SIZES = (1, 2, 3, 5, 10, 20, 50, 100, 1000)
 OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
 
 
@@ -47,6 +50,22 @@ class Metrics:
         self.queue_seconds = self._stage(registry, "queue", "Wait for a stream, an image")
         self.inference_seconds = self._stage(registry, "inference", "Forward pass, a batch")
         self.batch_size = Histogram("topk_batch_size", "Images in a batch", buckets=_SIZES, registry=registry)
+        self.top_score = Histogram(
+            "topk_top_score", "Score of the best class, an image", buckets=_SHARES, registry=registry
+        )
+        self.typicality = Histogram(
+            "topk_typicality",
+            "Typicality by a calibrated model, an image; uniform while the images are like those of the calibration",
+            buckets=_TYPICALITIES,
+            registry=registry,
+        )
+        self.set_size = Histogram(
+            "topk_set_size", "Classes in a prediction set, an image", buckets=_SET_SIZES, registry=registry
+        )
+        self.groups = Counter(
+            "topk_predicted_group", "Images by the WordNet group of their best class", ["group"], registry=registry
+        )
+        self.samples = Counter("topk_samples", "Sampled images by outcome", ["outcome"], registry=registry)
         self.queue_images = Gauge("topk_queue_images", "Images waiting for a stream", registry=registry)
         self.predicted_wait = Gauge(
             "topk_predicted_wait_seconds", "Wait predicted for an image that comes now", registry=registry

@@ -20,6 +20,7 @@ import structlog
 
 from app import loading
 from app.batching import Job, fail
+from app.calibration import stored
 from app.classifier import Served
 from app.engine.base import Jpeg, Pixels, Want
 from app.errors import DeviceLost, Internal, ModelError, NotReady, TopkError
@@ -27,25 +28,23 @@ from app.images.sandbox import Sandbox
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from app.workers import child, memory, metrics, wire
-from app.workers.memory import Board, Slots
+from app.workers.memory import Slots
+from app.workers.publisher import Publisher
 
 log = structlog.get_logger("topk")
 
 SLOTS = 256
-_COLLECT_S = 0.001  # the board is written once for all tasks that come within this time
+_EXPLANATION_SLOTS = 64
 
 
 class Device:
-    """The model on its device, and the board that publishes the state of its queue to the HTTP processes."""
+    """The model on its device, and what publishes the state of its queues to the HTTP processes."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
-        self.board: Board | None = None
         self._metrics = metrics
         self._served: Served | None = None
-        self._connections: set[HttpConnection] = set()
-        self._publishing = threading.Lock()
-        self._scheduled = False
+        self._publishers: list[Publisher] = []  # of the queue, then of the explanations, if there are any
 
     @property
     def served(self) -> Served:
@@ -53,43 +52,37 @@ class Device:
         assert self._served
         return self._served
 
+    @property
+    def publisher(self) -> Publisher:
+        """That of the queue."""
+        return self._publishers[0]
+
+    @property
+    def explanations(self) -> Publisher | None:
+        """That of the explanations' queue."""
+        return self._publishers[1] if len(self._publishers) > 1 else None
+
     def load(self, lost: Callable[[DeviceLost], None]) -> None:
         """Load the model. Blocks until it is warm. Raises ModelError. ``lost``: see ``loading.build``."""
         model, device = loading.resolve(self.settings)
-        self._served = loading.build(
+        self._served = served = loading.build(
             model, device, self.settings, self._metrics, Sandbox(), ahead=False, changed=self.publish, lost=lost
         )
-        self._metrics.model.info(self._served.labels())
+        self._metrics.model.info(served.labels())
+        publishers = [Publisher(served.queue, device.buckets, SLOTS)]
+        if served.explanations is not None:  # an empty queue is false
+            publishers.append(Publisher(served.explanations, served.explanations.costs.buckets, _EXPLANATION_SLOTS))
+        self._publishers = publishers
+        self.publish()
 
-    def connect(self, connection: "HttpConnection") -> None:
-        """Tell an HTTP process, whenever the board is written, which of its tasks the board includes."""
-        with self._publishing:
-            self._connections.add(connection)
-
-    def disconnect(self, connection: "HttpConnection") -> None:
-        with self._publishing:
-            self._connections.discard(connection)
+    def running_s(self) -> float:
+        """Seconds that the device has taken so far for the longest running batch."""
+        return max(queue.running_s() for queue in self.served.queues)
 
     def publish(self) -> None:
-        """Write the state of the queue to the board. From any thread."""
-        with self._publishing:
-            if self.board is None:
-                return
-            taken = [(connection.slots, connection.taken) for connection in self._connections]
-            queue = self.served.queue
-            self.board.write(queue.outlook(), queue.costs, queue.costs_alone)
-            for slots, count in taken:  # the outlook includes them: for a moment counted twice, but never missed
-                slots.taken = count
-
-    def publish_soon(self) -> None:
-        """Write the board after ``_COLLECT_S``, once for all calls until then. On the event loop."""
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_later(_COLLECT_S, self._publish_collected)
-
-    def _publish_collected(self) -> None:
-        self._scheduled = False
-        self.publish()
+        """Write the state of the queues to their boards. From any thread."""
+        for publisher in self._publishers:
+            publisher.publish()
 
     def close(self) -> None:
         """Finish the waiting jobs. Blocks."""
@@ -128,16 +121,16 @@ class _Reply:
 
 
 class HttpConnection(asyncio.Protocol):
-    """The connection to one HTTP process: its slots, and its tasks without a reply. On the event loop.
+    """The connection of one HTTP process to a queue: its slots, and its tasks without a reply. On the event loop.
 
     ``taken`` is the total number of tasks that were put into the queue.
     """
 
-    def __init__(self, device: Device, slots: Slots) -> None:
+    def __init__(self, publisher: Publisher, slots: Slots) -> None:
         self.slots = slots
         self.taken = 0
         self.claiming = threading.Lock()
-        self._device = device
+        self._publisher = publisher
         self._frames = wire.Frames()
         self._loop = asyncio.get_running_loop()
         self._replies: dict[int, _Reply] = {}
@@ -147,7 +140,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
-        self._device.connect(self)
+        self._publisher.connect(self)
 
     def data_received(self, data: bytes) -> None:
         tasks: list[wire.ImageTask] = []
@@ -167,13 +160,13 @@ class HttpConnection(asyncio.Protocol):
         self._put([job for job in jobs if not job.gone])
         self.taken += len(jobs)
         for received_at, caller in left:
-            self._device.served.queue.forget(Job(b"", Want(), math.inf, received_at=received_at, caller=caller))
-        self._device.publish_soon()
+            self._publisher.queue.forget(Job(b"", Want(), math.inf, received_at=received_at, caller=caller))
+        self._publisher.publish_soon()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Drop the tasks of a process that has ended. Its memory is freed after the last batch that uses it."""
         self._transport = None
-        self._device.disconnect(self)
+        self._publisher.disconnect(self)
         for number in list(self._replies):
             self._drop(number)
 
@@ -197,7 +190,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _put(self, jobs: list[Job]) -> None:
         try:
-            self._device.served.queue.put(*jobs)
+            self._publisher.queue.put(*jobs)
         except NotReady as error:
             fail(jobs, error)
 
@@ -249,7 +242,7 @@ class EngineProcess(child.Child):
     async def _watch(self) -> None:
         """Treat a device that hangs as lost."""
         limit_s = self.device.settings.watchdog_ms / 1000
-        self._on_lost(await loading.hang(self.device.served.queue.running_s, limit_s))
+        self._on_lost(await loading.hang(self.device.running_s, limit_s))
 
     def _on_lost(self, error: DeviceLost) -> None:
         """Exit: callers get an error at once, and the supervisor starts a new process. From any thread."""
@@ -265,10 +258,6 @@ class EngineProcess(child.Child):
         self._loaded = True
         self._watching = asyncio.get_running_loop().create_task(self._watch())
         self.metrics.ready.set(1)
-        buckets = self.device.served.engine.buckets
-        self._board = memory.create(Board.size(buckets))
-        self.device.board = Board(self._board, buckets)
-        self.device.publish()
         self.send({"do": "ready"})
         for sock in self._waiting:
             self._in_background(self._welcome(sock))
@@ -289,21 +278,38 @@ class EngineProcess(child.Child):
 
     async def _welcome(self, sock: socket.socket) -> None:
         """Send an HTTP process the model's description and shared memory. Then accept its tasks."""
+        queues, theirs = [(self.device.publisher, sock)], None
+        if self.device.explanations:
+            ours, theirs = socket.socketpair()
+            queues.append((self.device.explanations, ours))
         crop = self.device.served.model.preprocessing.crop
-        descriptor = memory.create(Slots.size(SLOTS, crop))
+        descriptors = [memory.create(Slots.size(publisher.slots, crop)) for publisher, _ in queues]
         try:
-            slots = Slots(descriptor, SLOTS, crop)
-            await asyncio.to_thread(self._describe, sock, descriptor)  # blocks while the HTTP process is stopped
+            slots = [Slots(d, publisher.slots, crop) for d, (publisher, _) in zip(descriptors, queues, strict=True)]
+            await asyncio.to_thread(self._describe, sock, descriptors, theirs)  # blocks while the process is stopped
         except OSError:  # the HTTP process has ended
-            sock.close()
+            for _, end in queues:
+                end.close()
             return
         finally:
-            os.close(descriptor)
-        await asyncio.get_running_loop().create_connection(lambda: HttpConnection(self.device, slots), sock=sock)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if theirs:
+                theirs.close()
+        loop = asyncio.get_running_loop()
+        for (publisher, end), one in zip(queues, slots, strict=True):
+            await loop.create_connection(partial(HttpConnection, publisher, one), sock=end)
 
-    def _describe(self, sock: socket.socket, slots: int) -> None:
-        wire.send_message(sock, {"slots": SLOTS}, slots)
-        wire.send_message(sock, {"model": self._model(), "facts": self._facts()}, self._board)
+    def _describe(self, sock: socket.socket, slots: list[int], explanations: socket.socket | None) -> None:
+        """Send what ``http.receive_welcome`` receives."""
+        publisher, more = self.device.publisher, self.device.explanations
+        if explanations and more:
+            about = {"slots": more.slots, "buckets": more.buckets}
+            wire.send_message(sock, {"explanations": about}, explanations.fileno())
+            wire.send_message(sock, {"memory": "slots"}, slots[1])
+            wire.send_message(sock, {"memory": "board"}, more.descriptor)
+        wire.send_message(sock, {"slots": publisher.slots}, slots[0])
+        wire.send_message(sock, {"model": self._model(), "facts": self._facts()}, publisher.descriptor)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -314,7 +320,9 @@ class EngineProcess(child.Child):
         model = self.device.served.model
         description = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
         del description["build"], description["openvino"], description["training"]
+        precision = self.device.served.engine.precision
         return description | {
+            "calibrations": {p: stored.dump(one) for p, one in model.calibrations.items() if p == precision},
             "preprocessing": dataclasses.asdict(model.preprocessing),
             "labels": [[label.label, label.wnid] for label in model.labels],
         }
@@ -322,7 +330,7 @@ class EngineProcess(child.Child):
     def _facts(self) -> dict[str, Any]:
         engine = self.device.served.engine
         names = ("name", "device", "device_name", "precision", "streams", "spreads", "compilation", "buckets", "dim")
-        return {name: getattr(engine, name) for name in (*names, "decodes_jpegs")}
+        return {name: getattr(engine, name) for name in (*names, "decodes_jpegs", "inexplicable")}
 
 
 def main() -> int:

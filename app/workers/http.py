@@ -5,6 +5,7 @@ It imports neither torch nor OpenVINO. The supervisor starts it, and it exits wi
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -12,13 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import structlog
 
 from app import loading
 from app.api.info import describe
 from app.api.service import Service
+from app.calibration import stored
 from app.classifier import Classifier, Served
 from app.engine.base import Facts
 from app.errors import Internal, ModelError
@@ -112,13 +114,16 @@ class HttpProcess(child.Child):
 
     def _connect(self, sock: socket.socket) -> None:
         """Serve with one engine, from its welcome until its connection closes. On a thread of its own."""
-        queue = served = None
+        queue = served = explanations = None
         try:
-            model, facts, slots, board = receive_welcome(sock)
+            welcome = receive_welcome(sock)
             settings, sandbox = self._classifier.settings, self._classifier.sandbox
-            threads = loading.decode_threads(model, settings, sandbox, slots.file_bytes)
-            queue = EngineQueue(sock, slots, board, facts, threads.seconds)
-            served = loading.build_remote(model, facts, threads, queue)
+            threads = loading.decode_threads(welcome.model, settings, sandbox, welcome.slots.file_bytes)
+            queue = EngineQueue(sock, welcome.slots, welcome.board, welcome.facts, threads.seconds)
+            explanations = welcome.explanations and EngineQueue(*welcome.explanations, threads.seconds)
+            served = loading.build_remote(welcome.model, welcome.facts, threads, queue, explanations)
+            if explanations is not None:
+                threading.Thread(target=_read_beside, args=(explanations, queue), daemon=True).start()
             with self._lock:
                 self._classifier.serve(served)
                 self._served = served
@@ -136,6 +141,8 @@ class HttpProcess(child.Child):
                     if self._served is served:
                         self._served = None
                 queue.fail()
+                if explanations is not None:
+                    explanations.close()
                 threads.close(wait=False)
             sock.close()
 
@@ -181,9 +188,27 @@ class RemoteFacts:
     buckets: tuple[int, ...]
     dim: int
     decodes_jpegs: bool = False
+    inexplicable: str | None = None
 
 
-def receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
+class Welcome(NamedTuple):
+    """What the engine sends once it is warm. ``explanations`` are the connection of that queue, if there is one."""
+
+    model: Model
+    facts: Facts
+    slots: Slots
+    board: Board
+    explanations: tuple[socket.socket, Slots, Board, Facts] | None
+
+
+def _read_beside(explanations: EngineQueue, queue: EngineQueue) -> None:
+    """Read the answers to explanations until that connection closes, which ends the other one too."""
+    explanations.read()
+    explanations.fail()
+    queue.close()
+
+
+def receive_welcome(sock: socket.socket) -> Welcome:
     """Receive the engine's description and shared memory, which it sends once it is warm.
 
     Raises EOFError if the engine ends before that.
@@ -204,14 +229,23 @@ def receive_welcome(sock: socket.socket) -> tuple[Model, Facts, Slots, Board]:
         | {
             "preprocessing": Preprocessing(**preprocessing),
             "labels": tuple(Label(*label) for label in received["model"]["labels"]),
+            "calibrations": {p: stored.restore(one) for p, one in received["model"]["calibrations"].items()},
             "build": _cannot_build,
         }
     )
-    slots = Slots(descriptors[0], received["slots"], model.preprocessing.crop)
-    board = Board(descriptors[1], facts.buckets)
+    crop, explanations = model.preprocessing.crop, None
+    if about := received.get("explanations"):
+        end = socket.socket(fileno=descriptors.pop(0))
+        theirs = dataclasses.replace(facts, buckets=tuple(about["buckets"]), streams=1)
+        explanations = (end, *_shared(descriptors[:2], about["slots"], crop, theirs.buckets), theirs)
+    slots, board = _shared(descriptors[-2:], received["slots"], crop, facts.buckets)
     for descriptor in descriptors:
         os.close(descriptor)
-    return model, facts, slots, board
+    return Welcome(model, facts, slots, board, explanations)
+
+
+def _shared(descriptors: list[int], slots: int, crop: int, buckets: tuple[int, ...]) -> tuple[Slots, Board]:
+    return Slots(descriptors[0], slots, crop), Board(descriptors[1], buckets)
 
 
 def _cannot_build() -> NoReturn:

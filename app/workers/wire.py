@@ -24,14 +24,15 @@ from app.errors import Internal, Overloaded, TopkError
 MESSAGE, TASKS, CANCEL, LEFT, ANSWERS, FAILURE = range(6)
 
 _FRAME = struct.Struct("=IB")
-_TASK = struct.Struct("=QIBIddIIHHB")
+_TASK = struct.Struct("=QIBIiddIIHHB")
 _CANCEL = struct.Struct("=Q")
 _LEFT = struct.Struct("=dI")
 _COUNT = struct.Struct("=I")
-_ANSWER = struct.Struct("=QddIIIII")
+_ANSWER = struct.Struct("=QddIfIIIIII")
 _READ = 1 << 16
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 _DESCRIPTORS = 4  # maximum in one read
+_NOTHING = -2  # in place of the class to explain, which is a class id or ``BEST``
 
 
 class JpegFile(NamedTuple):
@@ -142,7 +143,8 @@ def _task(
     file: JpegFile,
 ) -> bytes:
     flags = want.features | want.logits << 1 | want.probabilities << 2 | tensor << 3 | stated << 4
-    return _TASK.pack(number, slot, flags, want.k, deadline, received_at, caller, *file)
+    explain = _NOTHING if want.explain is None else want.explain
+    return _TASK.pack(number, slot, flags, want.k, explain, deadline, received_at, caller, *file)
 
 
 def read_tasks(payload: bytes) -> list[ImageTask]:
@@ -151,20 +153,20 @@ def read_tasks(payload: bytes) -> list[ImageTask]:
             number,
             slot,
             bool(flags & 8),
-            _want(k, flags & 7),
+            _want(k, flags & 7, explain),
             deadline,
             received_at,
             bool(flags & 16),
             caller,
             JpegFile(*file),
         )
-        for number, slot, flags, k, deadline, received_at, caller, *file in _TASK.iter_unpack(payload)
+        for number, slot, flags, k, explain, deadline, received_at, caller, *file in _TASK.iter_unpack(payload)
     ]
 
 
 @lru_cache
-def _want(k: int, flags: int) -> Want:
-    return Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4))
+def _want(k: int, flags: int, explain: int) -> Want:
+    return Want(k, bool(flags & 1), bool(flags & 2), bool(flags & 4), None if explain == _NOTHING else explain)
 
 
 def cancel(numbers: Iterable[int]) -> bytes:
@@ -188,9 +190,13 @@ def answers(answers: Sequence[Answer]) -> bytes:
     """One array for each output: the class ids of all answers, then their scores, then the whole rows."""
     heads = []
     whole_rows: list[bytes] = []
-    for number, started, inference_s, batch_size, (class_ids, _, *parts) in answers:
-        sizes = [0 if part is None else len(part) for part in parts]
-        heads.append(_ANSWER.pack(number, started, inference_s, batch_size, len(class_ids), *sizes))
+    for number, started, inference_s, batch_size, row in answers:
+        parts = row.features, row.logits, row.probabilities, row.activation
+        sizes = [0 if part is None else part.size for part in parts]
+        height = 0 if row.activation is None else len(row.activation)
+        heads.append(
+            _ANSWER.pack(number, started, inference_s, batch_size, row.energy, len(row.class_ids), height, *sizes)
+        )
         whole_rows += [np.asarray(part, np.float32).tobytes() for part in parts if part is not None]
     class_ids = np.concatenate([answer.row.class_ids for answer in answers], dtype=np.int64)
     scores = np.concatenate([answer.row.scores for answer in answers], dtype=np.float32)
@@ -202,18 +208,21 @@ def read_answers(payload: bytes) -> list[Answer]:
     (count,) = _COUNT.unpack_from(payload)
     at = _COUNT.size + count * _ANSWER.size
     heads = list(_ANSWER.iter_unpack(payload[_COUNT.size : at]))
-    class_ids = np.frombuffer(payload, np.int64, sum(k for _, _, _, _, k, *_ in heads), at)
+    class_ids = np.frombuffer(payload, np.int64, sum(head[5] for head in heads), at)
     scores = np.frombuffer(payload, np.float32, len(class_ids), at + class_ids.nbytes)
     whole_rows = np.frombuffer(payload, np.float32, offset=at + class_ids.nbytes + scores.nbytes)
     answers, end, whole_end = [], 0, 0
-    for number, started, inference_s, batch_size, k, *sizes in heads:
+    for number, started, inference_s, batch_size, energy, k, height, *sizes in heads:
         start, end = end, end + k
         parts: list[Floats | None] = [None] * len(sizes)
         for place, size in enumerate(sizes):
             if size:
                 parts[place] = whole_rows[whole_end : whole_end + size]
                 whole_end += size
-        row = Row(class_ids[start:end], scores[start:end], *parts)
+        features, logits, probabilities, activation = parts
+        if activation is not None:
+            activation = activation.reshape(height, -1)
+        row = Row(class_ids[start:end], scores[start:end], features, logits, probabilities, energy, activation)
         answers.append(Answer(number, started, inference_s, batch_size, row))
     return answers
 

@@ -86,7 +86,7 @@ class Refusing:
         self.callers.append(caller)
         return self.seconds
 
-    def _admit(self, count: int, deadline: float, stated: bool = False) -> None:
+    def _admit(self, count: int, deadline: float, stated: bool = False, explain: bool = False) -> None:
         if count > 1 or not self.admit_single:
             raise Overloaded("the answer would come too late", retry_after_s=self.retry_after_s)
 

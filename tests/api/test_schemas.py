@@ -60,7 +60,8 @@ def test_info(app_server: InProcess) -> None:
     answer = httpx2.get(f"{app_server.url}/v1/info")
     assert list(answer.json()) == [
         *("model", "architecture", "weights", "digest", "classes", "taxonomy", "dim", "engine", "device"),
-        *("device_name", "precision", "compilation", "preprocessing", "decode", "batching", "limits", "warning"),
+        *("device_name", "precision", "compilation", "preprocessing", "decode", "batching", "limits", "calibration"),
+        *("explain", "warning"),
     ]
     info = validated(Info, answer)
     assert (info.model, info.taxonomy, info.classes, info.dim) == (MODEL, True, 1000, 1280)

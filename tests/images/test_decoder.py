@@ -15,7 +15,7 @@ from PIL import Image
 from app import images, machine
 from app.decoding import ahead_of_queue
 from app.errors import DeadlineExceeded, Overloaded, TooManyPixels, UndecodableImage, UnsupportedMediaType
-from app.images import Crop, Preprocessing, decoder
+from app.images import Crop, Preprocessing, Size, decoder
 from app.images.decoder import Decoded, Decoder
 from app.images.sandbox import Sandbox, Task
 from tests.conftest import REPOSITORY
@@ -37,7 +37,7 @@ class Watch(Sandbox):
         self._held: list[Task] = []
         self._changed = threading.Condition()
 
-    def decode(self, task: Task) -> tuple[Crop, float]:
+    def decode(self, task: Task) -> tuple[Crop, Size, float]:
         with self._changed:
             self._held.append(task)
             self.peak = max(self.peak, len(self._held))
@@ -92,8 +92,9 @@ def settle(future: "Future[Decoded]") -> None:
 def test_cheap_picture_is_decoded_at_once(watch: Watch) -> None:
     header = (pictures := decoding(watch)).read(SMALL)
     assert not pictures.is_expensive(header)
-    crop = pictures.decode(header)
+    crop, size = pictures.decode(header)
     assert (crop.shape, crop.dtype) == ((224, 224, 3), np.uint8)
+    assert size == (header.width, header.height)
     assert not watch.peak
 
 
@@ -110,7 +111,7 @@ def test_photograph_of_12_megapixels_is_cheap(sandbox: Sandbox) -> None:
     pictures = decoding(sandbox)
     header = pictures.read(data)
     assert not pictures.is_expensive(header)
-    assert pictures.decode(header).shape == (224, 224, 3)
+    assert pictures.decode(header)[0].shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("data", [picture("AVIF"), picture("TIFF"), picture("WEBP", lossless=True)])

@@ -58,8 +58,9 @@ formats = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "AVIF", "WEBP"] + (["HEIF"] if i
 @pytest.mark.parametrize("format", formats)
 def test_crop_is_the_same_as_here(sandbox: Sandbox, format: str) -> None:
     made = task(picture(format, (300, 200)))
-    crop, seconds = sandbox.decode(made)
+    crop, size, seconds = sandbox.decode(made)
     assert np.array_equal(crop, images.decode(made.header, PRESET, True))
+    assert size == (300, 200)
     assert 0 < seconds < 60
 
 

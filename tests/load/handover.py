@@ -79,7 +79,7 @@ class SleepingEngine:
         time.sleep(next(seconds for bucket, seconds in self._seconds.items() if bucket >= len(images)))
         greys = np.array([image[0, 0, 0] for image in images], np.int64)
         scores = np.tile(np.linspace(0.5, 0.1, K, dtype=np.float32), (len(images), 1))
-        return Rows(greys[:, None] + np.arange(K), scores, np.ones(len(images), np.bool_))
+        return Rows(greys[:, None] + np.arange(K), scores, np.ones(len(images), np.bool_), scores[:, 0])
 
 
 class Clients(child.Child):
@@ -128,9 +128,9 @@ class Clients(child.Child):
                 self.exit_now(0)
 
     def _read(self, sock: socket.socket) -> None:
-        _, facts, slots, board = receive_welcome(sock)
-        queue = EngineQueue(sock, slots, board, facts, lambda: 0.0)
-        self._loop.call_soon_threadsafe(self._connected.set_result, (queue, slots.crop))
+        welcome = receive_welcome(sock)
+        queue = EngineQueue(sock, welcome.slots, welcome.board, welcome.facts, lambda: 0.0)
+        self._loop.call_soon_threadsafe(self._connected.set_result, (queue, welcome.slots.crop))
         queue.read()
 
 

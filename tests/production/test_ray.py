@@ -23,9 +23,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import loading
-from app.classifier import Classifier, Prediction
+from app.classifier import Classifier
 from app.engine import Want
 from app.errors import ModelError, NotReady
+from app.imagenet.predictions import Prediction
 from app.main import create_app
 from app.settings import Settings
 from tests.api.wire import Wire

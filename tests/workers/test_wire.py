@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from app.engine import Row, Want
+from app.engine.base import BEST
 from app.errors import DeadlineExceeded, Internal, NotReady, Overloaded, TopkError
 from app.workers import wire
 
@@ -34,10 +35,18 @@ def test_a_client_that_has_left() -> None:
     assert (kind, wire.read_left(content)) == (wire.LEFT, left)
 
 
+@pytest.mark.parametrize("explain", [None, BEST, 0, 21_999])
+def test_a_task_names_the_class_to_explain(explain: int | None) -> None:
+    task = wire.ImageTask(1, 2, False, Want(k=1, explain=explain), 5.0, 6.0, False, 7)
+    assert wire.read_tasks(payload(wire.tasks([task]))) == [task]
+
+
 @pytest.mark.parametrize("parts", [(), ("features",), ("logits", "probabilities"), ("features", "logits")])
 def test_an_answer(parts: tuple[str, ...]) -> None:
     rows = {part: np.arange(7, dtype=np.float32) + i for i, part in enumerate(parts)}
-    row = Row(np.array([3, 1], np.int64), np.array([0.5, 0.25], np.float32), **rows)
+    activation = np.arange(6, dtype=np.float32).reshape(2, 3) if parts else None
+    outputs = np.array([3, 1], np.int64), np.array([0.5, 0.25], np.float32)
+    row = Row(*outputs, **rows, energy=7.5, activation=activation)
     plain = Row(np.array([4], np.int64), np.array([0.75], np.float32))
     sent = [wire.Answer(8, 1.0, 0.5, 3, plain), wire.Answer(9, 1.5, 0.25, 4, row), wire.Answer(10, 2.0, 0.5, 3, row)]
     got = wire.read_answers(payload(wire.answers(sent)))

@@ -28,9 +28,10 @@ from app.api.schemas.errors import NAMED, errors
 from app.api.schemas.requests import CAT, Base64
 from app.api.service import Service
 from app.api.uploads import Uploads
-from app.classifier import Classifier, Prediction, Result
+from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import InvalidParameter, MalformedRequest, NotFound
+from app.imagenet.predictions import Prediction
 from app.settings import Settings
 
 NAME = "kserve-v1"

@@ -4,13 +4,24 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from app.api.explanation import Explanation
 from app.api.schemas.document import Responses
-from app.classifier import Prediction
+from app.imagenet.predictions import Prediction
 from app.imagenet.taxonomy import Scored
 from app.images import Preprocessing
 
 _PATH = "With `taxonomy=true`: the path in WordNet from the root to the best class, by the highest scores."
-_ANSWER = "With `taxonomy=true`: the most specific synset whose score reaches `confidence`."
+_ANSWER = (
+    "With `taxonomy=true`: the most specific synset whose score reaches `confidence`; with `coverage`, the most"
+    " specific synset that contains the whole `set`."
+)
+_SET = "With `coverage`: the prediction set, highest score first. It contains the true class with that probability."
+_TYPICALITY = (
+    "With `coverage` or `unknown`: the share of images, among those of the calibration and this one, that are at least"
+    " as unusual as this one."
+)
+_UNKNOWN = "With `unknown`: whether `typicality` is at most that."
+_EXPLANATION = "With `explain`: the map of the class."
 
 
 class PredictAnswer(BaseModel):
@@ -19,6 +30,10 @@ class PredictAnswer(BaseModel):
     predictions: list[Prediction] = Field(description="Highest score first.")
     taxonomy: list[Scored] | None = Field(None, description=_PATH)
     answer: Scored | None = Field(None, description=_ANSWER)
+    set: list[Prediction] | None = Field(None, description=_SET)
+    typicality: float | None = Field(None, description=_TYPICALITY)
+    unknown: bool | None = Field(None, description=_UNKNOWN)
+    explanation: Explanation | None = Field(None, description=_EXPLANATION)
 
 
 class ItemError(BaseModel):
@@ -31,6 +46,10 @@ class BatchItem(BaseModel):
     predictions: list[Prediction] | None = Field(None, description="Absent if the image failed.")
     taxonomy: list[Scored] | None = Field(None, description=_PATH)
     answer: Scored | None = Field(None, description=_ANSWER)
+    set: list[Prediction] | None = Field(None, description=_SET)
+    typicality: float | None = Field(None, description=_TYPICALITY)
+    unknown: bool | None = Field(None, description=_UNKNOWN)
+    explanation: Explanation | None = Field(None, description=_EXPLANATION)
     error: ItemError | None = Field(None, description="Absent if the image was classified.")
 
 
@@ -109,6 +128,16 @@ class Limits(BaseModel):
     request_timeout_ms: int = Field(examples=[10000])
 
 
+class Calibrated(BaseModel):
+    created: str = Field(description="Date and time.", examples=["2026-11-28T09:30:00+00:00"])
+    images: int = Field(description="Labelled images that it was measured on.", examples=[2000])
+    digest: str = Field(description="SHA-256 of the weights it was measured with.", examples=[f"sha256:{'0' * 64}"])
+    precision: str = Field(examples=["bfloat16"])
+    temperature: float = Field(description="Divisor of the logits before the softmax.", examples=[1.21])
+    most_coverage: float = Field(description="The largest `coverage` that so many images support.", examples=[0.9995])
+    least_unknown: float = Field(description="The smallest `unknown`.", examples=[0.0005])
+
+
 class Info(BaseModel):
     model: str = Field(examples=["resnet50"])
     architecture: str = Field(examples=["resnet50"])
@@ -142,6 +171,10 @@ class Info(BaseModel):
     decode: Decoding
     batching: Batching
     limits: Limits
+    calibration: Calibrated | None = Field(
+        None, description="What `coverage` and `unknown` rely on; null if the served precision is not calibrated."
+    )
+    explain: bool = Field(description="`explain` is supported.", examples=[True])
     warning: str | None = Field(None, description="A warning for the operator.")
 
 

@@ -1,0 +1,32 @@
+"""A class activation map as part of a response."""
+
+from dataclasses import dataclass
+
+from app.classifier import Result
+from app.engine.base import BEST
+from app.errors import Internal
+from app.images import Preprocessing
+from app.images.geometry import crop_box
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The class activation map of a class (Zhou et al. 2016, arXiv:1512.04150).
+
+    ``grid`` has the contribution of each part of the crop to the logit of the class, row by row: their mean plus the
+    bias of the class is the logit. ``box`` is the crop in the upright picture: left, top, right, bottom in pixels; None
+    if the client has sent the crop itself.
+    """
+
+    class_id: int
+    grid: list[list[float]]
+    box: list[float] | None
+
+
+def explanation(result: Result, class_id: int, preprocessing: Preprocessing) -> Explanation:
+    """The explanation of an image, whose map was wanted for ``class_id`` or ``BEST``."""
+    if result.row.activation is None:
+        raise Internal("the device returned no class activation map")
+    explained = int(result.row.class_ids[0]) if class_id == BEST else class_id
+    box = result.size and [round(edge, 1) for edge in crop_box(*result.size, preprocessing)]
+    return Explanation(explained, result.row.activation.round(4).tolist(), box)

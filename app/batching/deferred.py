@@ -1,0 +1,146 @@
+"""A queue whose device is loaded when the first job comes, on a thread of its own.
+
+A network that few requests need then takes neither memory nor time before one of them does.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from app.batching.backlog import Outlook
+from app.batching.costs import CostCurve
+from app.batching.job import Job, fail
+from app.batching.queue import BatchQueue
+from app.errors import NotReady
+
+log = structlog.get_logger(__name__)
+
+_RETRY_S = 30.0  # after a failed start
+
+
+class DeferredQueue:
+    """A ``Queue``. ``start`` loads the device and returns its queue, which serves; it may raise any exception.
+
+    Jobs that come before the end of ``start`` wait. If it fails, they fail too, and so do the jobs of the next
+    ``_RETRY_S``; the first one after that starts it again. ``changed`` is called when ``start`` has ended.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], BatchQueue],
+        changed: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._start = start
+        self._changed = changed
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting: list[Job] = []
+        self._thread: threading.Thread | None = None
+        self._queue: BatchQueue | None = None
+        self._retry_at = -math.inf
+        self._closed = False
+        self._abandoned: Exception | None = None
+        self._costs = CostCurve((1,))  # unknown before the start
+
+    @property
+    def costs(self) -> CostCurve:
+        return self._queue.costs if self._queue else self._costs
+
+    @property
+    def costs_alone(self) -> CostCurve:
+        return self._queue.costs_alone if self._queue else self._costs
+
+    def __len__(self) -> int:
+        return len(self._queue if self._queue is not None else self._waiting)
+
+    def predicted_wait(self) -> float:
+        """Seconds until a job that comes now is taken; 0 before the start."""
+        return self._queue.predicted_wait() if self._queue is not None else 0.0
+
+    def outlook(self) -> Outlook:
+        """The state of the queue; that of an idle device before the start."""
+        if self._queue is not None:
+            return self._queue.outlook()
+        return Outlook(self._clock(), 0.0, 0.0, 0, idle=True, fastest=0.0, patience=math.inf)
+
+    def admit(self, n: int, deadline: float, stated: bool = False) -> None:
+        """Raise Overloaded unless n more jobs are likely to be answered in time. Before the start, admit all."""
+        if self._queue is not None:
+            self._queue.admit(n, deadline, stated)
+
+    def put(self, *jobs: Job) -> None:
+        """Append jobs, and start the queue if that has not been done. From any thread.
+
+        Raises NotReady once the queue is closed, and for some time after a failed start; or the error of ``abandon``.
+        """
+        with self._lock:
+            if self._closed:
+                raise self._abandoned or NotReady("shutting down")
+            if self._queue is None:
+                self._wait_for_start(jobs)
+                return
+        self._queue.put(*jobs)
+
+    def forget(self, job: Job) -> None:
+        """Nobody waits for this job any more."""
+        if self._queue is not None:
+            self._queue.forget(job)
+
+    def running_s(self) -> float:
+        """Seconds that the device has taken so far for the longest running batch."""
+        return self._queue.running_s() if self._queue is not None else 0.0
+
+    def abandon(self, error: Exception) -> None:
+        """Settle all jobs with ``error`` and refuse further ones. From any thread."""
+        with self._lock:
+            self._closed, self._abandoned = True, error
+            waiting, self._waiting = self._waiting, []
+        fail(waiting, error)
+        if self._queue is not None:
+            self._queue.abandon(error)
+
+    def close(self) -> None:
+        """Refuse further jobs, and finish those that wait, even for the start. Blocks."""
+        with self._lock:
+            self._closed = True
+        if self._abandoned:
+            return
+        if self._thread:
+            self._thread.join()
+        if self._queue is not None:
+            self._queue.close()
+
+    def _wait_for_start(self, jobs: tuple[Job, ...]) -> None:
+        """Keep jobs until the queue has started. The caller holds the lock."""
+        if self._thread is None:
+            if self._clock() < self._retry_at:
+                raise NotReady("the network for explanations could not be loaded; retry later", _RETRY_S)
+            self._thread = threading.Thread(target=self._run_start, name="topk-explanations", daemon=True)
+            self._thread.start()
+        self._waiting += jobs
+
+    def _run_start(self) -> None:
+        try:
+            queue = self._start()
+        except Exception:
+            log.exception("the network for explanations could not be loaded")
+            with self._lock:
+                self._thread, self._retry_at = None, self._clock() + _RETRY_S
+                waiting, self._waiting = self._waiting, []
+            fail(waiting, NotReady("the network for explanations could not be loaded; retry later", _RETRY_S))
+        else:
+            self._serve(queue)
+        self._changed()
+
+    def _serve(self, queue: BatchQueue) -> None:
+        with self._lock:
+            if not self._abandoned:
+                queue.put(*[job for job in self._waiting if not job.gone])
+            self._waiting.clear()
+            self._queue = queue
+        if self._abandoned:
+            queue.abandon(self._abandoned)

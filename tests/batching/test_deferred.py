@@ -1,0 +1,129 @@
+"""A queue whose device is loaded by the first job."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from app.batching import BatchQueue, CostCurve, DeferredQueue
+from app.errors import DeviceLost, NotReady
+from tests.batching.jobs import answer, job, numbers
+
+WAIT_S = 30
+
+
+class Loading:
+    """Loads a device that doubles numbers, once ``gate`` is open. The first ``fails`` loads raise."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.loads = 0
+        self.changes = threading.Semaphore(0)
+        self.now = 0.0
+        self._fails = fails
+        self.queue = DeferredQueue(self._load, self.changes.release, lambda: self.now)
+
+    def _load(self) -> BatchQueue:
+        self.loads += 1
+        self.entered.release()
+        assert self.gate.wait(WAIT_S)
+        if self.loads <= self._fails:
+            raise RuntimeError("no memory")
+        queue = BatchQueue([numbers(lambda jobs: [2 * number for number in jobs])], CostCurve((1,)))
+        queue.start()
+        return queue
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 2 * WAIT_S))
+
+
+def test_nothing_is_loaded_before_the_first_job() -> None:
+    loading = Loading()
+    assert loading.queue.outlook().idle
+    assert (len(loading.queue), loading.queue.predicted_wait(), loading.queue.running_s()) == (0, 0.0, 0.0)
+    loading.queue.admit(1000, 0.0)
+    loading.queue.close()
+    assert loading.loads == 0
+
+
+def test_jobs_wait_for_the_one_load() -> None:
+    async def test() -> None:
+        loading = Loading()
+        jobs = [job(number) for number in range(5)]
+        for one in jobs:
+            loading.queue.put(one)
+        assert len(loading.queue) == 5
+        loading.gate.set()
+        assert [answer(await one.future) for one in jobs] == [0, 2, 4, 6, 8]
+        loading.queue.put(later := job(9))
+        assert answer(await later.future) == 18
+        assert loading.loads == 1
+        loading.queue.close()
+
+    run(test)
+
+
+def test_a_failed_load_fails_its_jobs_and_is_tried_again_later() -> None:
+    async def test() -> None:
+        loading = Loading(fails=1)
+        loading.gate.set()
+        loading.queue.put(first := job(1))
+        assert isinstance(answer(await first.future), NotReady)
+        assert loading.changes.acquire(timeout=WAIT_S)
+        with pytest.raises(NotReady, match="retry later"):
+            loading.queue.put(job(2))
+        loading.now = 31.0
+        loading.queue.put(third := job(3))
+        assert answer(await third.future) == 6
+        loading.queue.close()
+
+    run(test)
+
+
+def test_closing_finishes_what_waits_for_the_load() -> None:
+    async def test() -> None:
+        loading = Loading()
+        loading.queue.put(waiting := job(4))
+        assert loading.entered.acquire(timeout=WAIT_S)
+        closing = asyncio.create_task(asyncio.to_thread(loading.queue.close))
+        loading.gate.set()
+        assert answer(await waiting.future) == 8
+        await closing
+        with pytest.raises(NotReady, match="shutting down"):
+            loading.queue.put(job(5))
+
+    run(test)
+
+
+def test_abandoning_settles_what_waits_at_once() -> None:
+    async def test() -> None:
+        loading, error = Loading(), DeviceLost("gone")
+        loading.queue.put(waiting := job(4))
+        assert loading.entered.acquire(timeout=WAIT_S)
+        loading.queue.abandon(error)
+        assert answer(await waiting.future) is error
+        with pytest.raises(DeviceLost):
+            loading.queue.put(job(5))
+        loading.gate.set()
+        assert loading.changes.acquire(timeout=WAIT_S)
+        loading.queue.close()
+
+    run(test)
+
+
+def test_a_job_whose_client_has_left_is_not_run() -> None:
+    async def test() -> None:
+        loading = Loading()
+        loading.queue.put(gone := job(1))
+        loading.queue.put(stays := job(2))
+        gone.future.cancel()
+        loading.gate.set()
+        assert answer(await stays.future) == 4
+        assert gone.row is None
+        loading.queue.close()
+
+    run(test)
