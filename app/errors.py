@@ -166,6 +166,10 @@ class EvaluationError(TopkError):
     """`topk evaluate` cannot use the images, their labels or the service. Never sent to a client."""
 
 
+class CalibrationError(TopkError):
+    """`topk calibrate` cannot use the photographs or the options. Never sent to a client."""
+
+
 class TrainingError(TopkError):
     """`topk train` cannot use the folder or the options. Never sent to a client."""
 

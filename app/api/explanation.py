@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from app.classifier import Result
 from app.engine.base import BEST
 from app.errors import Internal
@@ -29,4 +31,4 @@ def explanation(result: Result, class_id: int, preprocessing: Preprocessing) -> 
         raise Internal("the device returned no class activation map")
     explained = int(result.row.class_ids[0]) if class_id == BEST else class_id
     box = result.size and [round(edge, 1) for edge in crop_box(*result.size, preprocessing)]
-    return Explanation(explained, result.row.activation.round(4).tolist(), box)
+    return Explanation(explained, result.row.activation.astype(np.float64).round(4).tolist(), box)

@@ -109,12 +109,14 @@ def load(folder: Path, identity: Identity) -> dict[str, Calibration]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     except (orjson.JSONDecodeError, ValidationError) as error:
-        raise ModelError(f"{path} is not a calibration: {_reason(error)}; run `topk calibrate` again") from error
+        raise ModelError(
+            f"{path} is not a calibration: {_reason(error)}; delete it, and run `topk calibrate` again"
+        ) from error
     for name, mine in asdict(identity).items():
         if getattr(file, name) != mine:
             raise ModelError(
-                f"{path} was measured with other {name} than those of this model; run `topk calibrate` again, or delete"
-                " the file"
+                f"{path} was measured with another {name} than this model's; delete the file, and run `topk calibrate`"
+                " again"
             )
     return {precision: stored.calibration() for precision, stored in file.precisions.items()}
 

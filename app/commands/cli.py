@@ -11,14 +11,33 @@ from typer.core import TyperGroup
 
 from app import __version__
 from app.commands.bench.command import bench
+from app.commands.calibrate.command import calibrate
 from app.commands.console import err, print_line
 from app.commands.evaluate.command import evaluate
 from app.commands.export import export
 from app.commands.models import models
-from app.commands.predict import predict
+from app.commands.predict.command import predict
 from app.commands.serve import serve
 from app.commands.train.command import train
-from app.errors import DeviceLost, EvaluationError, LoadTestError, ModelError, ReportError, TrainingError
+from app.errors import (
+    CalibrationError,
+    DeviceLost,
+    EvaluationError,
+    LoadTestError,
+    ModelError,
+    ReportError,
+    TrainingError,
+)
+
+_REPORTED = (
+    CalibrationError,
+    DeviceLost,
+    EvaluationError,
+    LoadTestError,
+    ModelError,
+    ReportError,
+    TrainingError,
+)
 
 
 class Commands(TyperGroup):
@@ -28,7 +47,7 @@ class Commands(TyperGroup):
         """Run a subcommand, then exit the process."""
         try:
             sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
-        except (DeviceLost, EvaluationError, LoadTestError, ModelError, ReportError, TrainingError) as error:
+        except _REPORTED as error:
             _fail(error.detail)
         except typer.TyperException as error:
             _fail(_usage_error(error))
@@ -40,7 +59,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # Rich takes [default: 5] for markup and truncates text in narrow columns
     help="POST an image, get the top-k ImageNet classes.",
 )
-for _command in (serve, predict, models, export, bench, evaluate, train):
+for _command in (serve, predict, models, export, bench, evaluate, calibrate, train):
     app.command()(_command)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "choose",
     "create",
     "device_errors",
+    "precisions",
 ]
 
 
@@ -43,6 +44,22 @@ def _accelerator() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def precisions(model: Model, engine: str, device: str) -> tuple[str, ...]:
+    """The precisions that an engine can serve a model in, without emulation, as ``choose`` returned it."""
+    if model.precision == "int8":
+        return ("int8",)
+    if engine == "openvino":
+        from app.models.openvino import native_precisions
+
+        return native_precisions()
+    models.require_torch("the engine torch")
+    from app.engine.torch import device_of, native_precision
+
+    found = device_of(device)
+    half = {native_precision(found)} if found.type == "cpu" else {"bfloat16", "float16"}
+    return ("float32", *sorted(half - {"float32"}))
 
 
 def create(model: Model, engine: str, device: str, precision: str, gpu_decode: bool = False) -> Engine:

@@ -74,22 +74,33 @@ def load(folder: Path) -> Model:
     has_ir = OPENVINO in description.files
     if has_ir:
         _verify(folder, description, OPENVINO, _OPENVINO_WEIGHTS)
-    network = description.files[_OPENVINO_WEIGHTS] if description.precision == "int8" else None
-    labels = tuple(Label(label, wnid) for label, wnid in description.labels)
-    identity = Identity.of(description.digest, labels, description.preprocessing, network)
     return Model(
         name=allowed_name(folder.resolve().name),
         architecture=description.architecture,
         weights=description.weights,
         digest=description.digest,
         preprocessing=description.preprocessing,
-        labels=labels,
+        labels=_labels(description),
         build=lambda: _build(folder, description),
         precision=description.precision,
         openvino=ir if has_ir else None,
         training=Training(description.parent, description.metrics or {}) if description.parent else None,
-        calibrations=stored.load(folder, identity),
+        calibrations=stored.load(folder, _identity(description)),
     )
+
+
+def identity(folder: Path) -> Identity:
+    """What a calibration of the model in a folder is bound to. Raises ModelError."""
+    return _identity(_read(folder))
+
+
+def _identity(description: Description) -> Identity:
+    network = description.files[_OPENVINO_WEIGHTS] if description.precision == "int8" else None
+    return Identity.of(description.digest, _labels(description), description.preprocessing, network)
+
+
+def _labels(description: Description) -> tuple[Label, ...]:
+    return tuple(Label(label, wnid) for label, wnid in description.labels)
 
 
 def check_target(folder: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_client_that_leaves_is_forgotten(explaining: Service) -> None:
         wire.head(EXPLAIN, f"Content-Length: {len(PHOTO)}", "Content-Type: image/jpeg")
         wire.send(PHOTO)
         wait_until(lambda: explaining.metric("topk_inflight_bytes") == len(PHOTO))
-        wire.close()
+        wire.socket.close()
         wait_until(lambda: explaining.metric("topk_images_total", outcome="abandoned") == before + 1)
     assert ask(explaining).status_code == 200
 

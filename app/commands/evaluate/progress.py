@@ -54,6 +54,10 @@ class EvaluationProgress:
         """A spinner to show while the model is loaded."""
         return self._console.status("loading the model")
 
+    def writing(self) -> AbstractContextManager[Any]:
+        """A spinner to show while the result is written."""
+        return self._console.status("writing the model folder")
+
     def begin(self, name: str, total: int) -> None:
         """Start the bar of another run."""
         self._name, self._task = name, None
