@@ -19,6 +19,7 @@ import structlog
 from app.batching import Image, Job, Queue, Wait, fail
 from app.calibration import Calibration, Promise
 from app.decoding import DecodeThreads
+from app.drift import Observer
 from app.engine.base import Facts, Floats, Jpeg, Row, Want
 from app.errors import (
     BadImage,
@@ -159,14 +160,22 @@ class Waiter:
 class Classifier:
     """Classifies images with the served model, if any. For one event loop; other threads only where stated.
 
-    ``readiness`` is shared with the process that the classifier serves in.
+    ``readiness`` is shared with the process that the classifier serves in. ``observer`` observes all answers of a
+    service; commands have none.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics | None = None, readiness: Readiness | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics | None = None,
+        readiness: Readiness | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = metrics or Metrics()
         self.readiness = readiness or Readiness()
         self.sandbox = Sandbox()
+        self._observer = observer
         self._served: Served | None = None
         self._closing = threading.Lock()
         self._settled = threading.Condition()  # notified when an image has its outcome
@@ -228,6 +237,8 @@ class Classifier:
                     self._settled.wait_for(lambda: not self._in_flight, patience)
                 self.served.close()
             self.sandbox.close()
+            if self._observer:
+                self._observer.close()
 
     def admit(self, count: int, deadline: float, stated: bool = False, explain: bool = False) -> None:
         """Raise Overloaded if so many images would miss the ``deadline``, in seconds of ``time.monotonic``.
@@ -287,6 +298,9 @@ class Classifier:
             self._count(_outcome(error))
             raise
         self._count("accepted")
+        if self._observer:
+            served = self.served
+            self._observer.observe(image, result.row, served.model, served.taxonomy, served.calibration)
         self.metrics.decode_seconds.observe(result.timing.decode)
         self.metrics.queue_seconds.observe(result.timing.queue)
         return result

@@ -20,6 +20,7 @@ from app.api.refusals import Delays, Refusals
 from app.api.service import Service
 from app.api.uploads import Uploads
 from app.classifier import Classifier
+from app.drift import Observer
 from app.errors import ModelError, TopkError
 from app.readiness import Readiness
 from app.settings import Settings
@@ -49,14 +50,15 @@ def create_app(
     ``load`` replaces ``start_loading``. It is called at start-up, on the event loop.
     ``exposition`` renders the metrics, if they are not those of this app alone.
 
-    Raises ModelError if the file of API keys cannot be read, or if traces cannot be exported.
+    Raises ModelError if the file of API keys cannot be read, if traces cannot be exported, or if samples cannot be
+    stored.
     """
     if settings is None:
         unknown_names(environment())  # a misspelt name of the API keys must not open the service
         settings = Settings()
     metrics = Metrics()
     state = readiness or Readiness()
-    classifier = Classifier(settings, metrics, state)
+    classifier = Classifier(settings, metrics, state, Observer(settings, metrics))
     uploads = Uploads(settings, classifier.predicted_wait)
     delays = Delays(state)
     traces = _traces(settings)

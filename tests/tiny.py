@@ -7,11 +7,14 @@ import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from app import __version__
+from app.calibration import Calibration, stored
+from app.calibration.conformal import Regularisation
 from app.imagenet.labels import imagenet1k
 from app.images import Preprocessing
 from app.models import download, folder
@@ -21,22 +24,48 @@ ops = ov.opset13
 
 NAME = "tiny"
 DIM = 8
+PRECISIONS = ("float32", "bfloat16", "float16")
 PREPROCESSING = Preprocessing(256, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # as efficientnet_lite0's
 
 
 @functools.cache
 def model() -> tuple[str, str]:
     """The options of ``topk`` that name it. The processes of a test run share one folder."""
+    return "--model", str(_made(NAME, write))
+
+
+@functools.cache
+def calibrated() -> tuple[str, str]:
+    """The options that name a copy with a calibration of 200 made-up images."""
+    return "--model", str(_made(f"{NAME}-calibrated", _write_calibrated))
+
+
+def calibrate(path: Path, *precisions: str, energy: float = 0.0, images: int = 200) -> Calibration:
+    """Write a calibration into a copy of the folder: made-up scores, and energies around ``energy``."""
+    random = np.random.default_rng(0)
+    scores, energies = random.uniform(0.3, 1.3, images), random.normal(energy, 20, images)
+    made = Calibration("2026-11-28T09:30:00+00:00", 1.5, Regularisation(0.1, 1), np.sort(scores), np.sort(energies))
+    stored.write(path, folder.identity(path), dict.fromkeys(precisions or PRECISIONS, made))
+    return made
+
+
+def _write_calibrated(path: Path) -> None:
+    write(path)
+    calibrate(path, energy=60.0)
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of the run's cache, made by the first process that needs it."""
     cache = Path(os.environ["TOPK_CACHE_DIR"])
-    made = cache / NAME
+    made = cache / name
     if not made.exists():
-        new = Path(tempfile.mkdtemp(dir=cache, prefix=NAME))
-        write(new)
+        new = Path(tempfile.mkdtemp(dir=cache, prefix=name))
+        make(new)
         try:
             new.rename(made)
         except OSError:  # another process was faster
             shutil.rmtree(new)
-    return "--model", str(made)
+    return made
 
 
 def network() -> ov.Model:

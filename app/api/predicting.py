@@ -1,26 +1,36 @@
 """A prediction: the options that the model supports, what the device computes for them, and how it is written."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from app.api.classify import top
 from app.api.excerpts import shown
-from app.api.explanation import explanation
+from app.api.explanation import Explanation, explanation
 from app.api.options import PredictOptions
 from app.calibration import Promise, promise
 from app.classifier import Classifier, Result
 from app.engine.base import BEST, Row, Want
 from app.errors import Internal, InvalidParameter
+from app.imagenet.predictions import Prediction
 from app.imagenet.taxonomy import answer_confidence
 
 Members = dict[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """A prediction set, the typicality, and whether the image is unknown; None for what is not wanted."""
+
+    set: list[Prediction] | None = None
+    typicality: float | None = None
+    unknown: bool | None = None
+
+
 class Predicting:
     """What a prediction computes, and how it is written. Raises InvalidParameter.
 
-    ``sets``: the answer has a prediction set.
+    ``sets``: the answer has a prediction set. ``promise`` is what the calibration is asked for, if anything.
     """
 
     def __init__(self, classifier: Classifier, options: PredictOptions) -> None:
@@ -30,7 +40,7 @@ class Predicting:
         self.sets = options.coverage is not None
         try:
             self._confidence = answer_confidence(bool(options.taxonomy), options.confidence)
-            self._promise = _promise(classifier, options)
+            self.promise = _promise(classifier, options)
         except ValueError as error:
             raise InvalidParameter(str(error)) from None
         if self.sets and options.confidence is not None:
@@ -44,27 +54,35 @@ class Predicting:
 
     def write(self, result: Result) -> Members:
         """One image's members."""
-        row, promised = result.row, self._promise
-        members: Members = {"predictions": self._classifier.predictions(row, self._min_score)}
-        classes = None
-        if promised:
-            found = self._classifier.prediction_set(row, promised)
-            if found is not None:
-                members["set"], classes = found, [one.class_id for one in found]
-            members["typicality"] = typicality = promised.calibration.typicality(row.energy)
-            if (unknown := promised.is_unknown(typicality)) is not None:
-                members["unknown"] = unknown
+        answer = self.answer(result)
+        members: Members = {"predictions": self._classifier.predictions(result.row, self._min_score)}
+        for name in ("set", "typicality", "unknown"):
+            if (value := getattr(answer, name)) is not None:
+                members[name] = value
         if self._confidence is not None:
-            members |= self._placing(row, self._confidence, classes)
+            members |= self._placing(result.row, self._confidence, answer.set)
         if self.want.explain is not None:
-            members["explanation"] = explanation(result, self.want.explain, self._classifier.model.preprocessing)
+            members["explanation"] = self.explanation(result)
         return members
 
-    def _placing(self, row: Row, confidence: float, classes: list[int] | None) -> Members:
+    def answer(self, result: Result) -> Promised:
+        """What the calibration promises of one image."""
+        if self.promise is None:
+            return Promised()
+        typicality = self.promise.calibration.typicality(result.row.energy)
+        found = self._classifier.prediction_set(result.row, self.promise)
+        return Promised(found, typicality, self.promise.is_unknown(typicality))
+
+    def explanation(self, result: Result) -> Explanation:
+        """The explanation of one image. ``want`` has one."""
+        assert self.want.explain is not None
+        return explanation(result, self.want.explain, self._classifier.model.preprocessing)
+
+    def _placing(self, row: Row, confidence: float, found: list[Prediction] | None) -> Members:
         """The path and the answer in WordNet; that of a prediction set, if there is one."""
         if self._classifier.taxonomy is None or row.probabilities is None:
             raise Internal("the device returned no probabilities")
-        inside = None if classes is None else np.array(classes, np.int64)
+        inside = None if found is None else np.array([one.class_id for one in found])
         return asdict(self._classifier.taxonomy.placing(row.probabilities, confidence, inside))
 
 

@@ -199,6 +199,15 @@ class Settings(BaseSettings):
         ge=0,
         description="Milliseconds that the socket stays open after SIGTERM. Default: 5000, or 0 on a terminal.",
     )
+    sample_dir: Path | None = Field(
+        None,
+        description="Folder in which the least certain images are stored with their answers. They are your users'"
+        " pictures: see docs/security.md. Default: none are stored.",
+    )
+    sample_rate: float = Field(
+        0.01, ge=0, le=1, description="Share of the images to store in `TOPK_SAMPLE_DIR`: those with the lowest scores."
+    )
+    sample_bytes: int = Field(1024 * MIB, ge=1, description="Maximum size of `TOPK_SAMPLE_DIR` in bytes.")
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="`auto` is text on a terminal and JSON elsewhere."
     )

@@ -55,6 +55,7 @@ class Inputs:
     k: int
     function: str
     place: str = ""
+    sets: bool = False
 
     def want(self, classifier: Classifier) -> Want:
         return Want(min(self.k, len(classifier.model.labels)), logits=self.function != "softmax")

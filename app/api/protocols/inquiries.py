@@ -30,6 +30,7 @@ class ImageInquiry:
     write: Callable[[Classifier, Result], object]
     k: int | None = None
     place: str = ""
+    sets: bool = False
 
     def want(self, classifier: Classifier) -> Want:
         return top(classifier, self.k)
@@ -79,7 +80,7 @@ async def _results(request: Request, classifier: Classifier, received: Received[
         if isinstance(image.content, TopkError):
             raise _at(inquiry, number, image.content)
     results = []
-    outcomes = await classify(request, received, inquiry.images, inquiry.want(classifier))
+    outcomes = await classify(request, received, inquiry.images, inquiry.want(classifier), inquiry.sets)
     for number, outcome in enumerate(outcomes):
         if isinstance(outcome, TopkError):
             raise _at(inquiry, number, outcome)

@@ -127,6 +127,7 @@ class Instances:
     columnar: bool
     k: int | None
     min_score: float
+    sets: bool = False
 
     def want(self, classifier: Classifier) -> Want:
         return top(classifier, self.k)
@@ -152,6 +153,7 @@ class TensorFlowExamples:
 
     images: list[Upload]
     place: str = "examples"
+    sets: bool = False
 
     def want(self, classifier: Classifier) -> Want:
         return top(classifier)

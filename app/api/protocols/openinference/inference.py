@@ -1,5 +1,6 @@
 """Requests and responses of an inference: JSON, binary tensors, and the classification extension."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +12,10 @@ from app.api.answers import as_json
 from app.api.documents import Body, loads
 from app.api.excerpts import shown
 from app.api.forms import Upload
+from app.api.options import PredictOptions
+from app.api.predicting import Predicting
 from app.api.protocols.members import members, whole_number
+from app.api.protocols.openinference.extras import Values, extras, options
 from app.api.protocols.openinference.schemas import ID_CHARACTERS, OUTPUTS
 from app.api.protocols.openinference.tensors import LENGTH, images_of
 from app.api.protocols.protocol import VERSION
@@ -20,6 +24,8 @@ from app.classifier import Classifier, Result
 from app.engine import Want
 from app.errors import Internal, InvalidParameter, MalformedRequest
 
+Tensor = list[str] | Values
+_DATATYPES = {"float32": "FP32", "int64": "INT64", "bool": "BOOL"}
 BINARY_HEADER = "Inference-Header-Content-Length"
 _PREFIX = 64  # bytes that are enough to recognise JSON
 _JSON_NUMBERS = 2**20  # parsing as many holds the interpreter for a tenth of a second
@@ -52,25 +58,29 @@ class Inference:
     place: str = "image"
     id: str | None = None
     outputs: list[Output] = field(default_factory=lambda: [Output()])
+    options: PredictOptions | None = None
+    binary: bool = False
+
+    @property
+    def sets(self) -> bool:
+        return self.options is not None and self.options.coverage is not None
 
     def want(self, classifier: Classifier) -> Want:
-        k = max((output.k or 0 for output in self.outputs), default=0)
+        k = max((output.k or 1 for output in self.outputs), default=1)
+        extra = Predicting(classifier, self.options).want if self.options else Want()
         return Want(
             k=min(k, len(classifier.model.labels)),
             logits=any(output.name == "logits" for output in self.outputs),
-            probabilities=any(output.name == "scores" and output.k is None for output in self.outputs),
+            probabilities=self.sets or any(output.name == "scores" and output.k is None for output in self.outputs),
+            explain=extra.explain,
         )
 
     def answer(self, classifier: Classifier, results: list[Result]) -> Response:
         described, tails = [], []
-        for output in self.outputs:
-            shape, values = output.tensor(classifier, results)
-            entry: dict[str, object] = {
-                "name": output.name,
-                "datatype": "BYTES" if isinstance(values, list) else "FP32",
-                "shape": shape,
-            }
-            if output.binary:
+        for name, binary, shape, values in self._tensors(classifier, results):
+            datatype = "BYTES" if isinstance(values, list) else _DATATYPES[values.dtype.name]
+            entry: dict[str, object] = {"name": name, "datatype": datatype, "shape": shape}
+            if binary:
                 tails.append(_packed(values))
                 entry["parameters"] = {"binary_data_size": len(tails[-1])}
             else:
@@ -86,6 +96,14 @@ class Inference:
             headers={BINARY_HEADER: str(len(head))},
             media_type="application/octet-stream",
         )
+
+    def _tensors(self, classifier: Classifier, results: list[Result]) -> Iterator[tuple[str, bool, list[int], Tensor]]:
+        """Name, whether it is binary, shape and values of each output: the requested ones, then the further ones."""
+        for output in self.outputs:
+            yield (output.name, output.binary, *output.tensor(classifier, results))
+        if self.options:
+            for extra in extras(classifier, Predicting(classifier, self.options), results):
+                yield extra.name, self.binary, extra.shape, extra.values
 
 
 def read(content: Body, header_length: str | None, binary: bool, uploads: Uploads, crop: int) -> Inference:
@@ -110,10 +128,11 @@ def read(content: Body, header_length: str | None, binary: bool, uploads: Upload
     given = document.get("id")
     if given is not None and not (isinstance(given, str) and len(given) <= ID_CHARACTERS):
         raise MalformedRequest(f"id must be a string of at most {ID_CHARACTERS} characters")
-    as_binary = members(document.get("parameters"), "parameters").get("binary_data_output") is True
+    parameters = members(document.get("parameters"), "parameters")
+    as_binary = parameters.get("binary_data_output") is True
     outputs = _outputs(document.get("outputs"), as_binary)
     images = images_of(document.get("inputs"), memoryview(content)[length:], uploads, crop)
-    return Inference(images, id=given, outputs=outputs)
+    return Inference(images, id=given, outputs=outputs, options=options(parameters), binary=as_binary)
 
 
 def _header_length(given: str | None, most: int) -> int:
@@ -165,9 +184,9 @@ def _classes(classifier: Classifier, result: Result, name: str, k: int) -> list[
     return [f"{value:f}:{i}:{labels[i].label}" for i, value in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
-def _packed(values: list[str] | npt.NDArray[np.float32]) -> bytes:
+def _packed(values: Tensor) -> bytes:
     """A tensor as binary data."""
     if not isinstance(values, list):
-        return values.astype("<f4").tobytes()
+        return values.astype(values.dtype.newbyteorder("<")).tobytes()
     elements = [value.encode() for value in values]
     return b"".join(LENGTH.pack(len(element)) + element for element in elements)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from app import __version__
+from app.api.options import Explain
 from app.api.protocols.members import MOST
 from app.api.protocols.openinference.tensors import DIMENSIONS
 from app.api.protocols.protocol import VERSION
@@ -58,6 +59,11 @@ class InputTensor(BaseModel):
 
 class RequestParameters(BaseModel):
     binary_data_output: bool = False
+    coverage: float | None = Field(None, gt=0, lt=1, description="Add the outputs `set` and `typicality`.")
+    unknown: float | None = Field(None, gt=0, lt=1, description="Add the outputs `unknown` and `typicality`.")
+    explain: Explain | None = Field(
+        None, description="Add the outputs `explanation`, `explanation_class` and `explanation_box`."
+    )
 
 
 class OutputParameters(BaseModel):
@@ -80,10 +86,12 @@ class InferRequest(BaseModel):
 
 
 class OutputTensor(BaseModel):
-    name: Literal["scores", "logits"]
-    datatype: Literal["BYTES", "FP32"]
+    name: Literal[
+        "scores", "logits", "set", "typicality", "unknown", "explanation", "explanation_class", "explanation_box"
+    ]
+    datatype: Literal["BYTES", "FP32", "INT64", "BOOL"]
     shape: list[int]
-    data: list[float | str] = Field([], description="Absent if the output is binary.")
+    data: list[float | str | bool] = Field([], description="Absent if the output is binary.")
     parameters: dict[str, int] = Field({}, description="`binary_data_size` of a binary output.")
 
 

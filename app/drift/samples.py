@@ -1,0 +1,181 @@
+"""Stores the least certain images with their answers, in the layout that ``topk train`` and ``topk evaluate`` read.
+
+Each image is ``CLASS/SHA-256.SUFFIX`` in the folder of the class that the model predicts. Its answer is a line of
+``answers.jsonl``. A thread writes; the event loop only decides which images are stored.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import queue
+import re
+import threading
+from bisect import bisect_left, insort
+from collections import deque
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import orjson
+import structlog
+
+from app.engine.base import Row
+from app.errors import ModelError
+from app.imagenet.predictions import Prediction, labelled
+from app.images import sniff
+from app.models.model import Model
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+ANSWERS = "answers.jsonl"
+
+_WINDOW = 1000  # recent images among which one is uncertain
+_WAITING = 32  # images that wait to be written
+_K = 5
+_WNID = re.compile("n[0-9]{8}")
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
+
+
+class Sample(NamedTuple):
+    """An image file and its best classes."""
+
+    data: bytes
+    model: str
+    predictions: list[Prediction]
+
+
+class Certainties:
+    """The top scores of recent images. An image is uncertain if its score is in the lowest ``rate`` of them."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    def is_uncertain(self, score: float) -> bool:
+        """Add the score of an image. Whether it is uncertain."""
+        if len(self._recent) == _WINDOW:
+            self._sorted.pop(bisect_left(self._sorted, self._recent.popleft()))
+        self._recent.append(score)
+        insort(self._sorted, score)
+        least = math.ceil(self._rate * len(self._sorted))
+        return least > 0 and score <= self._sorted[least - 1]
+
+
+class Samples:
+    """A folder of at most ``most`` bytes. Several processes may share it. Raises ModelError if it cannot be written."""
+
+    def __init__(self, folder: Path, rate: float, most: int, metrics: Metrics) -> None:
+        self._folder = folder
+        self._most = most
+        self._metrics = metrics
+        self._certainties = Certainties(rate)
+        self._queue: queue.Queue[Sample | None] = queue.Queue(_WAITING)
+        self._told = False
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (folder / ANSWERS).open("ab"):
+                os.chmod(folder / ANSWERS, 0o600)
+            self._bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        except OSError as error:
+            raise ModelError(f"TOPK_SAMPLE_DIR: {folder} cannot be written: {error.strerror or error}") from error
+        self._thread = threading.Thread(target=self._write_all, name="topk-samples", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of(cls, settings: Settings, metrics: Metrics) -> Self | None:
+        """None unless the operator wants samples."""
+        if settings.sample_dir is None:
+            return None
+        return cls(settings.sample_dir.expanduser(), settings.sample_rate, settings.sample_bytes, metrics)
+
+    def offer(self, data: bytes, score: float, row: Row, model: Model) -> None:
+        """Store an image if it is uncertain. It is dropped if many wait. On the event loop."""
+        if not self._certainties.is_uncertain(score):
+            return
+        predictions = labelled(model.labels, row.class_ids[:_K], row.scores[:_K])
+        try:
+            self._queue.put_nowait(Sample(data, model.name, predictions))
+        except queue.Full:
+            self._count("dropped")
+
+    def close(self) -> None:
+        """Write what waits. Blocks."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _write_all(self) -> None:
+        for sample in iter(self._queue.get, None):
+            try:
+                self._count("stored" if self._write(sample) else "dropped")
+            except OSError as error:
+                self._count("dropped")
+                self._tell("a sample could not be stored", reason=error.strerror or str(error))
+
+    def _write(self, sample: Sample) -> bool:
+        """Store a sample; False if there is no room, or if it is there already."""
+        name = f"{hashlib.sha256(sample.data).hexdigest()}.{suffix(sample.data)}"
+        path = self._folder / class_folder(sample.predictions[0]) / name
+        line = _answer(path.relative_to(self._folder), sample)
+        if path.exists():
+            return False
+        if self._bytes + len(sample.data) + len(line) > self._most:
+            self._tell("no more samples are stored: TOPK_SAMPLE_BYTES is reached", folder=str(self._folder))
+            return False
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_new(path, sample.data)
+        with (self._folder / ANSWERS).open("ab") as answers:
+            answers.write(line)
+        self._bytes += len(sample.data) + len(line)
+        return True
+
+    def _tell(self, event: str, **about: str) -> None:
+        """Log a warning, once."""
+        if not self._told:
+            self._told = True
+            log.warning(event, **about)
+
+    def _count(self, outcome: str) -> None:
+        self._metrics.samples.labels(outcome).inc()
+
+
+def class_folder(prediction: Prediction) -> str:
+    """The folder of a class: its wnid, or else its number. Other labels may not be the name of a folder."""
+    wnid = prediction.wnid or ""
+    return wnid if _WNID.fullmatch(wnid) else str(prediction.class_id)
+
+
+def suffix(data: bytes) -> str:
+    """The usual suffix of an image file's format."""
+    format = sniff(data) or "bin"
+    return _SUFFIXES.get(format, format.lower())
+
+
+def _answer(path: Path, sample: Sample) -> bytes:
+    """A line of ``answers.jsonl``. It is appended in one call, so that lines of several processes do not mix."""
+    return orjson.dumps(
+        {
+            "file": str(path),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": sample.model,
+            "predictions": [asdict(prediction) for prediction in sample.predictions],
+        },
+        option=orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file under another name first, so that nobody reads a part of it."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+        new.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise

@@ -1,0 +1,166 @@
+"""The samples of the least certain images, on disk."""
+
+import json
+import stat
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from app.commands.evaluate.read import find, match
+from app.drift.samples import ANSWERS, Certainties, Samples, class_folder, suffix
+from app.engine.base import Row
+from app.errors import ModelError
+from app.imagenet.labels import imagenet1k
+from app.imagenet.predictions import Prediction
+from app.models import folder
+from app.models.model import Model
+from app.telemetry.metrics import Metrics
+from tests import tiny
+from tests.conftest import CAT
+from tests.hostile import encode
+from tests.images.test_pillow import sharp as picture
+
+PHOTO = CAT.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return folder.load(Path(tiny.model()[1]))
+
+
+def row(class_id: int = 285, score: float = 0.4) -> Row:
+    return Row(np.array([class_id, 281]), np.array([score, 0.1], np.float32))
+
+
+def stored(metrics: Metrics, outcome: str = "stored") -> float:
+    return metrics.registry.get_sample_value("topk_samples_total", {"outcome": outcome}) or 0.0
+
+
+def test_the_lowest_scores_of_the_recent_images_are_uncertain() -> None:
+    certainties = Certainties(0.1)
+    for score in np.linspace(0.3, 1, 999):
+        certainties.is_uncertain(float(score))
+    assert certainties.is_uncertain(0.2)
+    assert certainties.is_uncertain(0.35)
+    assert not certainties.is_uncertain(0.5)
+
+
+def test_old_images_no_longer_count() -> None:
+    certainties = Certainties(0.01)
+    for _ in range(1000):
+        certainties.is_uncertain(0.1)
+    for _ in range(1000):
+        certainties.is_uncertain(0.9)
+    assert certainties.is_uncertain(0.5)
+
+
+@pytest.mark.parametrize(("rate", "stores"), [(0.0, False), (1.0, True), (1e-9, True)])
+def test_the_rate_may_be_anything_from_0_to_1(rate: float, stores: bool) -> None:
+    assert Certainties(rate).is_uncertain(0.5) == stores
+
+
+def test_a_sample_is_what_evaluate_and_train_read(tmp_path: Path, model: Model) -> None:
+    samples = Samples(tmp_path / "new", 1.0, 10**9, metrics := Metrics())
+    samples.offer(PHOTO, 0.4, row(), model)
+    samples.offer(encode(picture((40, 30)), "PNG"), 0.3, row(281), model)
+    samples.close()
+    found = match(find(tmp_path / "new"), imagenet1k())
+    assert found.truth.tolist() == [281, 285]
+    assert [file.suffix for file in found.files] == [".png", ".jpg"]
+    assert found.files[1].read_bytes() == PHOTO
+    assert stored(metrics) == 2
+
+
+def test_the_answers_are_beside_the_samples(tmp_path: Path, model: Model) -> None:
+    samples = Samples(tmp_path, 1.0, 10**9, Metrics())
+    samples.offer(PHOTO, 0.4, row(), model)
+    samples.close()
+    [line] = (tmp_path / ANSWERS).read_text().splitlines()
+    answer = json.loads(line)
+    assert (tmp_path / answer["file"]).read_bytes() == PHOTO
+    assert [p["class_id"] for p in answer["predictions"]] == [285, 281]
+    assert answer["model"] == model.name
+
+
+def test_only_the_owner_can_read_them(tmp_path: Path, model: Model) -> None:
+    samples = Samples(tmp_path / "new", 1.0, 10**9, Metrics())
+    samples.offer(PHOTO, 0.4, row(), model)
+    samples.close()
+    paths = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_dir()} == {0o700}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths if path.is_file()} == {0o600}
+
+
+def test_the_folder_stays_below_its_limit_also_after_a_restart(tmp_path: Path, model: Model) -> None:
+    with capture_logs() as logs:
+        for _ in range(2):
+            samples = Samples(tmp_path, 1.0, len(PHOTO) + 2000, metrics := Metrics())
+            samples.offer(PHOTO, 0.4, row(), model)
+            samples.offer(PHOTO + b"\0" * 3000, 0.4, row(), model)
+            samples.offer(PHOTO + b"\1" * 3000, 0.4, row(), model)
+            samples.close()
+    assert len(list(tmp_path.rglob("*.jpg"))) == 1
+    assert stored(metrics, "dropped") == 3
+    assert len(logs) == 2
+
+
+def test_an_image_is_stored_once(tmp_path: Path, model: Model) -> None:
+    samples = Samples(tmp_path, 1.0, 10**9, Metrics())
+    for _ in range(3):
+        samples.offer(PHOTO, 0.4, row(), model)
+    samples.close()
+    assert len((tmp_path / ANSWERS).read_text().splitlines()) == 1
+
+
+def test_several_processes_share_a_folder(tmp_path: Path, model: Model) -> None:
+    several = [Samples(tmp_path, 1.0, 10**9, Metrics()) for _ in range(4)]
+    images = [[PHOTO + bytes([place, number]) for number in range(20)] for place in range(4)]
+
+    def offer(samples: Samples, own: list[bytes]) -> None:
+        for image in own:
+            samples.offer(image, 0.4, row(), model)
+
+    threads = [threading.Thread(target=offer, args=pair) for pair in zip(several, images, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for samples in several:
+        samples.close()
+    lines = (tmp_path / ANSWERS).read_text().splitlines()
+    assert len(lines) == len(list(tmp_path.rglob("*.jpg")))
+    assert all((tmp_path / json.loads(line)["file"]).exists() for line in lines)
+
+
+@pytest.mark.parametrize("wnid", ["../outside", "n0212407", "n02124075/..", "/etc", "", None])
+def test_a_label_never_leads_out_of_the_folder(wnid: str | None) -> None:
+    assert class_folder(Prediction(7, wnid, "../../label", 0.5)) == "7"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="TOPK_SAMPLE_DIR"):
+        Samples(tmp_path / "file" / "below", 1.0, 10**9, Metrics())
+
+
+def test_a_write_that_fails_is_told_once_and_loses_no_request(tmp_path: Path, model: Model) -> None:
+    samples = Samples(tmp_path, 1.0, 10**9, metrics := Metrics())
+    (tmp_path / "n02124075").touch()  # where the folder of the class should be
+    with capture_logs() as logs:
+        samples.offer(PHOTO, 0.4, row(), model)
+        samples.offer(PHOTO + b"\0", 0.4, row(), model)
+        samples.close()
+    assert [entry["event"] for entry in logs] == ["a sample could not be stored"]
+    assert stored(metrics, "dropped") == 2
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_a_sample_has_a_suffix_that_the_commands_know(tmp_path: Path, format: str) -> None:
+    from app.images.files import find_images
+
+    data = encode(picture((40, 30)), format)
+    (tmp_path / f"image.{suffix(data)}").write_bytes(data)
+    assert len(find_images(tmp_path).paths) == 1
