@@ -68,8 +68,8 @@ def _made(name: str, make: Callable[[Path], None]) -> Path:
     return made
 
 
-def network() -> ov.Model:
-    """From grey levels, float32 [n, 224, 224, 3], to ``features`` and ``logits``."""
+def network(hidden: bool = False) -> ov.Model:
+    """From grey levels, float32 [n, 224, 224, 3], to ``features`` and ``logits``. ``hidden``: with a layer between."""
     random = np.random.default_rng(0)
 
     def weights(*shape: int) -> ov.Node:
@@ -81,6 +81,8 @@ def network() -> ov.Model:
     for kernels in (weights(DIM, 3, 3, 3), weights(DIM, DIM, 3, 3)):
         small = ops.relu(ops.convolution(small, kernels, [2, 2], [1, 1], [1, 1], [1, 1]))
     features = ops.reduce_mean(small, np.array([2, 3]), keep_dims=False)
+    if hidden:
+        features = ops.relu(ops.matmul(features, weights(DIM, DIM), transpose_a=False, transpose_b=False))
     logits = ops.matmul(features, weights(DIM, len(imagenet1k())), transpose_a=False, transpose_b=False)
     made = ov.Model([ops.result(features), ops.result(logits)], [pixels], NAME)
     for output, name in zip(made.outputs, ("features", "logits"), strict=True):
@@ -88,9 +90,9 @@ def network() -> ov.Model:
     return made
 
 
-def write(path: Path) -> None:
-    """Write the folder as ``topk export`` does."""
-    ov.save_model(network(), path / folder.OPENVINO, compress_to_fp16=False)
+def write(path: Path, made: ov.Model | None = None) -> None:
+    """Write the folder as ``topk export`` does, with this network."""
+    ov.save_model(made or network(), path / folder.OPENVINO, compress_to_fp16=False)
     files = {file.name: download.sha256(file) for file in path.iterdir()}
     description = folder.Description(
         format=folder.FORMAT,

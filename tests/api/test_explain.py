@@ -1,0 +1,145 @@
+"""``explain`` over HTTP, with the tiny model."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import images
+from app.images.geometry import crop_box
+from tests import tiny
+from tests.api.wire import multipart
+from tests.conftest import CAT, Server
+from tests.hostile import encode
+from tests.images.test_pillow import sharp as picture
+
+PHOTO = CAT.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server(*tiny.model(), "--precision", "float32")
+    server.wait_for("ready")
+    yield server
+    assert server.stop() == 0
+
+
+def ask(server: Server, query: str = "explain=true", **form: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}/v1/predict?{query}", timeout=60, **(form or {"content": PHOTO}))
+
+
+def explained(answer: httpx2.Response) -> dict[str, Any]:
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()["explanation"]
+    assert list(found) == ["class_id", "grid", "box"]
+    return found
+
+
+def refused(answer: httpx2.Response) -> str:
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter"), answer.text
+    return str(answer.json()["detail"])
+
+
+def test_true_is_the_best_class_and_1_is_class_1(server: Server) -> None:
+    best = ask(server, "top_k=1").json()["predictions"][0]["class_id"]
+    assert explained(ask(server, "explain=true"))["class_id"] == best
+    assert explained(ask(server, "explain=TRUE"))["class_id"] == best
+    assert explained(ask(server, "explain=1"))["class_id"] == 1
+    assert explained(ask(server, "explain=0"))["class_id"] == 0
+
+
+@pytest.mark.parametrize(("value", "class_id"), [(1, 1), (1.0, 1), ("1", 1), ("n02124075", 285), ("N02124075", 285)])
+def test_a_class_in_a_document(server: Server, value: object, class_id: int) -> None:
+    document = {"image": base64.b64encode(PHOTO).decode(), "explain": value}
+    assert explained(ask(server, "", json=document))["class_id"] == class_id
+
+
+@pytest.mark.parametrize("value", ["false", "FALSE", ""])
+def test_false_is_none(server: Server, value: str) -> None:
+    answer = ask(server, "", files={"file": PHOTO}, data={"explain": value})
+    assert "explanation" not in answer.json()
+
+
+@pytest.mark.parametrize("value", ["1000", "999999999", "-1", "1.5", "yes", "n00000000", "n0212407", "9" * 40, "²"])
+def test_what_is_no_class_is_refused(server: Server, value: str) -> None:
+    detail = refused(ask(server, f"explain={value}"))
+    assert detail.startswith("explain must be true, false, a class id")
+
+
+def test_the_mean_of_the_grid_is_the_logit(server: Server) -> None:
+    url = f"{server.url}/v2/models/tiny/infer"
+    image = {"name": "image", "datatype": "FP32", "shape": [1, 3, 224, 224], "data": [0.1] * 150528}
+    body = {"inputs": [image], "outputs": [{"name": "logits"}], "parameters": {"explain": 7}}
+    outputs = {o["name"]: o for o in httpx2.post(url, json=body, timeout=60).json()["outputs"]}
+    assert np.mean(outputs["explanation"]["data"]) == pytest.approx(outputs["logits"]["data"][7], rel=1e-3)
+    assert outputs["explanation_box"]["data"] == [0, 0, 224, 224]
+
+
+def test_the_predictions_are_those_without_an_explanation(server: Server) -> None:
+    plain, found = (ask(server, query).json()["predictions"] for query in ("top_k=20", "top_k=20&explain=5"))
+    assert [one["class_id"] for one in found] == [one["class_id"] for one in plain]
+    assert [one["score"] for one in found] == pytest.approx([one["score"] for one in plain], abs=1e-5)
+
+
+formats = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"] + (["HEIF"] if images.heif_installed() else [])
+
+
+@pytest.mark.parametrize("format", formats)
+@pytest.mark.parametrize("size", [(400, 300), (300, 402)])
+def test_the_box_is_the_crop_in_the_picture(server: Server, format: str, size: tuple[int, int]) -> None:
+    box = explained(ask(server, content=encode(picture(size), format)))["box"]
+    assert box == pytest.approx(crop_box(*size, tiny.PREPROCESSING), abs=0.06)
+    assert 0 <= box[0] < box[2] <= size[0]
+    assert 0 <= box[1] < box[3] <= size[1]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_box_is_in_the_upright_picture(server: Server, format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = (300, 402) if orientation in (6, 8) else (402, 300)
+    data = encode(picture(stored), format, exif=exif.tobytes())
+    assert explained(ask(server, content=data))["box"] == pytest.approx(
+        crop_box(402, 300, tiny.PREPROCESSING), abs=0.06
+    )
+
+
+def test_a_large_jpeg_has_a_box_in_its_own_pixels(server: Server) -> None:
+    data = encode(picture((400, 300)).resize((4000, 3000)), "JPEG")
+    assert explained(ask(server, content=data))["box"] == pytest.approx(crop_box(4000, 3000, tiny.PREPROCESSING), abs=1)
+
+
+def test_a_batch_is_explained_and_a_bad_image_fails_alone(server: Server) -> None:
+    kind, body = multipart(("file", "a.jpg", PHOTO), ("file", "b.txt", b"no image"), ("file", "c.jpg", PHOTO))
+    url = f"{server.url}/v1/predict/batch?explain=n02124075"
+    first, second, third = httpx2.post(url, content=body, headers={"Content-Type": kind}, timeout=60).json()["results"]
+    assert list(second) == ["filename", "error"]
+    assert first["explanation"] == third["explanation"]
+    assert first["explanation"]["class_id"] == 285
+
+
+def test_info_says_that_explain_works(server: Server) -> None:
+    assert httpx2.get(f"{server.url}/v1/info").json()["explain"] is True
+
+
+def test_the_operator_can_turn_it_off() -> None:
+    server = Server(*tiny.model(), env={"TOPK_EXPLAIN": "false"})
+    assert "TOPK_EXPLAIN=true" in refused(ask(server))
+    assert httpx2.get(f"{server.url}/v1/info").json()["explain"] is False
+    assert server.stop() == 0
+
+
+def test_a_network_of_another_form_is_refused_with_the_reason(tmp_path: Path) -> None:
+    tiny.write(tmp_path, tiny.network(hidden=True))
+    server = Server("--model", str(tmp_path))
+    assert "does not end in global pooling and one linear layer" in refused(ask(server))
+    kind, body = multipart(("file", "a.jpg", PHOTO))
+    url = f"{server.url}/v1/predict/batch?explain=true"
+    assert httpx2.post(url, content=body, headers={"Content-Type": kind}).status_code == 400
+    assert server.stop() == 0
