@@ -43,6 +43,7 @@ def export(
     from app.commands import training_images
 
     models.require_torch("an export")
+    from app.models import folder
     from app.models.export import export as run
     from app.telemetry.logging import configure_logging
 
@@ -59,7 +60,9 @@ def export(
             not openvino_only,
             show_phase,
         )
-    training_images.copy(Path(models.check(settings)), out_folder)
+    source = Path(models.check(settings))
+    training_images.copy(source, out_folder)
+    folder.copy_calibration(source, out_folder)
     if judgement:
         for text in left_out(judgement.skipped):
             note(text)

@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from app import loading
-from app.classifier import Classifier
+from app.classifier import Classifier, Result
 from app.commands.files import for_each, read_file
 from app.engine import Row, Want
-from app.errors import DeviceLost, TopkError
+from app.errors import DeviceLost, ReportError, TopkError
 from app.settings import Settings
 
 AT_ONCE = 64
@@ -17,6 +18,7 @@ AT_ONCE = 64
 
 _TIMEOUT_S = 600.0
 
+T = TypeVar("T")
 Outcome = Row | TopkError | OSError
 
 
@@ -27,30 +29,39 @@ def load(settings: Settings) -> Classifier:
     return classifier
 
 
-async def classify(classifier: Classifier, content: bytes, want: Want) -> Row:
+async def classify(classifier: Classifier, content: bytes, want: Want) -> Result:
     """Classify one image. Raises TopkError."""
-    result = await classifier.classify(content, want, time.monotonic() + _TIMEOUT_S)
-    return result.row
+    return await classifier.classify(content, want, time.monotonic() + _TIMEOUT_S)
 
 
 def classify_files(
-    classifier: Classifier,
+    classifier: Classifier, paths: Sequence[Path], want: Want, done: Callable[[int, Outcome], None]
+) -> None:
+    """Classify files and call ``done`` with each file's position and outcome: see ``for_files``."""
+
+    async def work(_: int, content: bytes) -> Row:
+        return (await classify(classifier, content, want)).row
+
+    for_files(paths, work, done)
+
+
+def for_files(
     paths: Sequence[Path],
-    want: Want,
-    done: Callable[[int, Outcome], None],
+    work: Callable[[int, bytes], Awaitable[T]],
+    done: Callable[[int, T | TopkError | OSError], None],
     read: Callable[[Path], Awaitable[bytes]] = read_file,
 ) -> None:
-    """Classify files and call ``done`` with each file's position and outcome, in the order in which they finish.
+    """Read files, ``AT_ONCE`` at a time, and call ``work`` with each file's position and content.
 
-    Blocks. Raises the TopkError that ``done`` raises, and DeviceLost. If interrupted, ``done`` has been called for what
-    was finished.
+    ``done`` gets its result or its error, in the order in which the files finish. Blocks. Raises the TopkError that
+    ``done`` raises, DeviceLost and ReportError. If interrupted, ``done`` has been called for what was finished.
     """
 
     async def one(position: int) -> None:
-        outcome: Outcome
+        outcome: T | TopkError | OSError
         try:
-            outcome = await classify(classifier, await read(paths[position]), want)
-        except DeviceLost:
+            outcome = await work(position, await read(paths[position]))
+        except (DeviceLost, ReportError):
             raise
         except (TopkError, OSError) as error:
             outcome = error

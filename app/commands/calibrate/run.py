@@ -98,7 +98,7 @@ def remarks(measured: Measured) -> Iterator[str]:
     if not measured.figures.mistakes:
         yield (
             f"{measured.precision}: the model makes no mistake on these photographs, so they say little about its"
-            " errors; use harder photographs, or more"
+            " errors, and the temperature is 1; use harder photographs, or more"
         )
     elif found.temperature in (LEAST_TEMPERATURE, MOST_TEMPERATURE):
         yield f"{measured.precision}: the temperature is at its limit, {found.temperature:g}; check the labels"

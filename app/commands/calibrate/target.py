@@ -1,5 +1,6 @@
 """The model folder that a calibration is written into."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ class Target:
         self.in_place = self._source is not None and self.out.resolve() == self._source.resolve()
         if not self.in_place:
             folder.check_target(self.out)
+        elif not os.access(self.out, os.W_OK):
+            raise ModelError(f"{self.out} cannot be written; choose another folder with --out")
         if images.is_dir() and self.out.resolve().is_relative_to(images.resolve()):
             raise CalibrationError(f"--out {self.out} is inside {images}, where it would become a class")
 

@@ -54,15 +54,16 @@ def evaluate(
     from app.commands.evaluate import table
     from app.commands.evaluate.evaluation import EvaluationPlan, evaluated
     from app.commands.evaluate.progress import EvaluationProgress
-    from app.commands.evaluate.report import write
+    from app.commands.evaluate.report import PICTURES, write
     from app.commands.reports import page
     from app.telemetry.logging import configure_logging
 
     configure_logging(settings.log_format, "warning")
     page.check(report)
     progress = EvaluationProgress(err)
+    plan = EvaluationPlan(images, url, api_key, compare, explain=PICTURES if report else 0)
     try:
-        with evaluated(EvaluationPlan(images, url, api_key, compare), settings, progress) as evaluation:
+        with evaluated(plan, settings, progress) as evaluation:
             if report:
                 write(evaluation, report, settings.max_pixels)
             for text in evaluation.notes:

@@ -1,9 +1,9 @@
 """A whole evaluation in order: find the images, load the models, classify, compare."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from app.commands.bench.target import Target
 from app.commands.evaluate import local, metrics
 from app.commands.evaluate.intervals import Interval, wilson
 from app.commands.evaluate.journal import Journal
-from app.commands.evaluate.metrics import AccuracyMetrics
+from app.commands.evaluate.local import Local
+from app.commands.evaluate.metrics import AccuracyMetrics, Floats
 from app.commands.evaluate.progress import EvaluationProgress
 from app.commands.evaluate.read import Samples, find, match
 from app.commands.evaluate.remote import Remote
@@ -31,12 +32,13 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
-    """What to evaluate. ``compare`` is the precision of the reference."""
+    """What to evaluate. ``compare`` is the precision of the reference; ``explain`` mistakes get a map."""
 
     images: Path
     url: str | None = None
     api_key: str | None = None
     compare: str | None = None
+    explain: int = 0
 
 
 class Guess(NamedTuple):
@@ -67,7 +69,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The result of an evaluation. ``facts`` describe the model."""
+    """The result of an evaluation. ``facts`` describe the model.
+
+    ``maps`` are class activation maps of predicted classes, float32 [rows, columns], by the position of the image.
+    """
 
     source: Path
     started: datetime
@@ -78,6 +83,7 @@ class Evaluation:
     metrics: AccuracyMetrics
     comparison: Comparison | None = None
     trained_on: int = 0  # images that the model has seen in training
+    maps: Mapping[int, Floats] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
@@ -171,6 +177,7 @@ def evaluated(plan: EvaluationPlan, settings: Settings, progress: EvaluationProg
                 progress.begin(f"reference, {plan.compare}", len(samples.files))
                 theirs = run(reference, samples, progress, journals[1])
                 found = replace(found, comparison=compare(found.answers, theirs, samples, reference.facts))
+            found = replace(found, maps=_maps(found, source, plan.explain, progress))
         yield found
 
 
@@ -200,6 +207,17 @@ def compare(ours: Answers, theirs: Answers, samples: Samples, facts: dict[str, A
         top5=(five[0], five[1]),
         differ=tuple(np.flatnonzero(both & ~same).tolist()),
     )
+
+
+def _maps(found: Evaluation, source: Source, most: int, progress: EvaluationProgress) -> dict[int, Floats]:
+    """The maps of the first mistakes, of a model in this process."""
+    mistakes = found.mistakes()[:most]
+    if not mistakes or not isinstance(source, Local):
+        return {}
+    progress.begin("explaining", len(mistakes))
+    files = [found.samples.files[i] for i in mistakes]
+    maps = source.explain(files, [found.guess(i).class_id for i in mistakes], progress)
+    return {mistakes[place]: activation for place, activation in maps.items()}
 
 
 def _source(plan: EvaluationPlan, target: Target | None, settings: Settings, stack: ExitStack) -> Source:

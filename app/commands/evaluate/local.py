@@ -1,17 +1,20 @@
 """A model in this process, through the same code path as an HTTP request."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from app import engine, loading, models
 from app.api.info import describe
 from app.classifier import Classifier
 from app.commands import inference
-from app.commands.evaluate.metrics import K
+from app.commands.evaluate.metrics import Floats, K
+from app.commands.evaluate.run import Watch
 from app.commands.evaluate.source import Classify, TopClasses, Unreadable, facts
-from app.engine import Want
-from app.errors import BadImage, EvaluationError, Internal
+from app.engine import Row, Want
+from app.errors import BadImage, EvaluationError, Internal, TopkError
 from app.settings import Settings
 
 
@@ -26,7 +29,8 @@ class Local:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return facts(describe(self.classifier).model_dump())
+        info = describe(self.classifier).model_dump()
+        return facts(info) | {"calibration": info["calibration"]}  # changes the scores
 
     def close(self) -> None:
         """Wait for the images in progress, then close the classifier. Blocks."""
@@ -39,10 +43,33 @@ class Local:
     async def _classify(self, content: bytes) -> TopClasses:
         want = Want(k=min(K, len(self.labels)))
         try:
-            row = await inference.classify(self.classifier, content, want)
+            row = (await inference.classify(self.classifier, content, want)).row
         except (BadImage, Internal) as error:
             raise Unreadable(error.code, error.detail) from error
         return TopClasses(tuple(row.class_ids.tolist()), tuple(row.scores.tolist()))
+
+    def explain(self, files: Sequence[Path], class_ids: Sequence[int], watch: Watch) -> dict[int, Floats]:
+        """The class activation map of each file for its class, float32 [rows, columns], by position.
+
+        Empty if the network has no maps. A file that fails is left out, and so are all that follow a failed device.
+        Blocks.
+        """
+        found: dict[int, Floats] = {}
+        if self.classifier.served.inexplicable:
+            return found
+        finished = itertools.count(1)
+
+        async def work(i: int, content: bytes) -> Row:
+            return (await inference.classify(self.classifier, content, Want(explain=class_ids[i]))).row
+
+        def done(i: int, outcome: inference.Outcome) -> None:
+            if isinstance(outcome, Row) and outcome.activation is not None:
+                found[i] = outcome.activation
+            watch(next(finished))
+
+        with suppress(TopkError):
+            inference.for_files(files, work, done)
+        return found
 
 
 def load(settings: Settings) -> Local:

@@ -70,7 +70,7 @@ class Remote:
                 raise EvaluationError(f"{self.target.base}/v1/info {reply}")
             info = reply.body
             try:
-                self.facts = facts(info) | {"url": self.target.base}
+                self.facts = facts(info) | {"calibration": info.get("calibration"), "url": self.target.base}
                 classes, timeout_ms = info["classes"], info["limits"]["request_timeout_ms"]
             except (KeyError, TypeError):
                 raise EvaluationError(f"{self.target.base} is not a topk service: it has no /v1/info") from None

@@ -9,11 +9,18 @@ from app.commands.evaluate.evaluation import Evaluation
 from app.commands.evaluate.metrics import AccuracyMetrics
 from app.commands.evaluate.table import count, interval, percent
 from app.commands.filenames import printable
+from app.commands.reports import overlay
 from app.commands.reports import page as html
 
+PICTURES = 24
+"""Mistakes in the gallery, at most."""
+
 _PAGE = Path(__file__).with_name("report.html")
-_PICTURES = 24
 _ROWS = 12
+_MAP_LEGEND = (
+    f'<ul class="legend"><li style="--swatch: rgb{overlay.COLOUR}">what speaks for the predicted class: its class'
+    " activation map</li></ul>"
+)
 _MATRIX = 20  # classes; a larger matrix is unreadable
 
 
@@ -135,25 +142,36 @@ def _comparison(evaluation: Evaluation) -> str:
 
 def _gallery(evaluation: Evaluation, max_pixels: int) -> str:
     mistakes = evaluation.mistakes()
-    pictures = [_picture(evaluation, i, max_pixels) for i in mistakes[:_PICTURES]]
+    pictures = [_picture(evaluation, i, max_pixels) for i in mistakes[:PICTURES]]
     if not pictures:
         return ""
     aside = f"{len(pictures)} of {count(len(mistakes), 'mistake')}, highest score first"
-    return _section("Confident mistakes", f'<div class="gallery">{"".join(pictures)}</div>', aside)
+    kind, legend = ("gallery mapped", _MAP_LEGEND) if evaluation.maps else ("gallery", "")
+    return _section("Confident mistakes", f'{legend}<div class="{kind}">{"".join(pictures)}</div>', aside)
 
 
 def _picture(evaluation: Evaluation, i: int, max_pixels: int) -> str:
     guess, truth = evaluation.guess(i), evaluation.truth(i)
     place = (evaluation.answers.class_ids[i] == evaluation.samples.truth[i]).nonzero()[0].tolist()
     score = f"{percent(evaluation.guess(i, place=place[0]).score, 0)}" if place else ""
-    source = gallery.thumbnail(evaluation.samples.files[i], max_pixels)
-    name = html.text(evaluation.name(i))
-    image = f'<img src="{source}" alt="{html.text(truth)}" width="88" height="88">' if source else "<div></div>"
     return (
-        f'<figure title="{name}">{image}<figcaption>'
+        f'<figure title="{html.text(evaluation.name(i))}">{_views(evaluation, i, max_pixels)}<figcaption>'
         f"<b>{html.text(guess.label)}</b> <small>{percent(guess.score, 0)}</small>"
         f"<span>is {html.text(truth)} <small>{score}</small></span></figcaption></figure>"
     )
+
+
+def _views(evaluation: Evaluation, i: int, max_pixels: int) -> str:
+    """The thumbnail, and beside it the same with the map; a gap if the file is gone."""
+    file, preprocessing = evaluation.samples.files[i], evaluation.facts["preprocessing"]
+    found = gallery.thumbnails(file, preprocessing, max_pixels, evaluation.maps.get(i))
+    if not found:
+        return '<p class="views"><i></i></p>'
+    views = [(found.plain, evaluation.truth(i))]
+    if found.mapped:
+        views.append((found.mapped, f"the same with what speaks for {evaluation.guess(i).label}"))
+    shown = (f'<img src="{source}" alt="{html.text(alt)}" width="88" height="88">' for source, alt in views)
+    return f'<p class="views">{"".join(shown)}</p>'
 
 
 def _matrix(metrics: AccuracyMetrics) -> str:
@@ -232,6 +250,8 @@ def _model(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     crop = facts["preprocessing"]
     yield "crop", f"{crop['crop']} of {crop['resize']} pixels, {crop['interpolation']}"
     yield "decoding", "large JPEGs at a reduced scale" if facts["fast_decode"] else "every pixel"
+    if found := facts.get("calibration"):
+        yield "calibration", f"on {count(found['images'], 'image')}; logits divided by {found['temperature']:.3g}"
     yield "digest", str(facts["digest"]).removeprefix("sha256:")[:16]
 
 

@@ -1,1 +1,1 @@
-"""The style that all HTML reports share."""
+"""The style that all HTML reports share, and class activation maps over pictures."""
