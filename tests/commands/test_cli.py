@@ -177,12 +177,21 @@ def test_the_summary_of_every_command_is_shown_whole() -> None:
     ran = topk("--help")
     _, _, summaries = ran.stdout.partition("Commands:\n")
     lines = summaries.splitlines()
-    assert [line.split()[0] for line in lines] == ["serve", "predict", "models", "export", "bench", "evaluate", "train"]
+    assert [line.split()[0] for line in lines] == [
+        "serve",
+        "predict",
+        "models",
+        "export",
+        "bench",
+        "evaluate",
+        "calibrate",
+        "train",
+    ]
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
     assert topk().stdout == ran.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "predict", "models", "export", "bench", "evaluate", "train"])
+@pytest.mark.parametrize("command", ["serve", "predict", "models", "export", "bench", "evaluate", "calibrate", "train"])
 def test_the_help_of_a_command_begins_with_its_summary(command: str) -> None:
     summary = re.search(rf"  {command} +(.*)", topk("--help").stdout)
     assert summary
