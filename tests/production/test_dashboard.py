@@ -24,8 +24,10 @@ import httpx2
 import pytest
 import yaml
 
+from app.models import cache
+from tests import tiny
 from tests.api.wire import Wire, multipart
-from tests.conftest import CAT, REPOSITORY, Server
+from tests.conftest import CAT, REPOSITORY, Server, convert_embedded
 from tests.production import picture
 from tests.workers.conftest import Service
 
@@ -143,6 +145,7 @@ def mixed(pool: ThreadPoolExecutor, server: Server, until: float, crowd: int) ->
     kind, batch = multipart(*[("file", f"{n}.jpg", PHOTO) for n in range(4)])
     asked: list[tuple[Callable[[httpx2.Client], httpx2.Response], float]] = [
         (lambda c: c.post("/v1/predict", content=PHOTO), 0.05),
+        (lambda c: c.post("/v1/predict?coverage=0.9", content=PHOTO), 0.5),
         (lambda c: c.post("/v1/embed", content=PHOTO), 0.1),
         (lambda c: c.post("/v1/predict/batch", content=batch, headers={"Content-Type": kind}), 0.3),
         (lambda c: c.post("/v1/predict", content=b"no image at all"), 0.2),
@@ -154,6 +157,16 @@ def mixed(pool: ThreadPoolExecutor, server: Server, until: float, crowd: int) ->
     impatient = {"X-Request-Timeout-Ms": "150"}
     asked += [(lambda c: c.post("/v1/predict", content=PHOTO, headers=impatient), 0.1)] * crowd
     return [pool.submit(answers, server, until, *one) for one in asked] + [pool.submit(abandon, server, until)]
+
+
+def calibrated(path: Path) -> Path:
+    """The embedded model with a calibration."""
+    convert_embedded()
+    source = cache.converted("efficientnet_lite0", None, Path(os.environ["TOPK_CACHE_DIR"])).openvino
+    assert source
+    shutil.copytree(source.parent, path)
+    tiny.calibrate(path, energy=8.0)
+    return path
 
 
 def hang_up(service: Service) -> None:
@@ -183,7 +196,9 @@ def expire(service: Service) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("prometheus")
     with ExitStack() as stack:
-        single, several = Server("--model", "efficientnet_lite0"), Service("--model", "efficientnet_lite0")
+        model = ("--model", str(calibrated(folder / "efficientnet_lite0")))
+        samples = {"TOPK_SAMPLE_DIR": str(folder / "samples"), "TOPK_SAMPLE_RATE": "0.1"}
+        single, several = Server(*model, env=samples), Service(*model, env=samples)
         servers = (single, several)
         for server in servers:
             stack.callback(server.stop)
