@@ -40,10 +40,12 @@ def calibrated() -> tuple[str, str]:
     return "--model", str(_made(f"{NAME}-calibrated", _write_calibrated))
 
 
-def calibrate(path: Path, *precisions: str, energy: float = 0.0, images: int = 200) -> Calibration:
+def calibrate(
+    path: Path, *precisions: str, energy: float = 0.0, spread: float = 20.0, images: int = 200
+) -> Calibration:
     """Write a calibration into a copy of the folder: made-up scores, and energies around ``energy``."""
     random = np.random.default_rng(0)
-    scores, energies = random.uniform(0.3, 1.3, images), random.normal(energy, 20, images)
+    scores, energies = random.uniform(0.3, 1.3, images), random.normal(energy, spread, images)
     made = Calibration("2026-11-28T09:30:00+00:00", 1.5, Regularisation(0.1, 1), np.sort(scores), np.sort(energies))
     stored.write(path, folder.identity(path), dict.fromkeys(precisions or PRECISIONS, made))
     return made

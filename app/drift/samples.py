@@ -111,27 +111,27 @@ class Samples:
     def _write_all(self) -> None:
         for sample in iter(self._queue.get, None):
             try:
-                self._count("stored" if self._write(sample) else "dropped")
+                self._count(self._write(sample))
             except OSError as error:
                 self._count("dropped")
                 self._tell("a sample could not be stored", reason=error.strerror or str(error))
 
-    def _write(self, sample: Sample) -> bool:
-        """Store a sample; False if there is no room, or if it is there already."""
+    def _write(self, sample: Sample) -> str:
+        """Store a sample, unless it is there already or there is no room. Returns the outcome. Raises OSError."""
         name = f"{hashlib.sha256(sample.data).hexdigest()}.{suffix(sample.data)}"
         path = self._folder / class_folder(sample.predictions[0]) / name
         line = _answer(path.relative_to(self._folder), sample)
         if path.exists():
-            return False
+            return "known"
         if self._bytes + len(sample.data) + len(line) > self._most:
             self._tell("no more samples are stored: TOPK_SAMPLE_BYTES is reached", folder=str(self._folder))
-            return False
+            return "dropped"
         path.parent.mkdir(mode=0o700, exist_ok=True)
         _write_new(path, sample.data)
         with (self._folder / ANSWERS).open("ab") as answers:
             answers.write(line)
         self._bytes += len(sample.data) + len(line)
-        return True
+        return "stored"
 
     def _tell(self, event: str, **about: str) -> None:
         """Log a warning, once."""

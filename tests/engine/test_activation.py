@@ -92,7 +92,8 @@ def test_the_best_class_is_explained_and_its_mean_and_bias_are_the_logit(create:
     best = int(row.class_ids[0])
     assert row.activation is not None
     assert row.logits is not None
-    assert row.activation.mean() + float(network.fc.bias.detach()[best]) == pytest.approx(float(row.logits[best]), abs=1e-4)
+    bias = float(network.fc.bias.detach()[best])
+    assert row.activation.mean() + bias == pytest.approx(float(row.logits[best]), abs=1e-4)
 
 
 @pytest.mark.parametrize("create", ENGINES)

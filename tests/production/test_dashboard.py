@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import random
 import re
 import shutil
 import signal
@@ -29,6 +30,7 @@ from tests import tiny
 from tests.api.wire import Wire, multipart
 from tests.conftest import CAT, REPOSITORY, Server, convert_embedded
 from tests.production import picture
+from tests.production.photographs import photograph
 from tests.workers.conftest import Service
 
 pytestmark = [
@@ -145,7 +147,7 @@ def mixed(pool: ThreadPoolExecutor, server: Server, until: float, crowd: int) ->
     kind, batch = multipart(*[("file", f"{n}.jpg", PHOTO) for n in range(4)])
     asked: list[tuple[Callable[[httpx2.Client], httpx2.Response], float]] = [
         (lambda c: c.post("/v1/predict", content=PHOTO), 0.05),
-        (lambda c: c.post("/v1/predict?coverage=0.9", content=PHOTO), 0.5),
+        (lambda c: c.post("/v1/predict?coverage=0.9", content=photograph(random.randrange(1000))), 0.1),
         (lambda c: c.post("/v1/embed", content=PHOTO), 0.1),
         (lambda c: c.post("/v1/predict/batch", content=batch, headers={"Content-Type": kind}), 0.3),
         (lambda c: c.post("/v1/predict", content=b"no image at all"), 0.2),
@@ -165,7 +167,7 @@ def calibrated(path: Path) -> Path:
     source = cache.converted("efficientnet_lite0", None, Path(os.environ["TOPK_CACHE_DIR"])).openvino
     assert source
     shutil.copytree(source.parent, path)
-    tiny.calibrate(path, energy=8.0)
+    tiny.calibrate(path, energy=9.0, spread=1.5)
     return path
 
 

@@ -1,8 +1,6 @@
 """Drift by real metrics: a stream of photographs, then noise and grey cards, watched by a real Prometheus."""
 
 import asyncio
-import io
-import random
 import re
 import shutil
 import time
@@ -12,7 +10,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from app.calibration import Calibration, stored
 from app.calibration.conformal import Regularisation
@@ -21,8 +19,9 @@ from app.commands import inference
 from app.engine import Want
 from app.models import cache, folder
 from app.settings import Settings
-from tests.conftest import CAT, Server, convert_embedded
+from tests.conftest import Server, convert_embedded
 from tests.deploy.manifests import document
+from tests.production.photographs import jpeg, photograph
 from tests.production.test_alerts import RULES
 from tests.production.test_dashboard import Prometheus, scraping
 
@@ -37,30 +36,12 @@ IMAGES = 150  # in each part of the stream
 ]
 
 
-def photograph(seed: int) -> bytes:
-    """The photograph of the cat as another camera would have taken it: cropped, turned, darker or brighter."""
-    chance = random.Random(seed)
-    with Image.open(CAT) as picture:
-        width, height = picture.size
-        part = chance.uniform(0.6, 1.0)
-        left, top = (chance.uniform(0, (1 - part) * edge) for edge in (width, height))
-        made = picture.crop((round(left), round(top), round(left + part * width), round(top + part * height)))
-        made = ImageEnhance.Brightness(made.rotate(chance.uniform(-10, 10))).enhance(chance.uniform(0.6, 1.4))
-    return jpeg(made)
-
-
 def unlike(seed: int) -> bytes:
     """Noise or a grey card."""
     noise = np.random.default_rng(seed)
     if seed % 2:
         return jpeg(Image.fromarray(noise.integers(0, 256, (300, 400, 3), np.uint8)))
     return jpeg(Image.new("RGB", (400, 300), (int(noise.integers(0, 256)),) * 3))
-
-
-def jpeg(picture: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.convert("RGB").save(file, "JPEG")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
