@@ -9,6 +9,7 @@ const STEPS = 5; // the last steps of a long path
 export class Bars {
   #list;
   #rows = new Map(); // class_id -> row
+  #among = element("span", "among");
 
   constructor(list) {
     this.#list = list;
@@ -22,18 +23,31 @@ export class Bars {
     this.show([]);
   }
 
-  show(predictions, ms = 500) {
+  // `set`: the prediction set of a calibrated model, and `coverage`, its probability.
+  show(predictions, ms = 500, set = [], coverage = 0) {
     const before = new Map([...this.#rows.values()].map((row) => [row, row.item.offsetTop]));
     const rows = predictions.map((prediction) => this.#row(prediction));
     this.#rows = new Map(rows.map((row) => [row.id, row]));
     const widths = rows.map((row) => row.fill.offsetWidth);
     this.#list.replaceChildren(...rows.map((row) => row.item));
+    this.#bracket(rows, set, coverage);
     if (CALM.matches) return;
     rows.forEach((row, at) => {
       const moved = (before.get(row) ?? row.item.offsetTop) - row.item.offsetTop;
       if (moved) row.item.animate([{ transform: `translateY(${moved}px)` }, {}], { duration: ms / 2, easing: EASE });
       row.fill.animate([{ width: `${widths[at]}px` }, {}], { duration: ms, easing: EASE });
     });
+  }
+
+  // Marks the rows of the set, which are the first ones, and says what they are.
+  #bracket(rows, set, coverage) {
+    this.#among.remove();
+    rows.forEach((row, at) => row.item.toggleAttribute("data-in-set", at < set.length));
+    if (!set.length || !rows.length) return;
+    const more = set.length - rows.length;
+    const these = set.length === 1 ? "this one" : more > 0 ? `these and ${more.toLocaleString("en")} more` : "these";
+    this.#among.textContent = `The right class is ${set.length === 1 ? "" : "among "}${these}, ${Math.round(coverage * 1000) / 10}%`;
+    rows[Math.min(set.length, rows.length) - 1].item.append(this.#among);
   }
 
   // The existing row of a class, or a new one.
@@ -58,9 +72,12 @@ function newRow(id) {
 }
 
 // The confident answer and the path to it. Hidden if the model has no WordNet classes.
-export function showPath(root, { answer, taxonomy }) {
+export function showPath(root, { answer, taxonomy, set }) {
   root.hidden = !answer;
   if (!answer) return;
+  root.querySelector("#answer-kind").textContent = set
+    ? "Most specific answer that contains all of these"
+    : "Most specific answer with at least 90% confidence";
   root.querySelector("#confident").textContent = answer.label;
   root.querySelector("#confident-score").textContent = percent(answer.score);
   const steps = taxonomy.map(({ wnid, label, score }) => {

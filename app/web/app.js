@@ -4,11 +4,12 @@ import { Bars, showPath } from "./answer.js";
 import { Camera, cameras } from "./camera.js";
 import { Code } from "./code.js";
 import { takeFiles } from "./intake.js";
+import { Overlay } from "./map.js";
 import { MOST, Photos } from "./photos.js";
 import { Problem } from "./problem.js";
 import { Server, url } from "./server.js";
 import { Strip } from "./strip.js";
-import { sentence, size } from "./text.js";
+import { percent, sentence, size } from "./text.js";
 import { showTiming } from "./timing.js";
 
 const LIVE_MS = 200; // animation of a bar between frames
@@ -20,6 +21,7 @@ const photos = new Photos(server);
 const camera = new Camera(server, at("video"));
 const bars = new Bars(at("classes"));
 const code = new Code(at("tabs"), at("code"), at("copy"));
+const overlay = new Overlay(server, { input: at("explain"), canvas: at("map"), image: at("preview"), status: at("map-status") });
 new Strip(photos, at("strip"));
 
 // ---- the server
@@ -121,12 +123,14 @@ function showPreview(photo) {
 
 function showReply(photo) {
   showCode(photo);
+  overlay.show(photo.state === "answered" ? photo : null);
   at("result").ariaBusy = String(photo.state === "sending" || (photo.state === "waiting" && !photo.problem));
   if (photo.problem) return showProblem(photo.problem, photo);
   if (photo.state !== "answered") return show(bars.empty ? "ghost" : "classes");
   showAnswer(photo.reply, photo.reply.answer.predictions);
-  const [first] = photo.reply.answer.predictions;
-  announce(first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.");
+  const { predictions: [first], unknown } = photo.reply.answer;
+  const likely = first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.";
+  announce(unknown ? `Unknown. ${likely}` : likely);
 }
 
 at("again").addEventListener("click", () => {
@@ -173,7 +177,10 @@ function setLive(live) {
   at("live").hidden = !live;
   write("rate", "");
   if (live) at("stop").focus();
-  if (live) show(bars.empty ? "ghost" : "classes");
+  if (live) {
+    overlay.show(null);
+    show(bars.empty ? "ghost" : "classes");
+  }
 }
 
 let announcedAt = 0;
@@ -205,19 +212,25 @@ function ended(problem) {
 function show(name) {
   for (const id of ["problem", "classes", "ghost"]) at(id).hidden = id !== name;
   at("answer-title").hidden = name === "problem";
-  if (name !== "classes") at("wordnet").hidden = at("timing").hidden = true;
+  if (name !== "classes") at("wordnet").hidden = at("timing").hidden = at("unknown").hidden = true;
 }
 
 function showIdle() {
   at("result").ariaBusy = "false";
   bars.clear();
+  overlay.show(null);
   show("ghost");
   showCode();
 }
 
 function showAnswer(reply, predictions, ms) {
-  bars.show(predictions, ms);
+  const { set, unknown, typicality } = reply.answer;
+  bars.show(predictions, ms, camera.live || unknown ? [] : set, server.coverage); // nothing is promised of the unknown
   show("classes");
+  at("unknown").hidden = !unknown;
+  at("classes").toggleAttribute("data-unknown", Boolean(unknown));
+  write("answer-title", unknown ? "If it is one of the classes" : "Most likely");
+  write("unknown-text", `Of the images that the model was calibrated on, ${percent(typicality ?? 0)} are as unusual as this one.`);
   showPath(at("wordnet"), reply.answer);
   showTiming(at("timing"), reply);
 }

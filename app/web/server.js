@@ -5,6 +5,8 @@ import { Problem } from "./problem.js";
 const READY_MS = 15_000; // between two checks while the service is ready
 const WAITING_MS = [500, 1000, 2000, 3000]; // and while it is not; the last one repeats
 const CHECK_MS = 5000; // timeout of a check
+const COVERAGE = 0.95;
+const UNKNOWN = 0.01;
 const STORED = "topk-api-key";
 
 export const url = (path) => new URL(path, document.baseURI);
@@ -57,18 +59,29 @@ export class Server extends EventTarget {
     this.check();
   }
 
-  // The query of a prediction: five classes or all of fewer, and the path in WordNet if the model has one.
+  // The query of a prediction: five classes or all of fewer, the path in WordNet if the model has one, and a prediction
+  // set if the model is calibrated.
   get query() {
     const query = new URLSearchParams({ top_k: Math.min(5, this.info?.classes ?? 5) });
     if (this.info?.taxonomy) query.set("taxonomy", "true");
+    if (this.info?.calibration) {
+      query.set("coverage", this.coverage);
+      query.set("unknown", Math.max(UNKNOWN, Math.ceil(this.info.calibration.least_unknown * 1e4) / 1e4));
+    }
     return query.toString();
   }
 
-  // Classifies an image, a Blob. Throws Problem, or the signal's reason.
-  async predict(image, name, signal) {
+  // The probability with which a prediction set contains the right class; 0 if the model is not calibrated.
+  get coverage() {
+    const most = this.info?.calibration?.most_coverage ?? 0;
+    return Math.min(COVERAGE, Math.floor(most * 1e3) / 1e3);
+  }
+
+  // Classifies an image, a Blob, with further options. Throws Problem, or the signal's reason.
+  async predict(image, name, signal, options = {}) {
     const body = new FormData();
     body.append("file", image, name);
-    const query = this.query;
+    const query = new URLSearchParams([...new URLSearchParams(this.query), ...Object.entries(options)]).toString();
     const started = performance.now();
     let response, answer;
     try {

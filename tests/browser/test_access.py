@@ -55,7 +55,7 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
         page.keyboard.press("Enter")
     chooser.value.set_files([PHOTO, BROKEN])
     expect_cat(page)
-    reached = ["#camera", "#sample", "#clear", "#visit :checked", "#tab-curl", "#copy", "#code"]
+    reached = ["#camera", "#sample", "#explain", "#clear", "#visit :checked", "#tab-curl", "#copy", "#code"]
     for one in [*reached, "a[href=docs]", "a[href='openapi.json']"]:
         page.keyboard.press("Tab")
         expect(page.locator(one)).to_be_focused()
