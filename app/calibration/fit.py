@@ -47,8 +47,11 @@ def fit(logits: Floats, truth: Ints, created: str = "") -> Calibration:
 def temperature(logits: Floats, truth: Ints) -> float:
     """The temperature of the highest likelihood, within its limits (Guo et al. 2017, arXiv:1706.04599).
 
-    The likelihood is concave in the inverse temperature, so its only maximum is where the derivative vanishes.
+    The log-likelihood is concave in the inverse temperature, so its only maximum is where the derivative vanishes. A
+    model that makes no mistake has no maximum: the temperature is then 1.
     """
+    if (logits.argmax(axis=1) == truth).all():
+        return 1.0
     low, high = 1 / MOST_TEMPERATURE, 1 / LEAST_TEMPERATURE
     if _slope(logits, truth, high)[0] >= 0:
         return LEAST_TEMPERATURE

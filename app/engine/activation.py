@@ -4,6 +4,7 @@ If the features are the mean of maps over their positions, and the logits are li
 a class is its bias plus the mean of a weighted sum of the maps. That sum shows what each position contributes.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ from app.engine.base import Floats
 from app.models.openvino import ov
 
 _SAME_VALUES = ("Reshape", "Squeeze", "Unsqueeze", "Convert", "FakeQuantize")
+_AFTER_PRODUCT = ("Add", "Reshape", "Convert")
+_NONZERO = 1e-6
 _SPATIAL = {(2, 3): False, (1, 2): True}  # axes of the positions -> whether the channels come last
 
 
@@ -35,7 +38,7 @@ def tail(network: ov.Model) -> Tail | None:
     if product is None:
         return None
     features, weights = product.input_value(0), product.input_value(1)
-    while features.get_node().get_type_name() in _SAME_VALUES:
+    while features.get_node().get_type_name() in _SAME_VALUES or _is_view(features.get_node()):
         features = features.get_node().input_value(0)
     axes = _pooled(features.get_node())
     if axes not in _SPATIAL:
@@ -55,14 +58,41 @@ def weights(found: Tail) -> Floats:
     return np.ascontiguousarray(values.T if found.transposed else values)
 
 
+def deviation(maps: Floats, features: Floats, logits: Floats, weights: Floats) -> float:
+    """How far a network is from features that are the mean of its maps, and from logits that are linear in them.
+
+    For two or more images: ``maps`` [n, dim, rows, columns], ``features`` [n, dim], ``logits`` [n, classes] and the
+    ``weights`` [classes, dim] of the linear layer, whose bias need not be known: it is the same for all images.
+    Returns the largest difference as a fraction of the largest feature or of the range of the logits.
+    """
+    means = maps.mean((2, 3))
+    if means.shape != features.shape or features.shape[1] != weights.shape[1]:
+        return math.inf
+    biases = logits - features @ weights.T
+    of_features = np.abs(means - features).max() / max(np.abs(features).max(), _NONZERO)
+    of_logits = np.abs(biases - biases[0]).max() / max(np.ptp(logits), _NONZERO)
+    return float(np.max([of_features, of_logits]))
+
+
 def _linear(logits: Any) -> Any | None:
     """The multiplication by constant weights that computes the logits, before the bias; None if there is none."""
     node = logits.get_node()
-    while node.get_type_name() in ("Add", "Convert", "Reshape"):
-        node = next((value.get_node() for value in node.input_values() if not _is_constant(value)), None)
-        if node is None:
+    while node.get_type_name() in _AFTER_PRODUCT:
+        values = node.input_values() if node.get_type_name() == "Add" else node.input_values()[:1]
+        computed = [value for value in values if not _is_constant(value)]
+        if len(computed) != 1:  # two: the sum of several heads
             return None
+        node = computed[0].get_node()
     return node if node.get_type_name() == "MatMul" and _is_constant(node.input_value(1)) else None
+
+
+def _is_view(node: Any) -> bool:
+    """Whether a node only adds and removes axes of length 1 by way of a flat tensor, as torch's ``as_strided`` may."""
+    flat = node.input_value(0).get_node() if node.get_type_name() == "Gather" else None
+    if flat is None or flat.get_type_name() != "Reshape" or flat.output(0).partial_shape.rank.get_length() != 1:
+        return False
+    before, after = flat.input_value(0).partial_shape, node.output(0).partial_shape
+    return [length for length in before if length != 1] == [length for length in after if length != 1]
 
 
 def _pooled(node: Any) -> tuple[int, ...] | None:

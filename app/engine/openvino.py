@@ -23,6 +23,7 @@ from app.models.openvino import auto_precision, ov
 
 _BUCKETS = (1, 2, 4, 8)
 _MAPS = "maps"  # the name of an output
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.01, "int8": 0.1}  # of what the maps explain
 _CAPABILITY = {"bfloat16": "BF16", "float16": "FP16"}
 _TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f16, "int8": ov.Type.f32}
 
@@ -177,6 +178,22 @@ class ExplainingEngine(OpenVinoEngine):
         self.streams = 1
         self.buckets = (1,)
 
+    def load(self) -> None:
+        super().load()
+        self._check_maps()
+
+    def _check_maps(self) -> None:
+        """Raise ModelError if the maps do not explain the logits of two different crops."""
+        crops = np.zeros((2, *self._shape), np.uint8)
+        crops[1] = np.random.default_rng(0).integers(0, 256, self._shape)
+        with self._request(alone=False) as request:
+            outputs = request.infer([self._pixels(list(crops))], share_inputs=True)
+            deviation = activation.deviation(self._maps(outputs), outputs["features"], outputs["logits"], self._weights)
+        if not deviation <= _TOLERANCE[self.precision]:
+            raise ModelError(
+                f"the class activation maps of {self._model.name} deviate from its logits by {deviation:.1%}"
+            )
+
     def _network(self) -> ov.Model:
         network = super()._network()
         if (tail := activation.tail(network)) is None:
@@ -189,11 +206,16 @@ class ExplainingEngine(OpenVinoEngine):
 
     def _rows(self, outputs: Any, wants: Sequence[Want]) -> Rows:
         rows = super()._rows(outputs, wants)
-        maps = outputs[_MAPS].transpose(0, 3, 1, 2) if self._channels_last else outputs[_MAPS]
+        maps = self._maps(outputs)
         explained = {i: want.explain for i, want in enumerate(wants) if want.explain is not None}
         classes = {i: int(rows.class_ids[i, 0]) if class_id == BEST else class_id for i, class_id in explained.items()}
         activations = {i: np.tensordot(self._weights[class_id], maps[i], 1) for i, class_id in classes.items()}
         return dataclasses.replace(rows, activations=activations)
+
+    def _maps(self, outputs: Any) -> Floats:
+        """The input of the final pooling, [n, dim, rows, columns]."""
+        maps: Floats = outputs[_MAPS]
+        return maps.transpose(0, 3, 1, 2) if self._channels_last else maps
 
 
 def _softmax(logits: Floats, temperature: float) -> tuple[Floats, Floats]:

@@ -287,7 +287,9 @@ class ExplainingEngine(TorchEngine):
     def _lane(self, network: FeaturesAndLogits, graphs: bool) -> Lane:
         crop = self._model.preprocessing.crop
         images = torch.randn((1, 3, crop, crop), generator=torch.Generator().manual_seed(0))
-        place = recording.find(network, images.to(self._device, self._dtype))
+        # In the memory format of a lane, on which the operations of a network can depend.
+        images = images.to(self._device, self._dtype, memory_format=torch.channels_last)
+        place = recording.find(network, images)
         if place is None:
             raise ModelError(no_maps(self._model))
         self._recording = Recording(network, place)

@@ -103,6 +103,15 @@ def _labels(description: Description) -> tuple[Label, ...]:
     return tuple(Label(label, wnid) for label, wnid in description.labels)
 
 
+def copy_calibration(source: Path, target: Path) -> None:
+    """Copy the calibration of one model folder into another one with the same model; do nothing if there is none.
+
+    Raises ModelError.
+    """
+    if is_folder(source) and (mine := identity(target)) == identity(source) and (found := stored.load(source, mine)):
+        stored.write(target, mine, found)
+
+
 def check_target(folder: Path) -> None:
     """Raise ModelError unless ``folder`` is empty or does not exist."""
     try:

@@ -50,7 +50,7 @@ def test_the_settings_page_is_generated_from_the_code() -> None:
 
 def test_the_settings_of_the_readme_exist_and_have_these_defaults() -> None:
     table = rows("README.md", "setting")
-    assert len(table) == 10
+    assert len(table) == 8
     for name, (default, _) in table.items():
         field = Settings.model_fields[name.strip("`").removeprefix("TOPK_").lower()]
         assert default == settings.default(field.default)

@@ -1,155 +1,277 @@
-"""Class activation maps of both engines, next to a slow implementation with hooks."""
+"""Class activation maps of both engines, beside those of hooks on torchvision's networks in float32."""
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torchvision import models as zoo
+from torch import Tensor, nn
 
-from app.engine import Engine, Row, Want, activation
+from app.calibration import Calibration
+from app.calibration.conformal import Regularisation
+from app.engine import Engine, Row, Want
 from app.engine.base import BEST
 from app.engine.openvino import OpenVinoEngine
 from app.engine.torch import TorchEngine
+from app.errors import ModelError
 from app.imagenet.labels import imagenet1k
 from app.images import Preprocessing
-from app.models import folder
+from app.models import folder, zoo
+from app.models.convert import to_openvino
 from app.models.model import Model
-from app.models.openvino import ov
+from app.models.quantize import quantize
 from tests import tiny
 from tests.conftest import slow
+from tests.engine.test_openvino import BFLOAT16
+from tests.models.seeded import seeded
 
-PREPROCESSING = Preprocessing(72, 64, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CROP = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-ops = ov.opset13
+CROP = 96  # maps of 3x3
+PREPROCESSING = Preprocessing(CROP, CROP, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+ALL = Want(k=5, features=True, logits=True, probabilities=True)
 
-Create = Callable[[Model], Engine]
-ENGINES = [
-    pytest.param(lambda model: TorchEngine(model, "cpu", "float32"), id="torch"),
-    slow(lambda model: OpenVinoEngine(model, "float32"), id="openvino"),
-]
-MAPPED = {  # the module whose output is the input of the final pooling, and a function after it
-    "resnet18": ("layer4", None),
-    "mobilenet_v2": ("features", None),
+
+def channels_first(maps: Tensor) -> Tensor:
+    return maps.permute(0, 3, 1, 2)
+
+
+def as_they_are(maps: Tensor) -> Tensor:
+    return maps
+
+
+MODULES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "resnet18": ("layer4", as_they_are),
+    "mobilenet_v2": ("features", as_they_are),
     "densenet121": ("features", torch.relu),
-    "efficientnet_b0": ("features", None),
-    "googlenet": ("inception5b", None),
-    "regnet_y_400mf": ("trunk_output", None),
-    "shufflenet_v2_x0_5": ("conv5", None),
+    "efficientnet_b0": ("features", as_they_are),
+    "shufflenet_v2_x0_5": ("conv5", as_they_are),
+    "swin_t": ("norm", channels_first),
 }
+INEXPLICABLE = ["squeezenet1_1", "alexnet", "vgg11", "mobilenet_v3_small", "convnext_tiny", "vit_b_32"]
 
 
-def seeded(architecture: str) -> tuple[Model, nn.Module]:
-    torch.manual_seed(0)
-    options = {"init_weights": False} if architecture == "googlenet" else {}
-    network = getattr(zoo, architecture)(weights=None, **options).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+def build(architecture: str) -> nn.Module:
+    return seeded(lambda: zoo.network(architecture, CROP))
+
+
+def model_of(architecture: str) -> Model:
     labels = imagenet1k()
-    model = Model(architecture, architecture, "seeded", "d", PREPROCESSING, labels, lambda: copy.deepcopy(network))
-    return model, network
+    return Model(architecture, architecture, "seeded", "", PREPROCESSING, labels, lambda: build(architecture))
 
 
-def explain(engine: Engine, class_id: int, crop: Any = CROP) -> Row:
+def serving(kind: str, model: Model, precision: str = "float32") -> Engine:
+    return OpenVinoEngine(model, precision) if kind == "openvino" else TorchEngine(model, "cpu", precision)
+
+
+@cache
+def explaining(kind: str, architecture: str, precision: str = "float32") -> Engine:
+    engine = serving(kind, model_of(architecture), precision).explaining()
     engine.load()
-    wants = [Want(k=2, logits=True, features=True, explain=class_id)]
-    return engine.forward([crop], wants).row(0, 2)
+    return engine
+
+
+@cache
+def tiny_model() -> Model:
+    return folder.load(Path(tiny.model()[1]))
+
+
+def crop(seed: int = 0, size: int = CROP) -> np.ndarray:
+    """Noise on a gradient, which differs from corner to corner."""
+    noise = np.random.default_rng(seed).integers(0, 100, (size, size, 3))
+    slope = np.linspace(0, 155, size)
+    return (noise + (slope[:, None, None] + slope[None, ::-1, None] * [1, 0.3, 0]) / 2).astype(np.uint8)
+
+
+def forward(engine: Engine, image: np.ndarray, want: Want) -> Row:
+    return engine.forward([image], [want]).row(0, want.k)
+
+
+def mapped(engine: Engine, image: np.ndarray, class_id: int) -> np.ndarray:
+    activation = forward(engine, image, Want(explain=class_id)).activation
+    assert activation is not None
+    return activation
 
 
 @torch.inference_mode()
-def slow_map(network: nn.Module, architecture: str, class_id: int) -> np.ndarray[Any, Any]:
-    """As in the paper: the maps before the pooling, weighted by the last layer's weights of the class."""
-    name, after = MAPPED[architecture]
-    kept: list[torch.Tensor] = []
-    network.get_submodule(name).register_forward_hook(lambda module, given, output: kept.append(output))
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (PREPROCESSING.mean, PREPROCESSING.std))
-    network((torch.from_numpy(CROP).permute(2, 0, 1) / 255 - mean)[None] / std)
-    maps = after(kept[0]) if after else kept[0]
-    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    return np.asarray(sum(w * m for w, m in zip(last.weight[class_id], maps[0], strict=True)))
+def expected(architecture: str, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The maps of all classes, [classes, rows, columns], and the logits [classes], slowly."""
+    network, kept = build(architecture), {}
+    name, finish = MODULES[architecture]
+    network.get_submodule(name).register_forward_hook(lambda module, inputs, output: kept.update(maps=finish(output)))
+    mean, std = torch.tensor(PREPROCESSING.mean), torch.tensor(PREPROCESSING.std)
+    logits = network(((torch.from_numpy(image) / 255 - mean) / std).permute(2, 0, 1)[None])[0]
+    weights = linear(network).weight
+    return torch.einsum("kd,dhw->khw", weights, kept["maps"][0]).numpy(), logits.numpy()
 
 
-@pytest.mark.parametrize("create", ENGINES)
-@pytest.mark.parametrize("architecture", ["resnet18", *map(slow, list(MAPPED)[1:])])
-def test_a_map_is_that_of_a_slow_implementation(architecture: str, create: Create) -> None:
-    model, network = seeded(architecture)
-    row = explain(create(model).explaining(), 7)
-    wanted = slow_map(network, architecture, 7)
-    assert row.activation is not None
-    assert row.activation.dtype == np.float32
-    np.testing.assert_allclose(row.activation, wanted, atol=1e-3 * np.abs(wanted).max())
+def linear(network: nn.Module) -> nn.Linear:
+    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
 
 
-@pytest.mark.parametrize("create", ENGINES)
-def test_the_best_class_is_explained_and_its_mean_and_bias_are_the_logit(create: Create) -> None:
-    model, network = seeded("resnet18")
-    row = explain(create(model).explaining(), BEST)
-    best = int(row.class_ids[0])
-    assert row.activation is not None
-    assert row.logits is not None
-    bias = float(network.fc.bias.detach()[best])
-    assert row.activation.mean() + bias == pytest.approx(float(row.logits[best]), abs=1e-4)
+def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-4) -> bool:
+    return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= tolerance * float(np.ptp(wanted))
 
 
-@pytest.mark.parametrize("create", ENGINES)
-def test_it_computes_what_the_serving_engine_does(create: Create) -> None:
-    model, _ = seeded("resnet18")
-    serving = create(model)
-    serving.load()
-    mine, theirs = explain(serving.explaining(), 7), serving.forward([CROP], [Want(k=2, logits=True)]).row(0, 2)
-    assert mine.class_ids.tolist() == theirs.class_ids.tolist()
-    np.testing.assert_allclose(mine.logits, theirs.logits, atol=1e-4)
-    assert mine.energy == pytest.approx(theirs.energy, abs=1e-4)
-    assert theirs.activation is None
+KINDS = ("torch", "openvino")
+SLOW = [slow("openvino", "resnet18"), *(slow(kind, name) for name in list(MODULES)[1:] for kind in KINDS)]
 
 
-@pytest.mark.parametrize("create", ENGINES)
-@pytest.mark.parametrize(
-    "architecture", ["mobilenet_v3_small", slow("squeezenet1_1"), slow("convnext_tiny"), slow("alexnet")]
-)
-def test_a_network_of_another_form_has_none(architecture: str, create: Create) -> None:
-    model, _ = seeded(architecture)
-    engine = create(model)
+@pytest.mark.parametrize(("kind", "architecture"), [("torch", "resnet18"), *SLOW])
+def test_maps_are_those_of_hooks_on_the_network(kind: str, architecture: str) -> None:
+    engine, image = explaining(kind, architecture), crop()
+    maps, logits = expected(architecture, image)
+    assert close(mapped(engine, image, 7), maps[7])
+    assert close(mapped(engine, image, 999), maps[999])
+    assert close(mapped(engine, image, BEST), maps[logits.argmax()])
+    assert mapped(engine, image, 7).dtype == np.float32
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [("torch", "resnet18"), *SLOW])
+def test_the_mean_of_a_map_and_the_bias_are_the_logit(kind: str, architecture: str) -> None:
+    engine, bias = explaining(kind, architecture), linear(build(architecture)).bias
+    row = forward(engine, crop(1), replace(ALL, explain=BEST))
+    best = row.class_ids[0]
+    assert row.activation.mean() + bias[best].item() == pytest.approx(row.logits[best], rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BFLOAT16, reason="the CPU does not compute in bfloat16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_in_bfloat16_are_near_those_in_float32(kind: str) -> None:
+    image = crop()
+    maps, _ = expected("resnet18", image)
+    assert close(mapped(explaining(kind, "resnet18", "bfloat16"), image, 7), maps[7], 0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", MODULES)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1), ("float16", 0.02)])
+def test_maps_on_a_gpu(architecture: str, precision: str, tolerance: float) -> None:
+    engine, image = TorchEngine(model_of(architecture), "cuda", precision).explaining(), crop()
     engine.load()
-    assert "does not end in global pooling and one linear layer" in (engine.inexplicable or "")
+    maps, logits = expected(architecture, image)
+    assert close(mapped(engine, image, 7), maps[7], tolerance)
+    assert close(mapped(engine, image, int(logits.argmax())), maps[logits.argmax()], tolerance)
 
 
-def test_the_serving_network_gains_no_output() -> None:
-    engine = OpenVinoEngine(folder.load(Path(tiny.model()[1])), "float32")
+def tiny_engines() -> tuple[Engine, Engine]:
+    """The serving engine and the explaining one, calibrated to a temperature."""
+    calibration = Calibration("", 1.7, Regularisation(0.1, 1), np.zeros(1), np.zeros(1))
+    engine = OpenVinoEngine(replace(tiny_model(), calibrations={"float32": calibration}), "float32")
+    other = engine.explaining()
     engine.load()
-    explain(engine.explaining(), 7, np.zeros((224, 224, 3), np.uint8))
-    assert [sorted(output.get_names()) for output in engine._narrow.outputs] == [["features"], ["logits"]]
+    other.load()
+    return engine, other
 
 
-def test_a_deep_network() -> None:
-    """Its graph is deeper than Python's limit of calls within calls."""
-    pixels = ops.parameter([-1, 8, 8, 3], np.float32)
-    maps = ops.transpose(pixels, np.array([0, 3, 1, 2]))
-    for _ in range(2000):
-        maps = ops.add(maps, np.float32(1e-3))
-    features = ops.reduce_mean(maps, np.array([2, 3]), keep_dims=False)
-    logits = ops.matmul(features, ops.constant(np.eye(3, dtype=np.float32)), False, False)
-    network = ov.Model([ops.result(features), ops.result(logits)], [pixels], "deep")
-    network.outputs[1].get_tensor().set_names({"logits"})
-    assert activation.tail(network)
+def test_the_other_outputs_are_those_of_the_serving_engine() -> None:
+    image = crop(size=224)
+    wanted, found = (forward(engine, image, ALL) for engine in tiny_engines())
+    assert found.class_ids.tolist() == wanted.class_ids.tolist()
+    for name in ("scores", "features", "logits", "probabilities", "energy"):
+        assert np.allclose(getattr(found, name), getattr(wanted, name), rtol=1e-4, atol=1e-4), name
+    assert found.activation is None
 
 
-@pytest.mark.parametrize(("transpose", "shape"), [(False, (3, 5)), (True, (5, 3))])
-def test_weights_behind_operations_and_of_either_layout(transpose: bool, shape: tuple[int, int]) -> None:
-    """As in an int8 network, whose weights are converted and scaled."""
-    values = np.random.default_rng(0).integers(-100, 100, shape).astype(np.int8)
-    pixels = ops.parameter([-1, 8, 8, 3], np.float32)
-    maps = ops.transpose(pixels, np.array([0, 3, 1, 2]))
-    features = ops.squeeze(ops.reduce_mean(maps, np.array([2, 3]), keep_dims=True), np.array([2, 3]))
-    scaled = ops.multiply(ops.convert(ops.constant(values), "f32"), np.float32(0.5))
-    logits = ops.add(ops.matmul(features, scaled, False, transpose), np.zeros((1, 5), np.float32))
-    network = ov.Model([ops.result(logits)], [pixels], "scaled")
-    network.outputs[0].get_tensor().set_names({"logits"})
-    tail = activation.tail(network)
-    assert tail
-    np.testing.assert_allclose(activation.weights(tail), (values if transpose else values.T) * 0.5)
+def test_only_the_explaining_network_has_an_output_more() -> None:
+    engine, other = tiny_engines()
+    assert [output.any_name for output in engine._narrow.outputs] == ["features", "logits"]
+    assert ["maps" in output.names for output in other._narrow.outputs] == [False, False, True]
+    assert (other.streams, other.buckets, other.spreads) == (1, (1,), False)
+
+
+def test_each_image_of_a_batch_is_explained_for_its_own_class() -> None:
+    _, engine = tiny_engines()
+    images = [crop(seed, size=224) for seed in range(3)]
+    rows = engine.forward(images, [Want(explain=5), Want(), Want(explain=BEST)])
+    assert list(rows.activations) == [0, 2]
+    assert np.allclose(rows.activations[0], mapped(engine, images[0], 5), atol=1e-4)
+    assert np.allclose(rows.activations[2], mapped(engine, images[2], int(rows.class_ids[2, 0])), atol=1e-4)
+
+
+def test_a_map_is_upright_and_not_mirrored() -> None:
+    """The only bright corner of a picture is the only one of its map: the tiny network has no biases."""
+    _, engine = tiny_engines()
+    image = np.zeros((224, 224, 3), np.uint8)
+    image[:40, -40:] = crop(size=40)
+    contributions = np.abs(mapped(engine, image, BEST))
+    assert contributions[0, -1] > 0
+    assert not contributions[3:].any()
+    assert not contributions[:, :-3].any()
+
+
+@pytest.mark.parametrize("architecture", [slow(name) for name in INEXPLICABLE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_networks_without_pooling_before_one_linear_layer_are_refused(kind: str, architecture: str) -> None:
+    engine = serving(kind, model_of(architecture))
+    engine.load()
+    assert f"the network of {architecture} does not end in global pooling and one linear layer" in engine.inexplicable
+    with pytest.raises(ModelError, match="has no class activation maps"):
+        engine.explaining().load()
+
+
+@pytest.mark.parametrize("kind", [slow("torch"), slow("openvino")])
+def test_maps_of_one_position_are_refused(kind: str) -> None:
+    engine = serving(kind, replace(model_of("resnet18"), preprocessing=replace(PREPROCESSING, resize=32, crop=32)))
+    engine.load()
+    assert "has no class activation maps" in engine.inexplicable
+
+
+class Convolutions(nn.Module):
+    """Several hundred layers before the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=16)
+        self.deep = nn.Sequential(*(nn.Sequential(nn.Hardtanh(-9, 9), nn.Conv2d(8, 8, 1)) for _ in range(400)))
+        self.fc = nn.Linear(8, 1000)
+
+    def forward(self, images: Tensor) -> Any:
+        maps = self.stem(images)
+        return self.fc((maps + 1e-3 * self.deep(maps)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["torch", slow("openvino")])
+def test_a_deep_network_has_maps(kind: str) -> None:
+    engine = serving(kind, replace(model_of("deep"), build=lambda: seeded(Convolutions)))
+    engine.load()
+    assert engine.inexplicable is None
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    """Model folders of the seeded ResNet-18, exported in ``auto`` or in int8, without weights for torch."""
+
+    @cache
+    def export(precision: str) -> Model:
+        model, path = model_of("resnet18"), tmp_path_factory.mktemp("exported") / precision
+        network = to_openvino(model)
+        if precision == "int8":
+            network = quantize(network, np.stack([crop(seed) for seed in range(8)]).astype(np.float32))
+        folder.write(model, path, weights=False, precision=precision, network=network)
+        return folder.load(path)
+
+    return export
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "tolerance"), [("auto", 1e-4), ("int8", 0.2)])
+def test_maps_of_an_exported_folder(exported: Callable[[str], Model], precision: str, tolerance: float) -> None:
+    engine = OpenVinoEngine(exported(precision), "int8" if precision == "int8" else "float32").explaining()
+    engine.load()
+    maps, logits = expected("resnet18", crop())
+    assert close(mapped(engine, crop(), 7), maps[7], tolerance)
+    best = int(logits.argmax())
+    assert close(mapped(engine, crop(), best), maps[best], tolerance)
+
+
+@pytest.mark.slow
+def test_maps_in_int8_explain_the_logits_in_int8(exported: Callable[[str], Model]) -> None:
+    engine = OpenVinoEngine(exported("int8"), "auto").explaining()
+    engine.load()
+    row = forward(engine, crop(1), replace(ALL, explain=BEST))
+    best, bias = row.class_ids[0], linear(build("resnet18")).bias
+    assert row.activation.mean() + bias[best].item() == pytest.approx(row.logits[best], abs=0.02 * np.ptp(row.logits))

@@ -64,6 +64,7 @@ class SleepingEngine:
 
     name, device, device_name, precision, compilation = "sleeping", "cuda", "none", "bfloat16", "compiled"
     streams, spreads, pads, dim, decodes_jpegs = 2, False, True, 2048, False
+    inexplicable = "it computes nothing"
 
     def __init__(self, slower: float) -> None:
         self.buckets = tuple(H100)

@@ -34,9 +34,9 @@ def calibrate(
     json: Json = False,
     settings: Settings,
 ) -> None:
-    """Calibrate a model, so that its scores are probabilities and `coverage` and `unknown` work.
+    """Calibrate a model on labelled images.
 
-    Measures the model on your photographs and writes a model folder. By default, in every precision that this machine
+    Its scores then are probabilities, and `coverage` and `unknown` work. Writes a model folder. By default, in every precision that this machine
     computes. If interrupted, the same command resumes where it stopped.
     """
     from app.commands.calibrate.run import run

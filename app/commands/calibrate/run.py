@@ -16,7 +16,7 @@ from app.calibration import Calibration, fit
 from app.calibration.calibration import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from app.commands import inference
 from app.commands.calibrate import figures
-from app.commands.calibrate.figures import Figures
+from app.commands.calibrate.figures import Figures, Ints
 from app.commands.calibrate.logits import Logits, logits
 from app.commands.calibrate.target import Target, seen_in_training
 from app.commands.evaluate.progress import EvaluationProgress
@@ -73,7 +73,8 @@ def run(images: Path, settings: Settings, out: Path | None, progress: Evaluation
             classifier = inference.load(chosen)
         with closing(classifier), progress:
             samples = match(files, classifier.model.labels)
-            progress.begin(f"{precision}", len(samples.files))
+            _check(samples.truth)
+            progress.begin(precision, len(samples.files))
             key = _key(facts(describe(classifier).model_dump()))
             with FeatureStore(settings.cache_dir, key) as store:
                 found = logits(samples, classifier, store, progress)
@@ -104,11 +105,15 @@ def remarks(measured: Measured) -> Iterator[str]:
         yield f"{measured.precision}: the temperature is at its limit, {found.temperature:g}; check the labels"
 
 
-def _measured(precision: str, found: Logits) -> Measured:
+def _check(truth: Ints) -> None:
     try:
-        fit.check(found.truth)
+        fit.check(truth)
     except ValueError as error:
         raise CalibrationError(str(error)) from None
+
+
+def _measured(precision: str, found: Logits) -> Measured:
+    _check(found.truth)  # some photographs may be unreadable
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Measured(precision, fit.fit(found.values, found.truth, created), figures.measure(found.values, found.truth))
 
