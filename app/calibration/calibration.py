@@ -21,8 +21,9 @@ class Calibration:
     """What was measured on n ``images`` in one precision.
 
     Logits are divided by ``temperature`` before the softmax (Guo et al. 2017, arXiv:1706.04599). ``scores`` are the
-    conformity scores of the true classes, see ``conformal``, and ``energies`` the log-sum-exp of the logits (Liu et al.
-    2020, arXiv:2010.03759; their energy, negated): both float64 [n], ascending. ``created`` is a date in ISO 8601.
+    conformity scores of the true classes, see ``conformal``. ``energies`` are the log-sum-exp of the logits minus their
+    mean; without the mean, that is the energy of Liu et al. 2020 (arXiv:2010.03759), negated. Both are float64 [n],
+    ascending. ``created`` is a date in ISO 8601.
     """
 
     created: str

@@ -78,9 +78,13 @@ def softmax(logits: Floats, temperature: float) -> Floats:
 
 
 def energies(logits: Floats) -> Doubles:
-    """The log-sum-exp [n] of logits [n, classes]: high for images like those that the network was trained on."""
+    """The log-sum-exp [n] of logits [n, classes] minus their mean: high for images like those of the training.
+
+    The mean is subtracted because the softmax determines logits only up to a constant, which differs between images: it
+    says nothing about the classes. docs/trust.md compares both.
+    """
     best = logits.max(axis=1, keepdims=True)
-    return np.asarray(best[:, 0] + np.log(np.exp(logits - best).sum(axis=1)), np.float64)
+    return np.asarray(best[:, 0] + np.log(np.exp(logits - best).sum(axis=1)) - logits.mean(axis=1), np.float64)
 
 
 def choose(probabilities: Floats, truth: Ints, seed: int = 0) -> Regularisation:

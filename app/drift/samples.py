@@ -10,19 +10,22 @@ import math
 import os
 import queue
 import re
+import tempfile
 import threading
 from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import BinaryIO, NamedTuple, Self
 
 import orjson
 import structlog
 
 from app.engine.base import Row
 from app.errors import ModelError
+from app.imagenet.labels import Label
 from app.imagenet.predictions import Prediction, labelled
 from app.images import sniff
 from app.models.model import Model
@@ -34,17 +37,17 @@ log = structlog.get_logger(__name__)
 ANSWERS = "answers.jsonl"
 
 _WINDOW = 1000  # recent images among which one is uncertain
-_WAITING = 32  # images that wait to be written
+_WAITING = 8  # images that wait to be written: each may have TOPK_MAX_UPLOAD_BYTES, which no other limit counts
 _K = 5
 _WNID = re.compile("n[0-9]{8}")
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 
 class Sample(NamedTuple):
-    """An image file and its best classes."""
+    """An image file and its best classes, highest score first."""
 
     data: bytes
-    model: str
+    model: Model
     predictions: list[Prediction]
 
 
@@ -75,11 +78,10 @@ class Samples:
         self._metrics = metrics
         self._certainties = Certainties(rate)
         self._queue: queue.Queue[Sample | None] = queue.Queue(_WAITING)
-        self._told = False
+        self._told: set[str] = set()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with (folder / ANSWERS).open("ab"):
-                os.chmod(folder / ANSWERS, 0o600)
+            _open_answers(folder).close()
             self._bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         except OSError as error:
             raise ModelError(f"TOPK_SAMPLE_DIR: {folder} cannot be written: {error.strerror or error}") from error
@@ -99,7 +101,7 @@ class Samples:
             return
         predictions = labelled(model.labels, row.class_ids[:_K], row.scores[:_K])
         try:
-            self._queue.put_nowait(Sample(data, model.name, predictions))
+            self._queue.put_nowait(Sample(data, model, predictions))
         except queue.Full:
             self._count("dropped")
 
@@ -119,34 +121,38 @@ class Samples:
     def _write(self, sample: Sample) -> str:
         """Store a sample, unless it is there already or there is no room. Returns the outcome. Raises OSError."""
         name = f"{hashlib.sha256(sample.data).hexdigest()}.{suffix(sample.data)}"
-        path = self._folder / class_folder(sample.predictions[0]) / name
+        path = self._folder / class_folder(sample.predictions[0], sample.model.labels) / name
         line = _answer(path.relative_to(self._folder), sample)
         if path.exists():
             return "known"
         if self._bytes + len(sample.data) + len(line) > self._most:
             self._tell("no more samples are stored: TOPK_SAMPLE_BYTES is reached", folder=str(self._folder))
             return "dropped"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        for folder in (self._folder, path.parent):  # the operator may have deleted them
+            folder.mkdir(mode=0o700, exist_ok=True)
         _write_new(path, sample.data)
-        with (self._folder / ANSWERS).open("ab") as answers:
+        with _open_answers(self._folder) as answers:
             answers.write(line)
         self._bytes += len(sample.data) + len(line)
         return "stored"
 
     def _tell(self, event: str, **about: str) -> None:
-        """Log a warning, once."""
-        if not self._told:
-            self._told = True
+        """Log a warning, each event once."""
+        if event not in self._told:
+            self._told.add(event)
             log.warning(event, **about)
 
     def _count(self, outcome: str) -> None:
         self._metrics.samples.labels(outcome).inc()
 
 
-def class_folder(prediction: Prediction) -> str:
-    """The folder of a class: its wnid, or else its number. Other labels may not be the name of a folder."""
-    wnid = prediction.wnid or ""
-    return wnid if _WNID.fullmatch(wnid) else str(prediction.class_id)
+def class_folder(prediction: Prediction, labels: Sequence[Label]) -> str:
+    """The folder of a class: its wnid if all classes have one, else its number.
+
+    ``topk evaluate`` reads either, but not both in one folder. Other labels may not be the name of a folder.
+    """
+    wnids = all(_WNID.fullmatch(label.wnid or "") for label in labels)
+    return prediction.wnid if wnids and prediction.wnid else str(prediction.class_id)
 
 
 def suffix(data: bytes) -> str:
@@ -161,21 +167,26 @@ def _answer(path: Path, sample: Sample) -> bytes:
         {
             "file": str(path),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "model": sample.model,
+            "model": sample.model.name,
             "predictions": [asdict(prediction) for prediction in sample.predictions],
         },
         option=orjson.OPT_APPEND_NEWLINE,
     )
 
 
+def _open_answers(folder: Path) -> BinaryIO:
+    """The file of answers, unbuffered, to append to. Only its owner can read a new one."""
+    return open(folder / ANSWERS, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, 0o600))
+
+
 def _write_new(path: Path, data: bytes) -> None:
-    """Write a file under another name first, so that nobody reads a part of it."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file, with mode 0600, under another name first, so that nobody reads a part of it. Raises OSError."""
+    handle, new = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with open(handle, "wb") as file:
             file.write(data)
-        new.rename(path)
+        os.rename(new, path)
     except OSError:
         with contextlib.suppress(OSError):
-            new.unlink()
+            os.unlink(new)
         raise

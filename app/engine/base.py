@@ -61,8 +61,8 @@ class Row(NamedTuple):
     """The outputs for one image of a batch. ``class_ids`` (int64) and ``scores`` (float32 softmax), [k], highest first.
 
     ``features`` [dim] is the input of the last classification layer; ``logits`` and ``probabilities`` are [classes];
-    all float32, None if the image does not need them. ``energy`` is the log-sum-exp of the logits, before any
-    temperature. ``activation`` [rows, columns], float32, is its class activation map, if that is wanted.
+    all float32, None if the image does not need them. ``energy`` is the log-sum-exp of the logits minus their mean,
+    before any temperature. ``activation`` [rows, columns], float32, is the class activation map, if it is wanted.
     """
 
     class_ids: npt.NDArray[np.int64]
@@ -80,9 +80,9 @@ class Rows:
 
     ``class_ids`` (int64) and ``scores`` (float32 softmax) are [n, k], highest first, for the largest k of the batch.
     ``finite`` (bool) is [n]: whether all features and logits of an image are finite. ``energies`` (float32) are [n]:
-    the log-sum-exp of the logits. Keyed by the place of each image that needs them, and float32, are ``features``
-    [dim], ``logits`` and ``probabilities`` [classes], and the class activation maps ``activations`` [rows, columns].
-    ``undecodable`` has the places of JPEGs that the device could not decode; the other outputs for these are
+    the log-sum-exp of the logits minus their mean. Keyed by the place of each image that needs them, and float32, are
+    ``features`` [dim], ``logits`` and ``probabilities`` [classes], and the class activation maps ``activations`` [rows,
+    columns]. ``undecodable`` has the places of JPEGs that the device could not decode; the other outputs for these are
     meaningless.
     """
 

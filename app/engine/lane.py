@@ -170,7 +170,8 @@ class Lane:
         scores, class_ids = probabilities.topk(self._k, 1)
         finite = features.isfinite().all(1) & logits.isfinite().all(1)
         best = ((self._scores, scores), (self._class_ids, class_ids))
-        for buffer, values in (*best, (self._finite, finite), (self._energies, logits.logsumexp(1))):
+        energies = logits.logsumexp(1) - logits.mean(1)
+        for buffer, values in (*best, (self._finite, finite), (self._energies, energies)):
             buffer[: len(images)].copy_(values, non_blocking=self._cuda)
         return Outputs(features, logits, probabilities)
 

@@ -219,11 +219,11 @@ class ExplainingEngine(OpenVinoEngine):
 
 
 def _softmax(logits: Floats, temperature: float) -> tuple[Floats, Floats]:
-    """The softmax of the logits [n, classes] at a temperature, and their log-sum-exp [n] without one."""
+    """The softmax of the logits [n, classes] at a temperature, and the energies [n]: see ``Rows``."""
     best = logits.max(axis=1, keepdims=True)
     exponentials = np.exp(logits - best)
     sums = exponentials.sum(axis=1, keepdims=True)
-    energies: Floats = (best + np.log(sums))[:, 0]
+    energies: Floats = (best + np.log(sums))[:, 0] - logits.mean(axis=1)
     if temperature != 1:
         exponentials = np.exp((logits - best) / np.float32(temperature))
         sums = exponentials.sum(axis=1, keepdims=True)

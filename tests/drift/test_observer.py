@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import tiny
 from tests.conftest import CAT, Server
+from tests.workers.conftest import Service
 
 PHOTO = CAT.read_bytes()
 
@@ -36,6 +37,18 @@ def test_each_classified_image_is_observed_once(tmp_path: Path) -> None:
     assert found["topk_predicted_group_total"] == 5
     assert found["topk_set_size_count"] == 1
     assert server.stop() == 0
+    assert len(list((tmp_path / "samples").rglob("*.jpg"))) == 1
+
+
+@pytest.mark.slow
+def test_several_processes_are_observed_and_share_a_folder(tmp_path: Path) -> None:
+    env = {"TOPK_SAMPLE_DIR": str(tmp_path / "samples"), "TOPK_SAMPLE_RATE": "1"}
+    service = Service(*tiny.calibrated(), env=env)
+    assert {service.predict().status_code for _ in range(20)} == {200}
+    found = metrics(service)
+    assert found["topk_top_score_count"] == found["topk_typicality_count"] == 20
+    assert found["topk_predicted_group_total"] == found["topk_samples_total"] == 20
+    assert service.stop() == 0
     assert len(list((tmp_path / "samples").rglob("*.jpg"))) == 1
 
 

@@ -1,6 +1,8 @@
 """The samples of the least certain images, on disk."""
 
+import dataclasses
 import json
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -13,7 +15,7 @@ from app.commands.evaluate.read import find, match
 from app.drift.samples import ANSWERS, Certainties, Samples, class_folder, suffix
 from app.engine.base import Row
 from app.errors import ModelError
-from app.imagenet.labels import imagenet1k
+from app.imagenet.labels import Label, imagenet1k
 from app.imagenet.predictions import Prediction
 from app.models import folder
 from app.models.model import Model
@@ -137,7 +139,25 @@ def test_several_processes_share_a_folder(tmp_path: Path, model: Model) -> None:
 
 @pytest.mark.parametrize("wnid", ["../outside", "n0212407", "n02124075/..", "/etc", "", None])
 def test_a_label_never_leads_out_of_the_folder(wnid: str | None) -> None:
-    assert class_folder(Prediction(7, wnid, "../../label", 0.5)) == "7"
+    assert class_folder(Prediction(7, wnid, "../../label", 0.5), [Label("../../label", wnid)]) == "7"
+
+
+def test_all_folders_are_class_ids_if_a_class_has_no_wnid(tmp_path: Path, model: Model) -> None:
+    labels = (Label("none of them"), *imagenet1k()[1:])
+    samples = Samples(tmp_path, 1.0, 10**9, Metrics())
+    samples.offer(PHOTO, 0.4, row(), dataclasses.replace(model, labels=labels))
+    samples.offer(PHOTO + b"\0", 0.4, row(0), dataclasses.replace(model, labels=labels))
+    samples.close()
+    assert sorted(match(find(tmp_path), labels).truth.tolist()) == [0, 285]
+
+
+def test_samples_may_be_deleted_meanwhile(tmp_path: Path, model: Model) -> None:
+    samples = Samples(tmp_path / "new", 1.0, 10**9, Metrics())
+    shutil.rmtree(tmp_path / "new")
+    samples.offer(PHOTO, 0.4, row(), model)
+    samples.close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "new" / ANSWERS).stat().st_mode) == 0o600
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ WINDOW = "5s"  # what Grafana makes of $__rate_interval with a scrape a second, 
 
 
 class Prometheus:
-    """A real one, on a port of its own choosing."""
+    """A real one that answers queries, on a port of its own choosing."""
 
     def __init__(self, config: Path, data: Path) -> None:
         self.process = subprocess.Popen(
@@ -68,6 +68,7 @@ class Prometheus:
         assert self.process.stderr
         lines = (json.loads(line) for line in self.process.stderr)
         address = next(line["address"] for line in lines if line.get("msg") == "Listening on")
+        assert any(line.get("msg") == "Server is ready to receive web requests." for line in lines)
         self._draining = threading.Thread(target=lambda: list(lines), daemon=True)
         self._draining.start()
         self.client = httpx2.Client(base_url=f"http://{address}", timeout=30)
@@ -162,12 +163,12 @@ def mixed(pool: ThreadPoolExecutor, server: Server, until: float, crowd: int) ->
 
 
 def calibrated(path: Path) -> Path:
-    """The embedded model with a calibration."""
+    """The embedded model with a calibration whose energies are about those of the photographs."""
     convert_embedded()
     source = cache.converted("efficientnet_lite0", None, Path(os.environ["TOPK_CACHE_DIR"])).openvino
     assert source
     shutil.copytree(source.parent, path)
-    tiny.calibrate(path, energy=9.0, spread=1.5)
+    tiny.calibrate(path, energy=10.6, spread=0.55)
     return path
 
 

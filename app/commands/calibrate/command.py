@@ -36,8 +36,8 @@ def calibrate(
 ) -> None:
     """Calibrate a model on labelled images.
 
-    Its scores then are probabilities, and `coverage` and `unknown` work. Writes a model folder. By default, in every precision that this machine
-    computes. If interrupted, the same command resumes where it stopped.
+    Its scores then are probabilities, and `coverage` and `unknown` work. Writes a model folder. By default, calibrates
+    every precision that this machine computes. If interrupted, the same command resumes where it stopped.
     """
     from app.commands.calibrate.run import run
     from app.commands.calibrate.table import print_calibration
