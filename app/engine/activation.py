@@ -32,8 +32,20 @@ class Tail(NamedTuple):
     transposed: bool
 
 
+def has_maps(network: ov.Model, crop: int) -> bool:
+    """Whether there are class activation maps of a network from pixels, [n, crop, crop, 3], to ``logits``."""
+    sized = network.clone()  # it shares the weights
+    fix_size(sized, crop)
+    return tail(sized) is not None
+
+
+def fix_size(network: ov.Model, crop: int) -> None:
+    """Compute the shapes in a converted network, which may be for pixels of any size, for one size of crop."""
+    network.reshape([-1, crop, crop, 3])
+
+
 def tail(network: ov.Model) -> Tail | None:
-    """The end of a network with the output ``logits``; None if it has another form."""
+    """The end of a network with the output ``logits``, for one size of crop; None if it has another form."""
     product = _linear(network.output("logits").get_node().input_value(0))
     if product is None:
         return None

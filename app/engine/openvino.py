@@ -66,7 +66,8 @@ class OpenVinoEngine:
     def load(self) -> None:
         try:
             network = self._network()
-            self.inexplicable = None if activation.tail(network) else no_maps(self._model)
+            explicable = activation.has_maps(network, self._model.preprocessing.crop)
+            self.inexplicable = None if explicable else no_maps(self._model)
             self._narrow = self._compile(network, self.streams, threads=self.streams)
             self._wide = self._compile(network, 1, threads=machine.cores()) if self.spreads else self._narrow
             self._requests = {alone: SimpleQueue[ov.InferRequest]() for alone in (True, False)}
@@ -196,6 +197,7 @@ class ExplainingEngine(OpenVinoEngine):
 
     def _network(self) -> ov.Model:
         network = super()._network()
+        activation.fix_size(network, self._model.preprocessing.crop)
         if (tail := activation.tail(network)) is None:
             raise ModelError(no_maps(self._model))
         self._weights = activation.weights(tail)  # [classes, dim]

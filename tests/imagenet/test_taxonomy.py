@@ -1,5 +1,6 @@
 import csv
 import math
+from collections import Counter
 from functools import cache
 from itertools import pairwise
 
@@ -158,6 +159,51 @@ def test_no_score_is_more_than_one_though_rounding_makes_it_so(tree: Taxonomy) -
     row = np.full(1000, np.float32(0.001000001))
     assert tree.sums(row[None])[0, 0] > 1
     assert tree.placing(row, 0.9).taxonomy[0].score == 1
+
+
+def test_what_covers_a_set_is_what_a_slow_walk_finds(tree: Taxonomy, hypernyms: dict[str, list[str]]) -> None:
+    """The node with the fewest classes of those above all of the set; of equals, the furthest from the root."""
+    counts = Counter(node for label in imagenet1k() for node in above(str(label.wnid), hypernyms))
+
+    @cache
+    def longest(wnid: str) -> int:
+        return 1 + max(map(longest, hypernyms[wnid]), default=0)
+
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        near = random.integers(990) + random.choice(10, random.integers(1, 6), replace=False)
+        common = set.intersection(*(above(str(imagenet1k()[i].wnid), hypernyms) for i in near))
+        expected = min(common, key=lambda wnid: (counts[wnid], -longest(wnid), wnid))
+        assert tree.nodes[tree.covering(near)].wnid == expected
+
+
+def test_what_covers_a_class_is_the_class_and_what_covers_all_has_all(tree: Taxonomy) -> None:
+    assert [tree.covering(np.array([i])) for i in range(1000)] == [
+        tree.index[str(label.wnid)] for label in imagenet1k()
+    ]
+    assert tree.above[tree.covering(np.arange(1000))].all()
+    assert tree.nodes[tree.covering(np.array(DOGS))].label == "dog"
+
+
+def test_a_larger_set_is_covered_by_a_node_with_at_least_as_many_classes(tree: Taxonomy) -> None:
+    order = np.random.default_rng(1).permutation(1000)
+    sizes = [tree.above[tree.covering(order[:n])].sum() for n in range(1, 30)]
+    assert sizes == sorted(sizes)
+
+
+def test_the_answer_for_a_set_does_not_depend_on_the_confidence(tree: Taxonomy) -> None:
+    row, both = made(Samoyed=0.5, chow=0.4), np.array([258, 260])
+    placings = [tree.placing(row, confidence, both) for confidence in (0.1, 0.9)]
+    assert placings[0].answer == placings[1].answer
+    assert (placings[0].answer.label, placings[0].taxonomy) == ("spitz", tree.placing(row).taxonomy)
+    assert placings[0].answer.score == pytest.approx(0.9, abs=0.01)
+
+
+def test_of_nodes_with_the_same_classes_the_furthest_from_the_root_covers_them() -> None:
+    pets = taxonomy.of([Label("cat", "n02121808"), Label("dog", "n02084071")])
+    assert pets
+    assert [pets.nodes[pets.covering(np.array(some))].label for some in ([0], [1])] == ["cat", "dog"]
+    assert pets.nodes[pets.covering(np.array([0, 1]))].label == "carnivore"  # "domestic animal" has the same two
 
 
 def test_imagenet_s_is_read_once(tree: Taxonomy) -> None:
