@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +117,9 @@ class TorchEngine:
         with self._phase("copy"):
             network.to(self._device).to(memory_format=torch.channels_last)
         if self._cuda and self.precision == "float32":
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # not TF32
+            cudnn = cast(Any, torch.backends.cudnn)
+            for kind in (cudnn.conv, cudnn.rnn):  # both, because torch refuses to read its flags while they differ
+                kind.fp32_precision = "ieee"  # not TF32
         with self._phase("check"):
             self._check_outputs(network)
         if self._create_jpegs:

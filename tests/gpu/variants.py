@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from app.models.fuse import Operations, fold, fuse
+from app.models.fuse import CUDNN, Operations, fold, fuse
 from app.models.split import FeaturesAndLogits, split
 from tests.gpu import material
 from tests.gpu.figures import Context, Report
@@ -99,7 +99,7 @@ def _on(device: torch.device, dtype: torch.dtype, network: FeaturesAndLogits) ->
 def _operations(device: torch.device) -> Operations:
     """cuDNN's fused convolutions; on a CPU, the same in single steps."""
     if device.type == "cuda":
-        return Operations()
+        return CUDNN
 
     def relu(images: Tensor, weight: Tensor, bias: Tensor, *geometry: object) -> Tensor:
         return functional.conv2d(images, weight, bias, *geometry).relu()
