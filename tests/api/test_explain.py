@@ -13,6 +13,7 @@ from PIL import Image
 from app import images
 from app.images.geometry import crop_box
 from tests import tiny
+from tests.api.conftest import InProcess, served
 from tests.api.wire import multipart
 from tests.conftest import CAT, Server
 from tests.hostile import encode
@@ -29,7 +30,7 @@ def server() -> Iterator[Server]:
     assert server.stop() == 0
 
 
-def ask(server: Server, query: str = "explain=true", **form: Any) -> httpx2.Response:
+def ask(server: Server | InProcess, query: str = "explain=true", **form: Any) -> httpx2.Response:
     return httpx2.post(f"{server.url}/v1/predict?{query}", timeout=60, **(form or {"content": PHOTO}))
 
 
@@ -59,6 +60,19 @@ def test_a_class_in_a_document(server: Server, value: object, class_id: int) -> 
     assert explained(ask(server, "", json=document))["class_id"] == class_id
 
 
+def test_booleans_in_a_document(server: Server) -> None:
+    photo = base64.b64encode(PHOTO).decode()
+    plain, best = (ask(server, "", json={"image": photo, "explain": value}) for value in (False, True))
+    assert "explanation" not in plain.json()
+    assert explained(best)["class_id"] == best.json()["predictions"][0]["class_id"]
+
+
+def test_different_classes_are_a_contradiction(server: Server) -> None:
+    twice = [ask(server, f"explain=1&explain={other}") for other in ("1", "2", "true")]
+    assert [answer.status_code for answer in twice] == [200, 400, 400]
+    assert "explain is given twice, as '1' and '2'" in refused(twice[1])
+
+
 @pytest.mark.parametrize("value", ["false", "FALSE", ""])
 def test_false_is_none(server: Server, value: str) -> None:
     answer = ask(server, "", files={"file": PHOTO}, data={"explain": value})
@@ -86,10 +100,10 @@ def test_the_predictions_are_those_without_an_explanation(server: Server) -> Non
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in plain], abs=1e-5)
 
 
-formats = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"] + (["HEIF"] if images.heif_installed() else [])
+FORMATS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"] + (["HEIF"] if images.heif_installed() else [])
 
 
-@pytest.mark.parametrize("format", formats)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("size", [(400, 300), (300, 402)])
 def test_the_box_is_the_crop_in_the_picture(server: Server, format: str, size: tuple[int, int]) -> None:
     box = explained(ask(server, content=encode(picture(size), format)))["box"]
@@ -129,17 +143,16 @@ def test_info_says_that_explain_works(server: Server) -> None:
 
 
 def test_the_operator_can_turn_it_off() -> None:
-    server = Server(*tiny.model(), env={"TOPK_EXPLAIN": "false"})
-    assert "TOPK_EXPLAIN=true" in refused(ask(server))
-    assert httpx2.get(f"{server.url}/v1/info").json()["explain"] is False
-    assert server.stop() == 0
+    with served(explain=False) as off:
+        assert "TOPK_EXPLAIN=true" in refused(ask(off))
+        assert httpx2.get(f"{off.url}/v1/info").json()["explain"] is False
 
 
 def test_a_network_of_another_form_is_refused_with_the_reason(tmp_path: Path) -> None:
     tiny.write(tmp_path, tiny.network(hidden=True))
-    server = Server("--model", str(tmp_path))
-    assert "does not end in global pooling and one linear layer" in refused(ask(server))
     kind, body = multipart(("file", "a.jpg", PHOTO))
-    url = f"{server.url}/v1/predict/batch?explain=true"
-    assert httpx2.post(url, content=body, headers={"Content-Type": kind}).status_code == 400
-    assert server.stop() == 0
+    with served(model=str(tmp_path)) as other:
+        assert "does not end in global pooling and one linear layer" in refused(ask(other))
+        url = f"{other.url}/v1/predict/batch?explain=true"
+        assert "global pooling" in refused(httpx2.post(url, content=body, headers={"Content-Type": kind}))
+        assert httpx2.get(f"{other.url}/v1/info").json()["explain"] is False

@@ -55,6 +55,7 @@ def test_every_option_of_a_prediction_is_accepted(app_server: InProcess, path: s
     assert [prediction["label"] for prediction in likely] == ["Egyptian cat", "tiger cat"]
     placed = first(send(url, taxonomy=True, confidence=0.2))
     assert placed["answer"]["wnid"] == placed["predictions"][0]["wnid"]
+    assert first(send(url, explain="n02124075"))["explanation"]["class_id"] == 285
 
 
 @anywhere
@@ -114,6 +115,9 @@ def test_different_values_in_a_form_are_refused(app_server: InProcess) -> None:
         ({"taxonomy": "perhaps"}, "taxonomy must be true or false, got 'perhaps'"),
         ({"taxonomy": True, "confidence": 0}, "confidence must be more than 0, got 0"),
         ({"confidence": 0.5}, "confidence requires taxonomy, which adds the answer that it applies to"),
+        ({"coverage": 1}, "coverage must be less than 1, got 1"),
+        ({"unknown": "few"}, "unknown must be a number, got 'few'"),
+        ({"explain": 1.5}, "explain must be true, false, a class id or a wnid, got 1.5"),
     ],
 )
 def test_a_wrong_value_in_json_is_named(app_server: InProcess, options: dict[str, Any], detail: str) -> None:
@@ -136,8 +140,8 @@ def test_what_is_left_out_or_unknown_changes_nothing(app_server: InProcess, send
     url = f"{app_server.url}/v1/predict"
     plain = httpx2.post(url, content=PHOTO).json()
     assert send(url, csrf="x", submit="Send").json() == plain
-    assert as_json(url, top_k=None, taxonomy=None).json() == plain
-    assert as_form(url, top_k="", confidence="").json() == plain  # a web form's empty inputs
+    assert as_json(url, top_k=None, taxonomy=None, coverage=None, explain=None).json() == plain
+    assert as_form(url, top_k="", confidence="", unknown="", explain="").json() == plain  # a web form's empty inputs
 
 
 @pytest.mark.parametrize(("name", "meant"), [("k", "top_k"), ("limit", "top_k"), ("K", "top_k"), ("topk", "top_k")])
@@ -149,7 +153,8 @@ def test_another_name_in_the_query_is_refused_with_the_right_one(app_server: InP
 
 def test_the_documentation_shows_form_fields_and_json_members(app_server: InProcess) -> None:
     document = httpx2.get(f"{app_server.url}/openapi.json").json()
-    expected = {"predict": {"top_k", "min_score", "taxonomy", "confidence"}, "embed": {"encoding", "normalize"}}
+    added = {"taxonomy", "confidence", "coverage", "unknown", "explain"}
+    expected = {"predict": {"top_k", "min_score", *added}, "embed": {"encoding", "normalize"}}
     for path, operation in document["paths"].items():
         if not path.startswith(("/v1/predict", "/v1/embed")):
             continue

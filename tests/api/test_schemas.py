@@ -1,6 +1,7 @@
 """Real responses against the models that the OpenAPI document is generated from."""
 
 import base64
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import httpx2
@@ -20,7 +21,8 @@ from app.api.schemas.responses import (
     PredictAnswer,
     TaxonomyNode,
 )
-from tests.api.conftest import InProcess
+from tests import tiny
+from tests.api.conftest import InProcess, served
 from tests.conftest import CAT
 
 PHOTO = CAT.read_bytes()
@@ -36,6 +38,12 @@ def validated(kind: type[Kind], answer: httpx2.Response, status: int = 200) -> K
     return kind.model_validate_json(answer.content, strict=True, extra="forbid")
 
 
+@pytest.fixture(scope="module")
+def calibrated() -> Iterator[InProcess]:
+    with served(model=tiny.calibrated()[1], precision="float32") as server:
+        yield server
+
+
 def post(server: InProcess, path: str, **body: Any) -> httpx2.Response:
     return httpx2.post(server.url + path, timeout=60, **body)
 
@@ -46,6 +54,30 @@ def test_predictions(app_server: InProcess) -> None:
         assert (one.answer is not None) == bool(query)
         several = validated(BatchAnswer, post(app_server, f"/v1/predict/batch{query}", files=FILES))
         assert [result.error is None for result in several.results] == [True, False]
+
+
+def test_predictions_of_a_calibrated_model(calibrated: InProcess) -> None:
+    added = {"set", "typicality", "unknown", "answer", "explanation"}
+    query = "?coverage=0.9&unknown=0.1&taxonomy=true&explain=true"
+    one = validated(PredictAnswer, post(calibrated, f"/v1/predict{query}", content=PHOTO))
+    assert added < one.model_dump(exclude_none=True).keys()
+    good, bad = validated(BatchAnswer, post(calibrated, f"/v1/predict/batch{query}", files=FILES)).results
+    assert added < good.model_dump(exclude_none=True).keys()
+    assert bad.model_dump(exclude_none=True).keys() == {"filename", "error"}
+    info = validated(Info, httpx2.get(f"{calibrated.url}/v1/info"))
+    assert info.explain
+    assert info.calibration
+    assert info.calibration.images == 200
+
+
+def test_an_inference_of_a_calibrated_model(calibrated: InProcess) -> None:
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [BASE64]}
+    parameters = {"coverage": 0.9, "unknown": 0.1, "explain": True}
+    document = {"inputs": [tensor], "parameters": parameters}
+    answer = post(calibrated, "/v2/models/tiny-calibrated/infer", json=document)
+    found = validated(openinference.InferResponse, answer)
+    assert {output.datatype for output in found.outputs} == {"FP32", "BYTES", "BOOL", "INT64"}
+    assert len(found.outputs) == 7
 
 
 @pytest.mark.parametrize("query", ["", "?encoding=base64"])
