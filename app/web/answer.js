@@ -1,18 +1,29 @@
 // The classes as bars, and their path in WordNet. Rows are reused for the next answer, so that they can be animated.
 
-import { element, percent } from "./text.js";
+import { element, percent, share } from "./text.js";
 
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const EASE = "cubic-bezier(.2, .7, .2, 1)";
-const STEPS = 5; // the last steps of a long path
+const STEPS = 5; // shown of a long path: its last ones, or those from the answer on
 
-export class Bars {
+// Event: "pick" (detail: the class_id that the user chose).
+export class Bars extends EventTarget {
   #list;
   #rows = new Map(); // class_id -> row
   #among = element("span", "among");
+  #picked = null; // a class_id
 
   constructor(list) {
+    super();
     this.#list = list;
+    list.addEventListener("change", ({ target }) => this.dispatchEvent(new CustomEvent("pick", { detail: Number(target.value) })));
+  }
+
+  // Turns the rows into a choice of one class, of which `id` is chosen. Without an `id`, there is no choice.
+  pick(id = null) {
+    this.#picked = id;
+    this.#list.toggleAttribute("data-picks", id !== null);
+    for (const row of this.#rows.values()) this.#offer(row);
   }
 
   get empty() {
@@ -31,6 +42,7 @@ export class Bars {
     const widths = rows.map((row) => row.fill.offsetWidth);
     this.#list.replaceChildren(...rows.map((row) => row.item));
     this.#bracket(rows, set, coverage);
+    for (const row of rows) this.#offer(row);
     if (CALM.matches) return;
     rows.forEach((row, at) => {
       const moved = (before.get(row) ?? row.item.offsetTop) - row.item.offsetTop;
@@ -46,8 +58,16 @@ export class Bars {
     if (!set.length || !rows.length) return;
     const more = set.length - rows.length;
     const these = set.length === 1 ? "this one" : more > 0 ? `these and ${more.toLocaleString("en")} more` : "these";
-    this.#among.textContent = `The right class is ${set.length === 1 ? "" : "among "}${these}, ${Math.round(coverage * 1000) / 10}%`;
+    this.#among.textContent = `The right class is ${set.length === 1 ? "" : "among "}${these}, ${share(coverage)}`;
     rows[Math.min(set.length, rows.length) - 1].item.append(this.#among);
+  }
+
+  // A radio button in a row, so that arrow keys work.
+  #offer({ id, radio, item, label }) {
+    if (this.#picked === null) return radio.remove();
+    radio.ariaLabel = `Map of ${label.textContent}`;
+    radio.checked = id === this.#picked;
+    if (!radio.isConnected) item.prepend(radio);
   }
 
   // The existing row of a class, or a new one.
@@ -65,6 +85,7 @@ function newRow(id) {
   const row = { id, item: element("li"), label: element("span", "label"), score: element("span", "score") };
   const bar = element("span", "bar");
   row.fill = element("i");
+  row.radio = Object.assign(element("input"), { type: "radio", name: "explained", value: id });
   bar.ariaHidden = "true";
   bar.append(row.fill);
   row.item.append(row.label, row.score, bar);
@@ -86,6 +107,8 @@ export function showPath(root, { answer, taxonomy, set }) {
     if (wnid === answer.wnid) step.ariaCurrent = "true";
     return step;
   });
-  root.querySelector("#path").replaceChildren(...steps.slice(-STEPS));
-  root.querySelector("#path").toggleAttribute("data-cut", steps.length > STEPS);
+  const from = Math.max(0, Math.min(steps.length - STEPS, taxonomy.findIndex(({ wnid }) => wnid === answer.wnid)));
+  root.querySelector("#path").replaceChildren(...steps.slice(from, from + STEPS));
+  root.querySelector("#path").toggleAttribute("data-cut", from > 0);
+  root.querySelector("#path").toggleAttribute("data-goes-on", from + STEPS < steps.length);
 }

@@ -9,7 +9,7 @@ import { MOST, Photos } from "./photos.js";
 import { Problem } from "./problem.js";
 import { Server, url } from "./server.js";
 import { Strip } from "./strip.js";
-import { percent, sentence, size } from "./text.js";
+import { sentence, share, size } from "./text.js";
 import { showTiming } from "./timing.js";
 
 const LIVE_MS = 200; // animation of a bar between frames
@@ -21,7 +21,7 @@ const photos = new Photos(server);
 const camera = new Camera(server, at("video"));
 const bars = new Bars(at("classes"));
 const code = new Code(at("tabs"), at("code"), at("copy"));
-const overlay = new Overlay(server, { input: at("explain"), canvas: at("map"), image: at("preview"), status: at("map-status") });
+const overlay = new Overlay(server, bars, { input: at("explain"), canvas: at("map"), image: at("preview"), status: at("map-status") });
 new Strip(photos, at("strip"));
 
 // ---- the server
@@ -123,12 +123,13 @@ function showPreview(photo) {
 
 function showReply(photo) {
   showCode(photo);
-  overlay.show(photo.state === "answered" ? photo : null);
+  overlay.show(photo);
   at("result").ariaBusy = String(photo.state === "sending" || (photo.state === "waiting" && !photo.problem));
   if (photo.problem) return showProblem(photo.problem, photo);
   if (photo.state !== "answered") return show(bars.empty ? "ghost" : "classes");
-  showAnswer(photo.reply, photo.reply.answer.predictions);
-  const { predictions: [first], unknown } = photo.reply.answer;
+  const { predictions, unknown } = photo.reply.answer;
+  showAnswer(photo.reply, predictions, unknown);
+  const [first] = predictions;
   const likely = first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.";
   announce(unknown ? `Unknown. ${likely}` : likely);
 }
@@ -186,16 +187,16 @@ function setLive(live) {
 let announcedAt = 0;
 let announced = "";
 
-camera.addEventListener("frame", ({ detail: { reply, predictions, rate } }) => {
+camera.addEventListener("frame", ({ detail: { reply, predictions, unknown, rate } }) => {
   at("result").ariaBusy = "false";
-  showAnswer(reply, predictions, LIVE_MS);
+  showAnswer(reply, predictions, unknown, LIVE_MS);
   showCode({ name: "frame.jpg", reply });
   write("rate", `${rate < 10 ? rate.toFixed(1) : Math.round(rate)} frames/s`);
-  const [first] = predictions;
-  if (!first || first.label === announced || performance.now() - announcedAt < ANNOUNCE_MS) return;
+  const said = unknown ? "Unknown" : predictions[0]?.label;
+  if (!said || said === announced || performance.now() - announcedAt < ANNOUNCE_MS) return;
   announcedAt = performance.now();
-  announced = first.label;
-  announce(first.label);
+  announced = said;
+  announce(said);
 });
 camera.addEventListener("busy", ({ detail }) => write("rate", `${detail.title}…`));
 camera.addEventListener("end", ({ detail }) => ended(detail));
@@ -212,7 +213,10 @@ function ended(problem) {
 function show(name) {
   for (const id of ["problem", "classes", "ghost"]) at(id).hidden = id !== name;
   at("answer-title").hidden = name === "problem";
-  if (name !== "classes") at("wordnet").hidden = at("timing").hidden = at("unknown").hidden = true;
+  if (name !== "classes") {
+    at("wordnet").hidden = at("timing").hidden = at("unknown").hidden = true;
+    write("answer-title", "Most likely");
+  }
 }
 
 function showIdle() {
@@ -223,15 +227,15 @@ function showIdle() {
   showCode();
 }
 
-function showAnswer(reply, predictions, ms) {
-  const { set, unknown, typicality } = reply.answer;
+function showAnswer(reply, predictions, unknown, ms) {
+  const { set } = reply.answer;
   bars.show(predictions, ms, camera.live || unknown ? [] : set, server.coverage); // nothing is promised of the unknown
   show("classes");
   at("unknown").hidden = !unknown;
   at("classes").toggleAttribute("data-unknown", Boolean(unknown));
   write("answer-title", unknown ? "If it is one of the classes" : "Most likely");
-  write("unknown-text", `Of the images that the model was calibrated on, ${percent(typicality ?? 0)} are as unusual as this one.`);
-  showPath(at("wordnet"), reply.answer);
+  write("unknown-share", share(server.unknown));
+  showPath(at("wordnet"), unknown ? {} : reply.answer);
   showTiming(at("timing"), reply);
 }
 

@@ -1,6 +1,6 @@
 // The live camera: frames at a rate that the server can process, scaled to the size that the model needs.
 
-import { Average } from "./average.js";
+import { Average, Steady } from "./average.js";
 import { Pace } from "./pace.js";
 import { Problem } from "./problem.js";
 
@@ -13,7 +13,7 @@ const REASONS = {
 const PREFERRED = { width: { ideal: 1280 }, height: { ideal: 720 } };
 const RATE_OVER_MS = 2000;
 
-// Events: "frame" (detail: {reply, predictions, rate}), "busy" (detail: Problem), "end" (detail: Problem or null).
+// Events: "frame" (detail: {reply, predictions, unknown, rate}), "busy" (detail: Problem), "end" (detail: Problem or null).
 export class Camera extends EventTarget {
   size = null; // of the frames sent: {width, height}
   #server;
@@ -102,6 +102,7 @@ export class Camera extends EventTarget {
   async #run(signal) {
     const pace = new Pace();
     const average = new Average();
+    const steady = new Steady();
     const answered = []; // times
     try {
       for (let last = 0; ; ) {
@@ -114,7 +115,9 @@ export class Camera extends EventTarget {
           pace.answered(reply.ms);
           const now = performance.now();
           const predictions = average.add(reply.answer.predictions, now);
-          this.dispatchEvent(new CustomEvent("frame", { detail: { reply, predictions, rate: rate(answered, now) } }));
+          const unknown = steady.add(reply.answer.unknown, now);
+          const detail = { reply, predictions, unknown, rate: rate(answered, now) };
+          this.dispatchEvent(new CustomEvent("frame", { detail }));
         } catch (problem) {
           if (!(problem instanceof Problem)) throw problem;
           if (!problem.temporary && problem.status !== 401) throw problem;

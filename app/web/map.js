@@ -1,93 +1,131 @@
-// The map of what the best class is based on, drawn over the photograph, and the frame of what the model saw.
+// The map of what a class is based on, drawn over the photograph, and the frame of what the model saw.
 
 import { Problem } from "./problem.js";
 import { element } from "./text.js";
 
-const EDGE = 1024; // pixels of the drawing
-const COLOUR = [214, 0, 122];
-const OPACITY = 0.6; // where the map is highest
+const OPACITY = 0.65; // where the map is highest
+const FRAME = [["rgb(0 0 0 / .55)", 4], ["#fff", 2]]; // colours and widths in CSS pixels
 
 export class Overlay {
   #server;
+  #bars;
   #input;
   #canvas;
   #image;
   #status;
   #photo = null;
+  #drawn = null; // an explanation
   #asking = null; // an AbortController
 
-  constructor(server, { input, canvas, image, status }) {
+  constructor(server, bars, { input, canvas, image, status }) {
     this.#server = server;
+    this.#bars = bars;
     this.#input = input;
     this.#canvas = canvas;
     this.#image = image;
     this.#status = status;
     input.addEventListener("change", () => this.#update());
-    image.addEventListener("load", () => this.#update());
+    for (const event of ["load", "error"]) image.addEventListener(event, () => this.#update());
+    bars.addEventListener("pick", ({ detail }) => this.#explain(detail));
+    new ResizeObserver(() => this.#draw(this.#drawn)).observe(image);
   }
 
-  // The photograph on the stage, once it is answered; null for none.
+  // The photograph on the stage; null for none.
   show(photo) {
-    if (photo !== this.#photo) this.#asking?.abort();
     this.#photo = photo;
-    this.#input.closest("label").hidden = !(photo && this.#server.info?.explain);
+    this.#input.closest("label").hidden = !photo || photo.state === "failed" || !this.#server.info?.explain;
     this.#update();
   }
 
-  async #update() {
-    const photo = this.#photo;
-    const wanted = this.#input.checked && !this.#input.closest("label").hidden;
-    this.#canvas.hidden = true;
-    this.#status.textContent = "";
-    if (!wanted || !this.#image.naturalWidth) return;
-    if (!photo.explanation) await this.#ask(photo);
-    if (photo === this.#photo && this.#input.checked && photo.explanation) this.#draw(photo);
+  get #wanted() {
+    return this.#input.checked && !this.#input.closest("label").hidden && this.#photo.state === "answered";
   }
 
-  async #ask(photo) {
+  #update() {
     this.#asking?.abort();
-    const asking = (this.#asking = new AbortController());
-    this.#status.textContent = "Computing the map…";
+    this.#draw(null);
+    this.#bars.pick();
+    this.#say("");
+    if (!this.#wanted || !this.#image.complete) return; // "load" or "error" follows
+    if (!this.#image.naturalWidth) return this.#say("No map: your browser cannot display this format.");
+    const { explained, reply } = this.#photo;
+    this.#explain(explained ?? reply.answer.predictions[0].class_id);
+  }
+
+  // Shows the map of a class. Each map is requested once.
+  async #explain(id) {
+    const photo = this.#photo;
+    const asking = (this.#asking?.abort(), (this.#asking = new AbortController()));
+    photo.explained = id;
+    photo.maps ??= new Map();
+    this.#bars.pick(id);
     try {
-      const reply = await this.#server.predict(photo.file, photo.name, asking.signal, { explain: "true" });
-      photo.explanation = reply.answer.explanation;
-      this.#status.textContent = "";
+      if (!photo.maps.has(id)) photo.maps.set(id, await this.#ask(photo, id, asking.signal));
     } catch (problem) {
       if (asking.signal.aborted) return;
       if (!(problem instanceof Problem)) throw problem;
-      this.#status.textContent = `No map: ${problem.message}`;
+      this.#draw(null);
+      return this.#say(`No map: ${problem.message}`);
     }
+    if (!asking.signal.aborted) this.#show(photo, photo.maps.get(id));
+  }
+
+  async #ask(photo, id, signal) {
+    this.#say("Computing the map…");
+    return (await this.#server.predict(photo.file, photo.name, signal, { explain: id })).answer.explanation;
+  }
+
+  #show({ reply }, explanation) {
+    const { label } = reply.answer.predictions.find(({ class_id: id }) => id === explanation.class_id);
+    const speaks = Math.max(...explanation.grid.flat()) > 0;
+    this.#draw(explanation);
+    this.#canvas.ariaLabel = `Map of ${label}`;
+    this.#say(`${speaks ? "Colour: what" : "Nothing here"} speaks for ${label}. Frame: what the model saw.`, speaks);
+  }
+
+  #say(text, key = false) {
+    if (this.#status.textContent !== text) this.#status.textContent = text;
+    this.#status.toggleAttribute("data-key", key);
   }
 
   // The canvas has the shape of the photograph, so that both are fitted into the stage in the same way.
-  #draw({ explanation: { grid, box }, reply }) {
-    const { naturalWidth, naturalHeight } = this.#image;
-    const scale = Math.min(1, EDGE / Math.max(naturalWidth, naturalHeight));
+  #draw(explanation) {
+    this.#drawn = explanation;
+    this.#canvas.hidden = !explanation;
+    if (!explanation) return;
+    const { naturalWidth, naturalHeight, clientWidth, clientHeight } = this.#image;
+    const scale = Math.min(clientWidth / naturalWidth, clientHeight / naturalHeight) * devicePixelRatio;
     this.#canvas.width = Math.round(naturalWidth * scale);
     this.#canvas.height = Math.round(naturalHeight * scale);
+    const [left, top, right, bottom] = explanation.box.map((edge) => edge * scale);
     const context = this.#canvas.getContext("2d");
-    const [left, top, right, bottom] = box.map((edge) => edge * scale);
     context.imageSmoothingQuality = "high";
-    context.drawImage(tinted(grid), left, top, right - left, bottom - top);
-    for (const [colour, width] of [["rgb(0 0 0 / .55)", 5], ["#fff", 2]]) {
-      context.strokeStyle = colour;
-      context.lineWidth = width;
-      context.strokeRect(left + 2.5, top + 2.5, right - left - 5, bottom - top - 5);
-    }
-    const [first] = reply.answer.predictions;
-    this.#canvas.ariaLabel = `What ${first?.label ?? "the answer"} is based on; the frame is what the model saw`;
-    this.#canvas.hidden = false;
+    context.drawImage(tinted(explanation.grid, getComputedStyle(this.#canvas).color), left, top, right - left, bottom - top);
+    frame(context, left, top, right - left, bottom - top);
+  }
+}
+
+// A light line on a dark one, inside the rectangle.
+function frame(context, left, top, width, height) {
+  const inset = (FRAME[0][1] / 2) * devicePixelRatio;
+  for (const [colour, line] of FRAME) {
+    context.strokeStyle = colour;
+    context.lineWidth = line * devicePixelRatio;
+    context.strokeRect(left + inset, top + inset, width - 2 * inset, height - 2 * inset);
   }
 }
 
 // The grid as a picture of one pixel per number. What speaks against the class is transparent.
-function tinted(grid) {
+function tinted(grid, colour) {
   const small = element("canvas");
   [small.width, small.height] = [grid[0].length, grid.length];
   const context = small.getContext("2d");
   const pixels = context.createImageData(small.width, small.height);
   const most = Math.max(...grid.flat(), 1e-9);
-  grid.flat().forEach((value, at) => pixels.data.set([...COLOUR, 255 * OPACITY * Math.max(0, value / most)], 4 * at));
+  grid.flat().forEach((value, at) => (pixels.data[4 * at + 3] = 255 * OPACITY * Math.max(0, value / most)));
   context.putImageData(pixels, 0, 0);
+  context.globalCompositeOperation = "source-in";
+  context.fillStyle = colour;
+  context.fillRect(0, 0, small.width, small.height);
   return small;
 }

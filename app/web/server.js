@@ -66,7 +66,7 @@ export class Server extends EventTarget {
     if (this.info?.taxonomy) query.set("taxonomy", "true");
     if (this.info?.calibration) {
       query.set("coverage", this.coverage);
-      query.set("unknown", Math.max(UNKNOWN, Math.ceil(this.info.calibration.least_unknown * 1e4) / 1e4));
+      query.set("unknown", this.unknown);
     }
     return query.toString();
   }
@@ -75,6 +75,11 @@ export class Server extends EventTarget {
   get coverage() {
     const most = this.info?.calibration?.most_coverage ?? 0;
     return Math.min(COVERAGE, Math.floor(most * 1e3) / 1e3);
+  }
+
+  // An image is unknown if at most this share of the images of the calibration is as unusual.
+  get unknown() {
+    return Math.max(UNKNOWN, Math.ceil((this.info?.calibration?.least_unknown ?? 0) * 1e4) / 1e4);
   }
 
   // Classifies an image, a Blob, with further options. Throws Problem, or the signal's reason.

@@ -55,8 +55,10 @@ export class Strip {
     if (!parts) return;
     const [first] = photo.reply?.answer.predictions ?? [];
     parts.label.dataset.state = photo.state;
-    parts.name.textContent = photo.state === "failed" ? photo.problem.title : (first?.label ?? photo.name);
-    parts.score.textContent = photo.state === "answered" && first ? percent(first.score) : "";
+    const unknown = photo.state === "answered" && photo.reply.answer.unknown;
+    const known = unknown ? "Unknown" : (first?.label ?? photo.name);
+    parts.name.textContent = photo.state === "failed" ? photo.problem.title : known;
+    parts.score.textContent = photo.state === "answered" && first && !unknown ? percent(first.score) : "";
     this.#count();
   }
 

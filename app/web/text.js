@@ -4,6 +4,11 @@ export function percent(score) {
   return score < 0.0005 ? "< 0.1%" : `${(score * 100).toFixed(1)}%`;
 }
 
+// A share that was asked for, which is a round number.
+export function share(part) {
+  return `${Math.round(part * 1000) / 10}%`;
+}
+
 export function milliseconds(ms) {
   if (ms < 0.05) return "< 0.1 ms";
   return ms < 10 ? `${ms.toFixed(1)} ms` : `${Math.round(ms)} ms`;

@@ -1,5 +1,6 @@
 """Prediction sets, unknown images and the map, on the page of calibrated models."""
 
+import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from PIL import ExifTags, Image
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from tests import tiny
 from tests.browser.conftest import expect_cat, keep, opened
@@ -19,9 +21,16 @@ pytestmark = pytest.mark.browser
 INK = """(canvas) => {
     const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     const alpha = (x, y) => data[4 * (y * canvas.width + x) + 3];
-    return {size: [canvas.width, canvas.height], corner: alpha(2, canvas.height >> 1), most: Math.max(...Array.from(
-        {length: canvas.height}, (_, y) => alpha(canvas.width >> 1, y)))};
+    const across = Array.from({length: canvas.width}, (_, x) => alpha(x, canvas.height >> 1));
+    const down = Array.from({length: canvas.height}, (_, y) => alpha(canvas.width >> 1, y));
+    return {shape: canvas.width / canvas.height, left: across[2], top: down[2], most: Math.max(...across, ...down)};
 }"""
+STEADY = """async (seen) => {
+    const {Steady} = await import("/web/average.js");
+    const steady = new Steady();
+    return seen.map((unknown, at) => steady.add(unknown, 1000 + 170 * at));
+}"""
+SWITCH = "Show what it looked at"
 
 
 def serving(path: Path, energy: float, spread: float) -> Server:
@@ -63,6 +72,7 @@ def test_an_unknown_image_is_called_that(blank: Page, strange: Server) -> None:
     expect(page.locator("#unknown")).to_contain_text("Unknown.")
     expect(page.locator("#answer-title")).to_have_text("If it is one of the classes")
     expect(page.locator("#announcement")).to_have_text(re.compile("^Unknown. Most likely "))
+    expect(page.locator("#wordnet")).to_be_hidden()
     expect(page.locator(".among")).to_have_count(0)
     keep(page, "unknown")
 
@@ -81,28 +91,109 @@ def test_the_map_is_drawn_over_the_photograph_and_taken_away(page: Page) -> None
     page.set_input_files("#file", CAT)
     expect_cat(page)
     expect(page.locator("#map")).to_be_hidden()
-    page.get_by_label("Show what it looked at").press("Space")
+    page.get_by_label(SWITCH).press("Space")
     expect(page.locator("#map")).to_be_visible()
-    expect(page.get_by_role("img", name=re.compile("^What .* is based on"))).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^Map of .* cat$"))).to_be_visible()
     ink = page.locator("#map").evaluate(INK)
-    assert ink["size"] == [451, 300]  # the cat's, whose crop is the square in the middle
-    assert ink["corner"] == 0
+    assert ink["shape"] == pytest.approx(451 / 300, rel=0.01)  # the cat's, whose crop is the square in the middle
+    assert ink["left"] == 0
     assert ink["most"] > 100
+    expect(page.locator("#map-status")).to_have_text(re.compile("^Colour: what speaks for .* cat. Frame: what"))
     keep(page, "map")
-    page.get_by_label("Show what it looked at").uncheck()
+    page.get_by_label(SWITCH).uncheck()
     expect(page.locator("#map")).to_be_hidden()
 
 
 def test_the_map_is_asked_for_once(page: Page) -> None:
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "explain=true" in request.url else None)
+    page.on("request", lambda request: asked.append(request.url) if "explain=" in request.url else None)
     page.set_input_files("#file", CAT)
     expect_cat(page)
     for _ in range(2):
-        page.get_by_label("Show what it looked at").check()
+        page.get_by_label(SWITCH).check()
         expect(page.locator("#map")).to_be_visible()
-        page.get_by_label("Show what it looked at").uncheck()
+        page.get_by_label(SWITCH).uncheck()
     assert len(asked) == 1
+
+
+def test_the_map_of_another_class_is_chosen_by_keyboard(page: Page) -> None:
+    page.set_input_files("#file", CAT)
+    expect_cat(page)
+    page.get_by_label(SWITCH).check()
+    expect(page.get_by_role("radio", name="Map of").first).to_be_checked()
+    second = page.locator("#classes .label").nth(1).inner_text()
+    page.get_by_role("radio", name="Map of").first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.get_by_role("radio", name=f"Map of {second}")).to_be_focused()
+    expect(page.get_by_role("img", name=f"Map of {second}")).to_be_visible()
+    page.get_by_label(SWITCH).uncheck()
+    expect(page.get_by_role("radio", name="Map of")).to_have_count(0)
+
+
+def test_the_map_of_another_class_is_chosen_by_a_click_anywhere_in_its_row(page: Page) -> None:
+    page.set_input_files("#file", CAT)
+    expect_cat(page)
+    page.get_by_label(SWITCH).check()
+    expect(page.locator("#map")).to_be_visible()
+    third = page.locator("#classes .label").nth(2).inner_text()
+    page.locator("#classes .score").nth(2).click(force=True)
+    expect(page.locator("#map-status")).to_contain_text(f"speaks for {third}.")
+
+
+def test_the_map_fits_a_photograph_turned_by_exif(page: Page) -> None:
+    page.set_input_files("#file", _turned())
+    expect(page.locator("#caption")).to_contain_text(re.compile("300 . 451 pixels"))
+    page.get_by_label(SWITCH).check()
+    expect(page.locator("#map")).to_be_visible()
+    ink = page.locator("#map").evaluate(INK)
+    assert ink["shape"] == pytest.approx(300 / 451, rel=0.01)
+    assert ink["top"] == 0
+    assert ink["most"] > 100
+
+
+def _turned() -> FilePayload:
+    """The cat, stored upright and displayed as a portrait."""
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(CAT) as cat:
+        cat.save(content, "JPEG", exif=exif)
+    return {"name": "turned.jpg", "mimeType": "image/jpeg", "buffer": content.getvalue()}
+
+
+def test_a_photograph_that_the_browser_cannot_display_has_no_map(page: Page) -> None:
+    content = io.BytesIO()
+    with Image.open(CAT) as cat:
+        cat.save(content, "TIFF")
+    page.set_input_files("#file", {"name": "cat.tiff", "mimeType": "image/tiff", "buffer": content.getvalue()})
+    expect_cat(page)
+    page.get_by_label(SWITCH).check()
+    expect(page.locator("#map-status")).to_have_text("No map: your browser cannot display this format.")
+
+
+def test_the_reason_is_shown_where_there_is_no_map(page: Page) -> None:
+    page.set_input_files("#file", CAT)
+    expect_cat(page)
+    page.route(re.compile("explain="), lambda route: route.abort())
+    page.get_by_label(SWITCH).check()
+    expect(page.locator("#map-status")).to_have_text(re.compile("^No map: "))
+    expect(page.locator("#map")).to_be_hidden()
+
+
+def test_the_camera_calls_the_unknown_by_its_name_and_has_no_switch(blank: Page, strange: Server) -> None:
+    page = opened(blank, strange.url)
+    page.click("#camera")
+    expect(page.locator("#unknown")).to_be_visible()
+    expect(page.locator("#announcement")).to_have_text("Unknown")
+    expect(page.get_by_label(SWITCH)).to_be_hidden()
+    expect(page.locator(".among")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "shown"),
+    [([True], [True]), ([False, True, False], [False] * 3), ([False, True, True, True], [False, False, False, True])],
+)
+def test_the_state_of_live_video_does_not_flicker(page: Page, seen: list[bool], shown: list[bool]) -> None:
+    assert page.evaluate(STEADY, seen) == shown
 
 
 def test_a_model_without_maps_has_no_switch(blank: Page, tmp_path: Path) -> None:
@@ -111,7 +202,7 @@ def test_a_model_without_maps_has_no_switch(blank: Page, tmp_path: Path) -> None
     page = opened(blank, server.url)
     page.set_input_files("#file", CAT)
     expect(page.locator("#classes li")).to_have_count(5)
-    expect(page.get_by_label("Show what it looked at")).to_be_hidden()
+    expect(page.get_by_label(SWITCH)).to_be_hidden()
     assert server.stop() == 0
 
 
@@ -134,7 +225,7 @@ def test_axe_finds_nothing_in_any_state(
         opened(page, server.url)
         page.set_input_files("#file", CAT)
         expect(page.locator("#classes li")).to_have_count(5)
-        page.get_by_label("Show what it looked at").check()
+        page.get_by_label(SWITCH).check()
         expect(page.locator("#map")).to_be_visible()
         _audit(page)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
