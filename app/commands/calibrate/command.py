@@ -49,7 +49,7 @@ def calibrate(
     try:
         calibrated = run(images, settings, out_folder, progress)
     except KeyboardInterrupt:
-        err.print(progress.interrupted, markup=False, highlight=False)
+        print_line(err, progress.interrupted)
         raise typer.Exit(130) from None
     for text in calibrated.notes:
         note(text)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.console import err, note, out, print_json
+from app.commands.console import err, note, out, print_json, print_line
 from app.commands.options import MODEL_OPTIONS, ApiKey, Json, Report, with_settings
 from app.settings import Settings
 
@@ -73,5 +73,5 @@ def evaluate(
             else:
                 table.print_evaluation(evaluation, out)
     except KeyboardInterrupt:
-        err.print(progress.interrupted, markup=False, highlight=False)
+        print_line(err, progress.interrupted)
         raise typer.Exit(130) from None
