@@ -3,7 +3,7 @@
 import math
 
 from app import images
-from app.api.schemas.responses import Batching, Calibrated, Decoding, Info, Limits
+from app.api.schemas.responses import Batching, CalibrationInfo, Decoding, Info, Limits
 from app.classifier import Classifier, Served
 
 
@@ -53,11 +53,11 @@ def describe(classifier: Classifier) -> Info:
     )
 
 
-def _calibrated(served: Served) -> Calibrated | None:
+def _calibrated(served: Served) -> CalibrationInfo | None:
     found = served.calibration
     if found is None:
         return None
-    return Calibrated(
+    return CalibrationInfo(
         created=found.created,
         images=found.images,
         digest=f"sha256:{served.model.digest}",

@@ -6,7 +6,7 @@ from typing import Any
 from app.batching import Image
 from app.calibration import Calibration
 from app.drift.groups import groups
-from app.drift.samples import Samples
+from app.drift.samples import SampleStore
 from app.engine.base import Row
 from app.imagenet.taxonomy import Taxonomy
 from app.models.model import Model
@@ -27,7 +27,7 @@ class Observer:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._samples = Samples.of(settings, metrics)
+        self._samples = SampleStore.of(settings, metrics)
         self._counters: _Counters | None = None
 
     def observe(

@@ -43,7 +43,7 @@ _WNID = re.compile("n[0-9]{8}")
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
 
 
-class Sample(NamedTuple):
+class UncertainImage(NamedTuple):
     """An image file and its best classes, highest score first."""
 
     data: bytes
@@ -69,7 +69,7 @@ class Certainties:
         return least > 0 and score <= self._sorted[least - 1]
 
 
-class Samples:
+class SampleStore:
     """A folder of at most ``most`` bytes. Several processes may share it. Raises ModelError if it cannot be written."""
 
     def __init__(self, folder: Path, rate: float, most: int, metrics: Metrics) -> None:
@@ -77,7 +77,7 @@ class Samples:
         self._most = most
         self._metrics = metrics
         self._certainties = Certainties(rate)
-        self._queue: queue.Queue[Sample | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[UncertainImage | None] = queue.Queue(_WAITING)
         self._told: set[str] = set()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class Samples:
             return
         predictions = labelled(model.labels, row.class_ids[:_K], row.scores[:_K])
         try:
-            self._queue.put_nowait(Sample(data, model, predictions))
+            self._queue.put_nowait(UncertainImage(data, model, predictions))
         except queue.Full:
             self._count("dropped")
 
@@ -118,7 +118,7 @@ class Samples:
                 self._count("dropped")
                 self._tell("a sample could not be stored", reason=error.strerror or str(error))
 
-    def _write(self, sample: Sample) -> str:
+    def _write(self, sample: UncertainImage) -> str:
         """Store a sample, unless it is there already or there is no room. Returns the outcome. Raises OSError."""
         name = f"{hashlib.sha256(sample.data).hexdigest()}.{suffix(sample.data)}"
         path = self._folder / class_folder(sample.predictions[0], sample.model.labels) / name
@@ -161,7 +161,7 @@ def suffix(data: bytes) -> str:
     return _SUFFIXES.get(format, format.lower())
 
 
-def _answer(path: Path, sample: Sample) -> bytes:
+def _answer(path: Path, sample: UncertainImage) -> bytes:
     """A line of ``answers.jsonl``. It is appended in one call, so that lines of several processes do not mix."""
     return orjson.dumps(
         {

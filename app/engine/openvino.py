@@ -88,8 +88,8 @@ class OpenVinoEngine:
                 outputs = request.infer([self._pixels(images)], share_inputs=True)
             return self._rows(outputs, wants)
 
-    def explaining(self) -> "ExplainingEngine":
-        return ExplainingEngine(self._model, self.precision)
+    def explaining(self) -> "OpenVinoExplainer":
+        return OpenVinoExplainer(self._model, self.precision)
 
     def _rows(self, outputs: Any, wants: Sequence[Want]) -> Rows:
         """The outputs of a batch by image."""
@@ -170,7 +170,7 @@ class OpenVinoEngine:
         return crop, crop, 3
 
 
-class ExplainingEngine(OpenVinoEngine):
+class OpenVinoExplainer(OpenVinoEngine):
     """The same network in a single stream on all cores, with the input of its final pooling as a further output."""
 
     def __init__(self, model: Model, precision: str) -> None:

@@ -128,8 +128,8 @@ class TorchEngine:
         for lane in self._fastest_lanes(network):
             self._lanes.put(lane)
 
-    def explaining(self) -> "ExplainingEngine":
-        return ExplainingEngine(self._model, self.device, self.precision)
+    def explaining(self) -> "TorchExplainer":
+        return TorchExplainer(self._model, self.device, self.precision)
 
     def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         self._limit_threads()
@@ -266,7 +266,7 @@ class TorchEngine:
             self._thread.limited = True
 
 
-class ExplainingEngine(TorchEngine):
+class TorchExplainer(TorchEngine):
     """The same network in a single lane of plain calls, which keeps the input of its final pooling."""
 
     def __init__(self, model: Model, device: str, precision: str) -> None:

@@ -11,7 +11,7 @@ from app.workers.memory import Board, Slots
 _COLLECT_S = 0.001  # the board is written once for all tasks that come within this time
 
 
-class Connection(Protocol):
+class TaskConnection(Protocol):
     """The connection of an HTTP process to the queue. ``taken`` is the total number of tasks put into the queue."""
 
     slots: Slots
@@ -27,16 +27,16 @@ class Publisher:
         self.slots = slots
         self.descriptor = memory.create(Board.size(buckets))
         self._board = Board(self.descriptor, buckets)
-        self._connections: set[Connection] = set()
+        self._connections: set[TaskConnection] = set()
         self._publishing = threading.Lock()
         self._scheduled = False
 
-    def connect(self, connection: Connection) -> None:
+    def connect(self, connection: TaskConnection) -> None:
         """Tell an HTTP process, whenever the board is written, which of its tasks the board includes."""
         with self._publishing:
             self._connections.add(connection)
 
-    def disconnect(self, connection: Connection) -> None:
+    def disconnect(self, connection: TaskConnection) -> None:
         with self._publishing:
             self._connections.discard(connection)
 

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.commands.evaluate.read import find, match
-from app.drift.samples import ANSWERS, Certainties, Samples, class_folder, suffix
+from app.drift.samples import ANSWERS, Certainties, SampleStore, class_folder, suffix
 from app.engine.base import Row
 from app.errors import ModelError
 from app.imagenet.labels import Label, imagenet1k
@@ -65,7 +65,7 @@ def test_the_rate_may_be_anything_from_0_to_1(rate: float, stores: bool) -> None
 
 
 def test_a_sample_is_what_evaluate_and_train_read(tmp_path: Path, model: Model) -> None:
-    samples = Samples(tmp_path / "new", 1.0, 10**9, metrics := Metrics())
+    samples = SampleStore(tmp_path / "new", 1.0, 10**9, metrics := Metrics())
     samples.offer(PHOTO, 0.4, row(), model)
     samples.offer(encode(picture((40, 30)), "PNG"), 0.3, row(281), model)
     samples.close()
@@ -77,7 +77,7 @@ def test_a_sample_is_what_evaluate_and_train_read(tmp_path: Path, model: Model) 
 
 
 def test_the_answers_are_beside_the_samples(tmp_path: Path, model: Model) -> None:
-    samples = Samples(tmp_path, 1.0, 10**9, Metrics())
+    samples = SampleStore(tmp_path, 1.0, 10**9, Metrics())
     samples.offer(PHOTO, 0.4, row(), model)
     samples.close()
     [line] = (tmp_path / ANSWERS).read_text().splitlines()
@@ -88,7 +88,7 @@ def test_the_answers_are_beside_the_samples(tmp_path: Path, model: Model) -> Non
 
 
 def test_only_the_owner_can_read_them(tmp_path: Path, model: Model) -> None:
-    samples = Samples(tmp_path / "new", 1.0, 10**9, Metrics())
+    samples = SampleStore(tmp_path / "new", 1.0, 10**9, Metrics())
     samples.offer(PHOTO, 0.4, row(), model)
     samples.close()
     paths = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
@@ -99,7 +99,7 @@ def test_only_the_owner_can_read_them(tmp_path: Path, model: Model) -> None:
 def test_the_folder_stays_below_its_limit_also_after_a_restart(tmp_path: Path, model: Model) -> None:
     with capture_logs() as logs:
         for _ in range(2):
-            samples = Samples(tmp_path, 1.0, len(PHOTO) + 2000, metrics := Metrics())
+            samples = SampleStore(tmp_path, 1.0, len(PHOTO) + 2000, metrics := Metrics())
             samples.offer(PHOTO, 0.4, row(), model)
             samples.offer(PHOTO + b"\0" * 3000, 0.4, row(), model)
             samples.offer(PHOTO + b"\1" * 3000, 0.4, row(), model)
@@ -110,7 +110,7 @@ def test_the_folder_stays_below_its_limit_also_after_a_restart(tmp_path: Path, m
 
 
 def test_an_image_is_stored_once(tmp_path: Path, model: Model) -> None:
-    samples = Samples(tmp_path, 1.0, 10**9, Metrics())
+    samples = SampleStore(tmp_path, 1.0, 10**9, Metrics())
     for _ in range(3):
         samples.offer(PHOTO, 0.4, row(), model)
     samples.close()
@@ -118,10 +118,10 @@ def test_an_image_is_stored_once(tmp_path: Path, model: Model) -> None:
 
 
 def test_several_processes_share_a_folder(tmp_path: Path, model: Model) -> None:
-    several = [Samples(tmp_path, 1.0, 10**9, Metrics()) for _ in range(4)]
+    several = [SampleStore(tmp_path, 1.0, 10**9, Metrics()) for _ in range(4)]
     images = [[PHOTO + bytes([place, number]) for number in range(20)] for place in range(4)]
 
-    def offer(samples: Samples, own: list[bytes]) -> None:
+    def offer(samples: SampleStore, own: list[bytes]) -> None:
         for image in own:
             samples.offer(image, 0.4, row(), model)
 
@@ -144,7 +144,7 @@ def test_a_label_never_leads_out_of_the_folder(wnid: str | None) -> None:
 
 def test_all_folders_are_class_ids_if_a_class_has_no_wnid(tmp_path: Path, model: Model) -> None:
     labels = (Label("none of them"), *imagenet1k()[1:])
-    samples = Samples(tmp_path, 1.0, 10**9, Metrics())
+    samples = SampleStore(tmp_path, 1.0, 10**9, Metrics())
     samples.offer(PHOTO, 0.4, row(), dataclasses.replace(model, labels=labels))
     samples.offer(PHOTO + b"\0", 0.4, row(0), dataclasses.replace(model, labels=labels))
     samples.close()
@@ -152,7 +152,7 @@ def test_all_folders_are_class_ids_if_a_class_has_no_wnid(tmp_path: Path, model:
 
 
 def test_samples_may_be_deleted_meanwhile(tmp_path: Path, model: Model) -> None:
-    samples = Samples(tmp_path / "new", 1.0, 10**9, Metrics())
+    samples = SampleStore(tmp_path / "new", 1.0, 10**9, Metrics())
     shutil.rmtree(tmp_path / "new")
     samples.offer(PHOTO, 0.4, row(), model)
     samples.close()
@@ -163,11 +163,11 @@ def test_samples_may_be_deleted_meanwhile(tmp_path: Path, model: Model) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match="TOPK_SAMPLE_DIR"):
-        Samples(tmp_path / "file" / "below", 1.0, 10**9, Metrics())
+        SampleStore(tmp_path / "file" / "below", 1.0, 10**9, Metrics())
 
 
 def test_a_write_that_fails_is_told_once_and_loses_no_request(tmp_path: Path, model: Model) -> None:
-    samples = Samples(tmp_path, 1.0, 10**9, metrics := Metrics())
+    samples = SampleStore(tmp_path, 1.0, 10**9, metrics := Metrics())
     (tmp_path / "n02124075").touch()  # where the folder of the class should be
     with capture_logs() as logs:
         samples.offer(PHOTO, 0.4, row(), model)

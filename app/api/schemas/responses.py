@@ -128,7 +128,7 @@ class Limits(BaseModel):
     request_timeout_ms: int = Field(examples=[10000])
 
 
-class Calibrated(BaseModel):
+class CalibrationInfo(BaseModel):
     created: str = Field(description="Date and time.", examples=["2026-11-28T09:30:00+00:00"])
     images: int = Field(description="Labelled images that it was measured on.", examples=[2000])
     digest: str = Field(description="SHA-256 of the weights it was measured with.", examples=[f"sha256:{'0' * 64}"])
@@ -171,7 +171,7 @@ class Info(BaseModel):
     decode: Decoding
     batching: Batching
     limits: Limits
-    calibration: Calibrated | None = Field(
+    calibration: CalibrationInfo | None = Field(
         None, description="What `coverage` and `unknown` rely on; null if the served precision is not calibrated."
     )
     explain: bool = Field(description="`explain` is supported.", examples=[True])

@@ -24,7 +24,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Logits:
+class LabelledLogits:
     """``values`` float32 [n, classes] and ``truth`` int64 [n] of the readable photographs; why the others are not."""
 
     values: npt.NDArray[np.float32]
@@ -32,7 +32,7 @@ class Logits:
     unreadable: dict[Path, str]
 
 
-def logits(samples: Samples, classifier: Classifier, store: FeatureStore, advance: Advance) -> Logits:
+def logits(samples: Samples, classifier: Classifier, store: FeatureStore, advance: Advance) -> LabelledLogits:
     """The logits of all samples: stored ones, or computed now. Raises TopkError."""
     keys = [_key(file) for file in samples.files]
     found = store.get(key for key in keys if key)
@@ -56,7 +56,7 @@ def logits(samples: Samples, classifier: Classifier, store: FeatureStore, advanc
     known = [i for i, key in enumerate(keys) if key in found]
     classes = len(classifier.model.labels)
     values = np.stack([found[keys[i] or b""] for i in known]) if known else np.zeros((0, classes), np.float32)
-    return Logits(values, samples.truth[known], unreadable)
+    return LabelledLogits(values, samples.truth[known], unreadable)
 
 
 def _key(file: Path) -> bytes | None:

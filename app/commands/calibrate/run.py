@@ -17,8 +17,8 @@ from app.calibration.calibration import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from app.commands import inference
 from app.commands.calibrate import figures
 from app.commands.calibrate.figures import Figures, Ints
-from app.commands.calibrate.logits import Logits, logits
-from app.commands.calibrate.target import Target, seen_in_training
+from app.commands.calibrate.logits import LabelledLogits, logits
+from app.commands.calibrate.target import CalibrationFolder, seen_in_training
 from app.commands.evaluate.progress import EvaluationProgress
 from app.commands.evaluate.read import Samples, find, match
 from app.commands.evaluate.source import facts
@@ -64,7 +64,7 @@ class Calibrated:
 
 def run(images: Path, settings: Settings, out: Path | None, progress: EvaluationProgress) -> Calibrated:
     """Calibrate. Nothing is written before all is measured. Raises CalibrationError, EvaluationError and ModelError."""
-    target = Target(settings, out, images)
+    target = CalibrationFolder(settings, out, images)
     files = find(images)
     measured, notes = [], []
     for precision in precisions(settings):
@@ -112,13 +112,13 @@ def _check(truth: Ints) -> None:
         raise CalibrationError(str(error)) from None
 
 
-def _measured(precision: str, found: Logits) -> Measured:
+def _measured(precision: str, found: LabelledLogits) -> Measured:
     _check(found.truth)  # some photographs may be unreadable
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Measured(precision, fit.fit(found.values, found.truth, created), figures.measure(found.values, found.truth))
 
 
-def _notes(settings: Settings, samples: Samples, found: Logits) -> Iterator[str]:
+def _notes(settings: Settings, samples: Samples, found: LabelledLogits) -> Iterator[str]:
     yield from samples.notes
     if trained := seen_in_training(settings, samples.files):
         yield (

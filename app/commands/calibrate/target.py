@@ -13,7 +13,7 @@ from app.models import folder
 from app.settings import Settings
 
 
-class Target:
+class CalibrationFolder:
     """``out``, or the model's own folder if that is None. Raises CalibrationError and ModelError."""
 
     def __init__(self, settings: Settings, out: Path | None, images: Path) -> None:
