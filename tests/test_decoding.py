@@ -186,6 +186,6 @@ def test_the_best_class_of_photographs_is_that_of_the_reference() -> None:
     for path in PHOTOGRAPHS:
         header = decoder.read(Path(path).read_bytes())
         file = Jpeg(header.data, header.width, header.height, header.orientation)
-        found = engine.forward([file, decoder.decode(header)], [WANT, WANT])
+        found = engine.forward([file, decoder.decode(header)[0]], [WANT, WANT])
         agreed += found.undecodable == [] and found.class_ids[0, 0] == found.class_ids[1, 0]
     assert agreed >= 0.99 * len(PHOTOGRAPHS)
