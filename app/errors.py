@@ -11,12 +11,11 @@ TopkError
 │   └── NotReady
 │       └── DeviceLost
 ├── Internal                   queued -> predicted: a defect
-├── ModelError                 at start: the model or a setting cannot be served
-│   └── NotConvertible
-├── LoadTestError              `topk bench` only
-├── EvaluationError            `topk evaluate` only
-├── TrainingError              `topk train` only
-└── ReportError                a report cannot be written
+└── CommandError               a command cannot do its work; never sent to a client
+    ├── ModelError             the model or a setting cannot be served
+    │   └── NotConvertible
+    ├── LoadTestError · EvaluationError · CalibrationError · TrainingError
+    └── ReportError            a report cannot be written
 
 Foreign exceptions are converted at one place each: Pillow's in ``images``, the device's in ``engine.base``, the
 web framework's in ``api.problems``.
@@ -150,29 +149,33 @@ class Internal(TopkError):
     status, code, title = 500, "internal", "Internal error"
 
 
-class ModelError(TopkError):
-    """The model, its weights or a setting is invalid. Raised at start; never sent to a client."""
+class CommandError(TopkError):
+    """A command cannot do its work. It prints ``detail`` and exits with code 1. Never sent to a client."""
+
+
+class ModelError(CommandError):
+    """The model, its weights or a setting is invalid."""
 
 
 class NotConvertible(ModelError):
     """OpenVINO cannot run this network; torch can."""
 
 
-class LoadTestError(TopkError):
-    """`topk bench` cannot use the server or the images. Never sent to a client."""
+class LoadTestError(CommandError):
+    """`topk bench` cannot use the server or the images."""
 
 
-class EvaluationError(TopkError):
-    """`topk evaluate` cannot use the images, their labels or the service. Never sent to a client."""
+class EvaluationError(CommandError):
+    """`topk evaluate` cannot use the images, their labels or the service."""
 
 
-class CalibrationError(TopkError):
-    """`topk calibrate` cannot use the photographs or the options. Never sent to a client."""
+class CalibrationError(CommandError):
+    """`topk calibrate` cannot use the photographs or the options."""
 
 
-class TrainingError(TopkError):
-    """`topk train` cannot use the folder or the options. Never sent to a client."""
+class TrainingError(CommandError):
+    """`topk train` cannot use the folder or the options."""
 
 
-class ReportError(TopkError):
-    """A report cannot be written. Never sent to a client."""
+class ReportError(CommandError):
+    """A report cannot be written."""

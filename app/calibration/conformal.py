@@ -70,6 +70,12 @@ def p_value(scores: Doubles, score: float) -> float:
     return (1 + int(np.searchsorted(scores, score, side="right"))) / (len(scores) + 1)
 
 
+def penalties(classes: int, regularisation: Regularisation) -> Doubles:
+    """What each place [classes] in the order of the classes adds to the cumulative probability."""
+    beyond = np.maximum(np.arange(1, classes + 1) - regularisation.free, 0)
+    return np.asarray(regularisation.penalty * beyond, np.float64)
+
+
 def _order(probabilities: npt.NDArray[np.floating]) -> Ints:
     """The class ids, highest probability first; of equals, the lower id first, as in the top-k."""
     return np.argsort(-probabilities, kind="stable")
@@ -77,6 +83,5 @@ def _order(probabilities: npt.NDArray[np.floating]) -> Ints:
 
 def _totals(ordered: npt.NDArray[np.floating], regularisation: Regularisation) -> Doubles:
     """The conformity score at each place of the descending probabilities [classes]."""
-    beyond = np.maximum(np.arange(1, len(ordered) + 1) - regularisation.free, 0)
-    totals: Doubles = np.cumsum(ordered, dtype=np.float64) + regularisation.penalty * beyond
+    totals: Doubles = np.cumsum(ordered, dtype=np.float64) + penalties(len(ordered), regularisation)
     return totals

@@ -132,8 +132,7 @@ def _mean_size(
     cumulative: Doubles, places: Ints, regularisation: Regularisation, folds: Sequence[tuple[Ints, Ints]]
 ) -> float:
     """The mean size of the sets of held-out images."""
-    beyond = np.maximum(np.arange(1, cumulative.shape[1] + 1) - regularisation.free, 0)
-    totals = cumulative + regularisation.penalty * beyond
+    totals = cumulative + conformal.penalties(cumulative.shape[1], regularisation)
     scores = totals[np.arange(len(places)), places]
     sizes = []
     for others, own in folds:

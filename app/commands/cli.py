@@ -19,25 +19,7 @@ from app.commands.models import models
 from app.commands.predict.command import predict
 from app.commands.serve import serve
 from app.commands.train.command import train
-from app.errors import (
-    CalibrationError,
-    DeviceLost,
-    EvaluationError,
-    LoadTestError,
-    ModelError,
-    ReportError,
-    TrainingError,
-)
-
-_REPORTED = (
-    CalibrationError,
-    DeviceLost,
-    EvaluationError,
-    LoadTestError,
-    ModelError,
-    ReportError,
-    TrainingError,
-)
+from app.errors import CommandError, DeviceLost
 
 
 class Commands(TyperGroup):
@@ -47,7 +29,7 @@ class Commands(TyperGroup):
         """Run a subcommand, then exit the process."""
         try:
             sys.exit(super().main(*arguments, **options | {"standalone_mode": False}))
-        except _REPORTED as error:
+        except (CommandError, DeviceLost) as error:
             _fail(error.detail)
         except typer.TyperException as error:
             _fail(_usage_error(error))
