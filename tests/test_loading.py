@@ -53,6 +53,7 @@ def ask(url: str, top_k: int = 5) -> httpx2.Response:
     return httpx2.post(f"{url}/v1/predict?top_k={top_k}", content=PHOTO, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_device_that_hangs_ends_the_process_and_nobody_waits_in_vain(failing: dict[str, str]) -> None:
     server = Server(*MODEL, env=failing)
     assert ask(server.url).status_code == 200
@@ -115,6 +116,7 @@ def test_a_lost_device_ends_the_process_and_everyone_is_answered(failing: dict[s
     assert server.log[-1]["event"] == "the device has failed, and only a new process can use it again"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_an_engine_process_whose_device_is_lost_is_started_again(failing: dict[str, str]) -> None:
     service = Service("--request-timeout-ms", "60000", env=failing)

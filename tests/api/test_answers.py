@@ -36,6 +36,7 @@ ALL = [
 ]
 
 
+@pytest.mark.slow
 def test_an_answer_is_no_larger_than_foreseen(app_server: InProcess) -> None:
     classifier = app_server.app.state.service.classifier
     whole = Want(k=1000, logits=True, probabilities=True)

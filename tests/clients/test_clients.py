@@ -14,6 +14,7 @@ NODE = shutil.which("node")
 RUNNABLE = [block for block in BLOCKS if block[0] in ("sh", "python", "js")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "code", "shown"), RUNNABLE, ids=[language for language, _, _ in RUNNABLE])
 def test_a_client_runs(keyed_server: Server, tmp_path: Path, language: str, code: str, shown: str) -> None:
     if language == "js" and not NODE:

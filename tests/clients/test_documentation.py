@@ -42,6 +42,7 @@ def split(answer: Any) -> Any:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "code", "shown"), BLOCKS)
 def test_a_request_is_answered_as_shown(vertex_container: Server, language: str, code: str, shown: str) -> None:
     for written, there in (

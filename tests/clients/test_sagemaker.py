@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from tests import tiny
 from tests.clients.conftest import BASE64, PHOTO
@@ -25,6 +26,7 @@ def ping(address: str) -> int | None:
         return None
 
 
+@pytest.mark.slow
 def test_a_container_from_start_to_end(tmp_path: Path, counts: Any) -> None:
     model = tmp_path / "opt" / "ml" / "model"
     shutil.copytree(tiny.model()[1], model, copy_function=os.link)

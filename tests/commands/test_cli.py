@@ -226,6 +226,7 @@ def test_a_file_name_may_contain_anything(tmp_path: Path) -> None:
     assert second["error"]["code"] == "empty_body"
 
 
+@pytest.mark.slow
 @HUMAN
 def test_json_has_the_real_name_of_a_file(tmp_path: Path, name: str) -> None:
     file = tmp_path / name / f"{name}.jpg"
@@ -237,6 +238,7 @@ def test_json_has_the_real_name_of_a_file(tmp_path: Path, name: str) -> None:
     assert f"{file}: the file is empty" in topk("predict", file, *TINY).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "line\nbreak", "C1\x9b2J", "tab\t", "order\u202egpj", "\x7f"])
 def test_a_terminal_never_sees_control_characters_and_json_escapes_them(tmp_path: Path, name: str) -> None:
     file = tmp_path / f"{name}.jpg"

@@ -42,6 +42,7 @@ def run(name: str, *, seconds: float = SECONDS, left: float = SECONDS, cuda: boo
     return steps.run(step, Context("cpu", quick=True, seconds=1, kit=""), seconds, lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_step_reports_its_figures() -> None:
     outcome = run("succeed")
     assert (outcome.status, outcome.figures) == (DONE, [Figure("speed", 12.346, "img/s", ">= 12")])
@@ -58,6 +59,7 @@ def test_a_step_whose_process_ends_says_so() -> None:
     assert (outcome.status, outcome.reason) == (UNFINISHED, "its process ended with code 7")
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_stopped_and_keeps_its_figures() -> None:
     outcome = run("hang", seconds=2)
     assert (outcome.status, outcome.reason) == (UNFINISHED, "exceeded its 2 s and was stopped")

@@ -213,6 +213,7 @@ def test_samples_that_take_too_much_memory_are_refused_by_the_header() -> None:
         Decoder(PRESET, MAX_PIXELS, 2_000_000, True, sandbox).read(tiff(flat, 64, 1, kind="f", deflate=True))
 
 
+@pytest.mark.slow
 def test_samples_stay_within_the_memory_that_is_accounted_for() -> None:
     with Sandbox() as sandbox:
         decoder = Decoder(PRESET, MAX_PIXELS, None, True, sandbox)

@@ -64,6 +64,7 @@ def test_crop_is_the_same_as_here(sandbox: Sandbox, format: str) -> None:
     assert 0 < seconds < 60
 
 
+@pytest.mark.slow
 def test_errors_come_back_as_they_are(sandbox: Sandbox) -> None:
     with pytest.raises(UndecodableImage, match="truncated or corrupt"):
         sandbox.decode(task(picture("WEBP", (300, 200))[:1000]))
@@ -133,6 +134,7 @@ def test_child_that_ends_while_idle_costs_nothing() -> None:
     sandbox.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_CPU])
 def test_limits_of_the_systems_operator_are_kept(limit: int) -> None:
     program = (

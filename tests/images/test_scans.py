@@ -54,6 +54,7 @@ def test_jpeg_with_all_pixels_is_decoded_whatever_follows(kind: str, mode: str, 
     assert_close(crop(data + TAILS[tail]), reference(upright(data + b"\xff\xd9")))
 
 
+@pytest.mark.slow
 @kinds
 @modes
 @pytest.mark.parametrize("tail", TAILS)
@@ -85,6 +86,7 @@ def test_optimised_jpeg_filled_up_with_zeros_is_refused() -> None:
         crop(data[: len(data) // 2] + bytes(len(data) // 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["baseline", "progressive"])
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_reduced_scale_needs_all_pixels_too(kind: str, scale: int) -> None:

@@ -4,7 +4,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import environment
+
+pytestmark = pytest.mark.slow
 
 SHORT = ["--http", "2", "--in-flight", "64", "--crop", "8", "--seconds", "1", "--rounds", "1"]
 

@@ -170,6 +170,7 @@ def test_the_first_seconds_need_only_the_cost_of_one_image(machine: Machine, loa
     assert sum(good) >= 0.9 * len(good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("machine", "least"), [(INT8, 4), (GPU, 32)], ids=["int8", "gpu"])
 def test_the_ceiling_rises_under_load_where_larger_batches_gain(machine: Machine, least: int) -> None:
     policy = TopK(machine, warmth=None)
@@ -214,6 +215,7 @@ def test_a_burst_that_can_be_answered_is_answered(stated_s: float | None) -> Non
     assert len(outcome.answers) == len(burst)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated_s", [1.0, None], ids=["stated", "silent"])
 @pytest.mark.parametrize("load", [2, 4, 8])
 def test_two_seconds_after_the_excess_all_is_normal(load: float, stated_s: float | None) -> None:

@@ -260,6 +260,7 @@ def test_slow_bodies_make_room_for_newcomers_the_slowest_first(few: InProcess) -
         assert not select.select([wire.socket for wire in others], [], [], 0)[0]
 
 
+@pytest.mark.slow
 def test_newcomers_are_not_what_makes_room(few: InProcess) -> None:
     with contextlib.ExitStack() as stack:
         slow = in_mid_body(stack, few, MOST, sent=1)

@@ -82,6 +82,7 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them() -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_while_draining_late_requests_are_served_with_connection_close() -> None:
     server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "8000"})
     with Wire(server.port) as idle, httpx2.Client(base_url=server.url) as client:
@@ -110,6 +111,7 @@ def test_ctrl_c_ends_with_zero_and_no_trace() -> None:
     assert not [entry for entry in server.log if "Traceback" in str(entry) or "KeyboardInterrupt" in str(entry)]
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
     server = Server(*MODEL)
     server.wait_for("ready")
@@ -117,6 +119,7 @@ def test_a_closed_terminal_ends_it_as_sigterm_does() -> None:
     assert [entry["event"] for entry in server.log[-2:]] == ["draining", "stopped"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("origins", "warned"), [("https://page.example,null", True), ("*", False)])
 def test_null_among_the_origins_is_warned_of(origins: str, warned: bool) -> None:
     server = Server(*MODEL, "--cors-origins", origins)
@@ -126,7 +129,8 @@ def test_null_among_the_origins_is_warned_of(origins: str, warned: bool) -> None
     assert any(event.startswith("TOPK_CORS_ORIGINS contains null") for event in warnings) == warned
 
 
-@pytest.mark.parametrize("workers", ["0", slow("1")])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_under_nohup_a_closed_terminal_ends_nothing(workers: str) -> None:
     nohup = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
     server = Server(*MODEL, "--workers", workers, under=nohup)
@@ -144,9 +148,10 @@ def test_a_signal_while_loading_ends_at_once(sig: signal.Signals) -> None:
     assert server.log[-1]["event"] == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sig", "workers"),
-    [slow(signal.SIGINT, "0"), (signal.SIGTERM, "0"), slow(signal.SIGHUP, "0"), slow(signal.SIGTERM, "1")],
+    [(signal.SIGINT, "0"), (signal.SIGTERM, "0"), (signal.SIGHUP, "0"), (signal.SIGTERM, "1")],
 )
 def test_a_signal_to_all_processes_while_converting_ends_at_once_and_leaves_nothing(
     sig: signal.Signals, workers: str, tmp_path: Path
@@ -273,6 +278,7 @@ def test_memory_stays_where_it_is_over_a_thousand_requests(resnet_server: Server
     assert process.memory_info().rss < before * 1.05
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_logs_that_requests_were_cut_off() -> None:
     server = Server(*MODEL, env={"TOPK_DRAIN_DELAY_MS": "60000"})
     with Wire(server.port) as wire:

@@ -10,13 +10,14 @@ from tests.settings.test_settings import SERVICE_LINKS
 MODEL = ("--model", "efficientnet_lite0")
 
 
-@pytest.mark.parametrize("workers", ["0", slow("1")])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize(
     ("options", "variables", "message"),
     [
         (["--model", "resnet5O"], {}, "there is no model 'resnet5O'; did you mean resnet50 or"),
-        slow(["--model", "timm:resnet5O"], {}, "timm has no model 'resnet5O'; did you mean resnet50 or"),
-        slow(["--model", "resnet50", "--weights", "nowhere.pth"], {}, "nowhere.pth does not exist"),
+        (["--model", "timm:resnet5O"], {}, "timm has no model 'resnet5O'; did you mean resnet50 or"),
+        (["--model", "resnet50", "--weights", "nowhere.pth"], {}, "nowhere.pth does not exist"),
         (MODEL, {"TOPK_API_KEY": "secret"}, "TOPK_API_KEY is not a setting; did you mean TOPK_API_KEYS?"),
         ([*MODEL, "--api-keys", ""], {}, "--api-keys: it is set but empty, which would let everyone in"),
     ],

@@ -279,7 +279,8 @@ def test_the_prefix_of_a_proxy_is_in_the_path_and_not_in_the_name(collector: Col
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("workers", [slow("0"), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_what_is_not_sent_yet_is_sent_at_the_end(workers: str) -> None:
     with collecting() as collector:
         variables = {"OTEL_BSP_SCHEDULE_DELAY": "600000", "OTEL_SERVICE_NAME": "vision"}
@@ -292,7 +293,8 @@ def test_what_is_not_sent_yet_is_sent_at_the_end(workers: str) -> None:
         assert {resource["service.name"] for resource in collector.resources} == {"vision"}
 
 
-@pytest.mark.parametrize("how", [slow("gone"), "failing", slow("silent")])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["gone", "failing", "silent"])
 def test_a_collector_that_takes_nothing_disturbs_nobody(how: str) -> None:
     with collecting() as collector:
         collector.status = 503
@@ -352,6 +354,7 @@ def test_where_traces_are_not_asked_for_nothing_is_imported() -> None:
         assert f"'{module}" not in ran.stdout
 
 
+@pytest.mark.slow
 def test_where_traces_are_not_asked_for_nothing_is_sent_whatever_else_is_set() -> None:
     with collecting() as collector:
         variables = collector.variables | {"TOPK_TRACES": "false", "FASTAPI_OTEL_AUTO_CONFIGURE": "true"}

@@ -12,6 +12,8 @@ import pytest
 from tests.api.wire import Wire
 from tests.workers.conftest import PHOTO, Service, wait_until
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Service]
 
 
@@ -24,7 +26,6 @@ def shared_maps(process: psutil.Process) -> int:
     return sum("memfd:topk" in mapped.path for mapped in process.memory_maps(grouped=False))
 
 
-@pytest.mark.slow
 def test_an_http_process_that_is_killed_takes_only_its_own_requests_along(start: Start) -> None:
     service = start()
     service.wait_for("ready")
@@ -99,7 +100,6 @@ def test_an_engine_that_is_killed_is_told_to_who_waits_and_comes_back(start: Sta
     assert service.stop() == 0
 
 
-@pytest.mark.slow
 def test_without_the_main_process_none_is_left(start: Start) -> None:
     service = start()
     service.wait_for("ready")

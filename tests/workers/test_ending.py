@@ -9,13 +9,13 @@ import psutil
 import pytest
 
 from tests.api.wire import Wire
-from tests.conftest import slow
 from tests.workers.conftest import PHOTO, Service, wait_until
+
+pytestmark = pytest.mark.slow
 
 Start = Callable[..., Service]
 
 
-@pytest.mark.slow
 def test_sigterm_with_50_requests_in_flight_answers_all_of_them(start: Start) -> None:
     service = start()
     with contextlib.ExitStack() as stack:
@@ -32,7 +32,6 @@ def test_sigterm_with_50_requests_in_flight_answers_all_of_them(start: Start) ->
     assert service.stop() == 0
 
 
-@pytest.mark.slow
 def test_while_draining_every_process_is_unready_and_serves(start: Start) -> None:
     service = start(env={"TOPK_DRAIN_DELAY_MS": "8000"})
     service.wait_for("ready")
@@ -45,7 +44,7 @@ def test_while_draining_every_process_is_unready_and_serves(start: Start) -> Non
     assert len([line for line in service.log if line["event"] in ("ready", "draining")]) == 2
 
 
-@pytest.mark.parametrize("sig", [signal.SIGINT, slow(signal.SIGHUP)])
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGHUP])
 def test_a_terminal_s_signal_that_reaches_all_processes_ends_with_zero(start: Start, sig: signal.Signals) -> None:
     service = start()
     service.wait_for("ready")
@@ -65,7 +64,7 @@ def test_ctrl_c_while_loading_ends_at_once(start: Start) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        slow(["--model", "nonesuch"], "no model 'nonesuch'"),
+        (["--model", "nonesuch"], "no model 'nonesuch'"),
         (["--api-keys-file", "nowhere"], "cannot read the API keys"),
         (["--workers", "-1"], "--workers: '-1' is too small; the minimum is 0"),
     ],
@@ -79,7 +78,6 @@ def test_what_cannot_be_served_is_said_plainly_with_exit_code_1(start: Start, op
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once_and_says_that_work_was_cut_off(start: Start) -> None:
     service = start(env={"TOPK_DRAIN_DELAY_MS": "60000"})
     service.wait_for("ready")

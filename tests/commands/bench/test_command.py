@@ -40,6 +40,7 @@ def found(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(ran.stdout))
 
 
+@pytest.mark.slow
 def test_a_closed_loop_measures_each_number_of_clients() -> None:
     with Known() as server:
         result = found(server.url, "--clients", "1,3", *SHORT, "--header", "X-A: b", "--api-key", "k")
@@ -152,6 +153,7 @@ def test_a_server_that_takes_no_images_is_one_plain_line(answer: int | str, word
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_was_measured_so_far(tmp_path: Path) -> None:
     """At a rate that leaves the client idle on most machines. On a busy one it says that it was late."""
     images = tmp_path / "images"
@@ -187,6 +189,7 @@ def test_what_is_left_out_of_the_folder_is_reported(tmp_path: Path) -> None:
     assert f"warning: {said}\n" in ran.stderr
 
 
+@pytest.mark.slow
 def test_topk_itself_is_measured(embedded_server: Server, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(CAT.read_bytes())
     page = tmp_path / "report.html"

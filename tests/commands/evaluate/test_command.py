@@ -13,7 +13,7 @@ import pytest
 
 from tests.commands.evaluate.service import Problem, Service
 from tests.commands.runner import topk
-from tests.conftest import REPOSITORY, Server, environment, slow
+from tests.conftest import REPOSITORY, Server, environment
 from tests.names import HUMAN
 
 COMMAND = [sys.executable, "-m", "app", "evaluate"]
@@ -57,7 +57,8 @@ class Held:
         return None
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, slow(signal.SIGKILL)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_goes_on_where_it_stopped(sent: signal.Signals, many: Path, tmp_path: Path) -> None:
     held, cache = Held(through=4), tmp_path / "cache"
     with Service(first=lambda content: content[0] % 6 if len(content) == 1 else 0, problem=held) as service:
@@ -101,6 +102,7 @@ def test_a_service_that_fails_leaves_the_rest_for_later(many: Path, tmp_path: Pa
     assert json.loads(second.stdout)["n"] == 36
 
 
+@pytest.mark.slow
 def test_topk_itself_is_evaluated_over_http(embedded_server: Server, pictures: Path, tmp_path: Path) -> None:
     """As in-process: the same model, the same files, by another way."""
     page = tmp_path / "report.html"

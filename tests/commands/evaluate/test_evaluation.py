@@ -19,6 +19,7 @@ def printed(evaluation: Evaluation) -> str:
     return capture.get()
 
 
+@pytest.mark.slow
 def test_every_picture_is_counted_or_listed(evaluation: Evaluation, pictures: Path) -> None:
     found = evaluation.as_dict()
     assert (found["n"], found["classes"], found["asked"]) == (5, 5, 7)

@@ -50,6 +50,7 @@ def tuned(module: nn.Module, sides: tuple[list[Example], list[Example]], recipe:
     return fine_tune(module, SMALL, *sides, recipe, settings(device="cpu"), PROGRESS)
 
 
+@pytest.mark.slow
 def test_it_learns_and_keeps_the_best_epoch(sides: tuple[list[Example], list[Example]]) -> None:
     module = network()
     found = tuned(module, sides, QUICK)

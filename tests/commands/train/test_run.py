@@ -27,6 +27,8 @@ from tests.commands.runner import topk
 from tests.commands.train.conftest import CONSOLE, PROGRESS, description, make, settings
 from tests.conftest import Server
 
+pytestmark = pytest.mark.slow
+
 Found = tuple[Trained, Path]
 LABELS = [["disc", None], ["square", None]]
 
@@ -55,7 +57,6 @@ def test_the_folder_describes_the_model_and_its_origin(trained: Found) -> None:
     }
 
 
-@pytest.mark.slow
 def test_evaluating_training_images_is_warned_about(trained: Found, shapes: Path, tmp_path: Path) -> None:
     found, out = trained
     with evaluated(EvaluationPlan(shapes), settings(out), EvaluationProgress(CONSOLE)) as evaluation:
@@ -69,7 +70,6 @@ def test_evaluating_training_images_is_warned_about(trained: Found, shapes: Path
         assert evaluation.notes == []
 
 
-@pytest.mark.slow
 def test_an_exported_copy_warns_about_training_images_too(trained: Found, shapes: Path, tmp_path: Path) -> None:
     ran = topk("export", trained[1], "--out", tmp_path / "copy")
     assert ran.returncode == 0, ran.stderr
@@ -105,7 +105,6 @@ def test_it_is_served_with_its_own_labels(trained: Found, shapes: Path) -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_either_engine_answers_with_all_of_few_classes(trained: Found, shapes: Path, engine: str) -> None:
     held_out = sorted(shapes.rglob("*.png"))[:4]
@@ -131,7 +130,6 @@ def rows_of(model: Path, paths: list[Path], **options: object) -> list[Row]:
     return rows  # type: ignore[return-value]
 
 
-@pytest.mark.slow
 def test_it_is_trained_further(trained: Found, tmp_path: Path) -> None:
     three = make(tmp_path / "three", names=("disc", "ring", "square"))
     found = learn(TrainingPlan(three, tmp_path / "out"), settings(trained[1]), PROGRESS)
@@ -148,7 +146,6 @@ def test_an_export_keeps_the_description_of_the_training(trained: Found, tmp_pat
     assert {name: copied[name] for name in names} == {name: described[name] for name in names}
 
 
-@pytest.mark.slow
 def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, shapes: Path, tmp_path: Path) -> None:
     plan = TrainingPlan(shapes, tmp_path / "out", fine_tune=True, epochs=1, batch_size=6)
     found = learn(plan, settings(), PROGRESS)
@@ -159,7 +156,6 @@ def test_the_whole_network_is_trained_from_the_linear_head_on(trained: Found, sh
     assert any("fine-tuned for 1 epoch" in line for line in replace(trained[0], learned=found).summary())
 
 
-@pytest.mark.slow
 def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: Path) -> None:
     val = make(tmp_path / "val", count=10)
     for path in [val / name / f"{seed}.png" for name in ("disc", "square") for seed in range(7)]:
@@ -169,7 +165,6 @@ def test_other_images_are_held_out_where_they_are_named(shapes: Path, tmp_path: 
     assert found.warnings == [f"ignored 2 training images, also in {val}"]
 
 
-@pytest.mark.slow
 def test_a_class_that_is_not_measured_is_named(shapes: Path, tmp_path: Path) -> None:
     val = make(tmp_path / "val", count=9, names=("disc",))
     for seed in range(8):
@@ -191,7 +186,6 @@ def test_unreadable_images_are_reported_and_left_out(shapes: Path, tmp_path: Pat
     assert "disc/torn.jpg (" in unreadable
 
 
-@pytest.mark.slow
 def test_unreadable_files_may_leave_too_few(shapes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(shapes, tmp_path / "copy"))
     for seed in range(4):
