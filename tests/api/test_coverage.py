@@ -211,6 +211,7 @@ def test_a_model_without_a_calibration_says_what_to_run(plain: Server) -> None:
     assert httpx2.get(f"{plain.url}/v1/info").json()["calibration"] is None
 
 
+@pytest.mark.slow
 def test_another_precision_is_refused_and_the_start_warns(tmp_path: Path) -> None:
     copy = copy_of(Path(tiny.model()[1]), tmp_path / "copy")
     tiny.calibrate(copy, "int8")

@@ -140,6 +140,7 @@ def installed(tmp_path: Path, index: str, pypi: Index) -> tuple[dict[str, str], 
     return dict(line.split("==") for line in listed.splitlines() if "==" in line), ran.stdout
 
 
+@pytest.mark.slow
 def test_without_a_gpu_torch_comes_from_the_index_of_cpu_builds(tmp_path: Path, pypi: Index, pytorch: Index) -> None:
     releases, output = installed(tmp_path, pytorch.url, pypi)
     cpu = dict.fromkeys(("torch", "torchvision"), "99.0+cpu")
@@ -149,6 +150,7 @@ def test_without_a_gpu_torch_comes_from_the_index_of_cpu_builds(tmp_path: Path, 
     assert "installed topk 1.0, torch 99.0+cpu, torchvision 99.0+cpu and 2 more packages: 0.0 GB in" in output
 
 
+@pytest.mark.slow
 def test_where_that_index_is_dead_torch_comes_from_pip_s_own(tmp_path: Path, pypi: Index, closed: str) -> None:
     releases, output = installed(tmp_path, closed, pypi)
     assert releases == dict.fromkeys(("torch", "torchvision", "torch-other", "pillow"), "99.0")

@@ -48,12 +48,14 @@ def test_a_step_reports_its_figures() -> None:
     assert (outcome.status, outcome.figures) == (DONE, [Figure("speed", 12.346, "img/s", ">= 12")])
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_keeps_its_figures_and_says_why() -> None:
     outcome = run("fail")
     assert (outcome.status, outcome.reason) == (FAILED, "ValueError: the reason")
     assert [figure.value for figure in outcome.figures] == [1.0]
 
 
+@pytest.mark.slow
 def test_a_step_whose_process_ends_says_so() -> None:
     outcome = run("crash")
     assert (outcome.status, outcome.reason) == (UNFINISHED, "its process ended with code 7")

@@ -54,6 +54,7 @@ def test_transparency_of_the_wrong_length_is_ignored(content: bytes) -> None:
     assert_close(crop(PNG[:33] + png_chunk(b"tRNS", content) + PNG[33:]), reference(PICTURE), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "kind"),
     [

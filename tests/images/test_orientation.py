@@ -45,6 +45,7 @@ def png(orientation: int, block: bytes) -> bytes:
     return whole[:-12] + hostile.png_chunk(b"eXIf", block) + whole[-12:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize("orientation", STORED)

@@ -102,6 +102,7 @@ def test_predictors(predictor: int, kind: str, bits: int, order: str, layout: Ma
     assert_close(crop(tiff(values, bits, 2, order, kind, **options)), shown(COLOUR, "RGB"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @orders
 @layouts
 @pytest.mark.parametrize("separate", [False, True])

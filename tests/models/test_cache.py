@@ -244,6 +244,7 @@ def converting(weights: Path, tmp_path: Path) -> Iterator[tuple["subprocess.Pope
         process.kill()
 
 
+@pytest.mark.slow
 def test_the_child_ends_unfinished_when_its_parent_is_gone(
     converting: tuple["subprocess.Popen[str]", psutil.Process], tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_the_child_ends_unfinished_when_its_parent_is_gone(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_was_left_by_the_killed_is_swept_and_what_is_in_use_is_not(
     converting: tuple["subprocess.Popen[str]", psutil.Process], tmp_path: Path
 ) -> None:

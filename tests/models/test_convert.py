@@ -134,6 +134,7 @@ class NormalisedByImages(Normalised):
         return super().forward(images * images.shape[int(images.dim()) - 1] / 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Normalised, Called, NormalisedByImages])
 @torch.inference_mode()
 def test_batch_normalisation_is_computed_wherever_it_stands(kind: type[Normalised]) -> None:

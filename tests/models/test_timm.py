@@ -134,6 +134,7 @@ def test_larger_parts_of_imagenet_have_labels_and_wnids(name: str, classes: int)
     assert ("goldfish", "n01443537") in [(label.label, label.wnid) for label in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -123,17 +123,18 @@ def test_an_entry_means_that_entry(checkpoints: Path) -> None:
     assert (model.weights, model.preprocessing) == ("IMAGENET1K_V1", V1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "entry"),
     [
-        slow("googlenet", "IMAGENET1K_V1"),
-        slow("inception_v3", "IMAGENET1K_V1"),
+        ("googlenet", "IMAGENET1K_V1"),
+        ("inception_v3", "IMAGENET1K_V1"),
         ("densenet121", "IMAGENET1K_V1"),
         ("mnasnet0_5", "IMAGENET1K_V1"),
         ("resnet18", "IMAGENET1K_V1"),
         ("squeezenet1_1", "IMAGENET1K_V1"),
-        slow("vit_b_32", "IMAGENET1K_V1"),
-        slow("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
+        ("vit_b_32", "IMAGENET1K_V1"),
+        ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
     ],
 )
 def test_official_weights_compute_what_torchvision_s_own_builder_computes(

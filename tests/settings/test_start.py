@@ -4,7 +4,7 @@ import pytest
 
 from app.errors import ModelError
 from app.main import create_app
-from tests.conftest import Server, slow
+from tests.conftest import Server
 from tests.settings.test_settings import SERVICE_LINKS
 
 MODEL = ("--model", "efficientnet_lite0")
@@ -38,10 +38,11 @@ def test_another_server_s_app_does_not_start_either(monkeypatch: pytest.MonkeyPa
         create_app()
 
 
-@pytest.mark.parametrize("workers", [slow("0"), "1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize(
     ("keys", "event", "count"),
-    [("one,two", "API keys are required", 2), slow(None, "no API key is required", 0)],
+    [("one,two", "API keys are required", 2), (None, "no API key is required", 0)],
     ids=["keys", "none"],
 )
 def test_the_log_has_whether_keys_are_required_and_the_steps_but_no_service_links(

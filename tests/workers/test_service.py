@@ -124,6 +124,7 @@ def test_a_queue_that_is_too_long_refuses(service: Service) -> None:
     assert service.predict().status_code == 200
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_never_reaches_the_device(service: Service) -> None:
     abandoned = service.metric("topk_images_total", outcome="abandoned")
     computed = service.metric("topk_batch_size_sum")

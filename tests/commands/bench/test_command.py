@@ -15,7 +15,7 @@ import pytest
 from app.commands.bench import bodies
 from tests.commands.bench.server import Known
 from tests.commands.runner import topk
-from tests.conftest import CAT, REPOSITORY, Server, slow
+from tests.conftest import CAT, REPOSITORY, Server
 
 COMMAND = [sys.executable, "-m", "app", "bench"]
 SHORT = ("--warmup", "0.1", "--seconds", "0.6")
@@ -55,6 +55,7 @@ def test_a_closed_loop_measures_each_number_of_clients() -> None:
     assert (headers["x-a"], headers["authorization"], headers["content-type"]) == ("b", "Bearer k", "image/jpeg")
 
 
+@pytest.mark.slow
 def test_an_open_loop_offers_its_rate_and_leaves_at_the_slo() -> None:
     with Known(200, "hang") as server:
         result = found(f"{server.url}/classify", "--rate", "60", "--slo-ms", "300", *SHORT, "--multipart")
@@ -66,7 +67,8 @@ def test_an_open_loop_offers_its_rate_and_leaves_at_the_slo() -> None:
     assert 0 < point["good"] < point["requests"]
 
 
-@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), slow((), {None})])
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "timeouts"), [(("--slo-ms", "5000"), {"5000"}), ((), {None})])
 def test_clients_that_leave_at_a_given_slo_say_so(options: tuple[str, ...], timeouts: set[str | None]) -> None:
     with Known() as server:
         found(server.url, "--rate", "40", *SHORT, *options)

@@ -31,6 +31,7 @@ def test_every_picture_is_counted_or_listed(evaluation: Evaluation, pictures: Pa
     assert (found["model"], found["engine"]) == ("efficientnet_lite0", "openvino")
 
 
+@pytest.mark.slow
 def test_one_cat_cannot_be_three_classes_but_it_is_always_a_cat(evaluation: Evaluation) -> None:
     """The model's own answer for it is an Egyptian cat, and the other two are next."""
     metrics = evaluation.metrics
