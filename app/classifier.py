@@ -26,6 +26,7 @@ from app.errors import (
     DeadlineExceeded,
     DeviceLost,
     Internal,
+    InvalidParameter,
     NotReady,
     Overloaded,
     TopkError,
@@ -243,8 +244,8 @@ class Classifier:
     def admit(self, count: int, deadline: float, stated: bool = False, explain: bool = False) -> None:
         """Raise Overloaded if so many images would miss the ``deadline``, in seconds of ``time.monotonic``.
 
-        ``explain``: they are to be explained, which another queue does. Raises NotReady before there is a model. Images
-        that are refused here are not decoded.
+        ``explain``: they are to be explained, which another queue does. Raises NotReady before there is a model, and
+        InvalidParameter if the network cannot be explained. Images that are refused here are not decoded.
         """
         if not self.ready:
             raise NotReady(self.readiness.reason)
@@ -285,7 +286,8 @@ class Classifier:
         ``stated``: the client stated the deadline itself. ``caller``: its key or address.
 
         If the call is cancelled, the image is abandoned: it does not reach the device unless it is there already.
-        Raises the errors of ``images``, Overloaded, DeadlineExceeded, NotReady and Internal.
+        Raises the errors of ``images``, InvalidParameter if the image cannot be explained, Overloaded,
+        DeadlineExceeded, NotReady and Internal.
         """
         try:
             job = Job(image, want, deadline, waiter := Waiter(), stated, zlib.crc32(caller.encode()))
@@ -390,7 +392,7 @@ class Classifier:
 
 def _outcome(error: TopkError) -> str:
     match error:
-        case BadImage():
+        case BadImage() | InvalidParameter():
             return "rejected"
         case DeadlineExceeded():
             return "expired"

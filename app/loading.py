@@ -126,24 +126,23 @@ def _explaining(
 ) -> BatchQueue:
     """Load a second network that also computes class activation maps, and start its queue.
 
-    Blocks. Raises ModelError.
+    Blocks. Raises ModelError if the network cannot be explained, and the errors of a device that may pass.
     """
     log.info("loading the network for explanations", model=model.name)
     device = serving.explaining()
     if not device.device.startswith("cuda"):
         machine.yield_cores(machine.COMPUTING)
     runner = Runner(device, model.preprocessing.crop)
-    with _model_errors(model, device):
-        device.load()
-        queue = BatchQueue(
-            [runner.run] * device.streams,
-            CostCurve(device.buckets, device.pads),
-            prepare=decoding.prepare,
-            changed=changed,
-            lost=lost,
-            ahead_s=ahead_s,
-        )
-        queue.start(runner.warm_batch)
+    device.load()
+    queue = BatchQueue(
+        [runner.run] * device.streams,
+        CostCurve(device.buckets, device.pads),
+        prepare=decoding.prepare,
+        changed=changed,
+        lost=lost,
+        ahead_s=ahead_s,
+    )
+    queue.start(runner.warm_batch)
     return queue
 
 

@@ -105,8 +105,12 @@ def create_app(
     metrics.ready.set_function(lambda: classifier.ready and not state.draining)
 
     app.include_router(health.router)
-    protocols.include(app, settings)
-    app.include_router(routes.router)
+    if settings.aip_health_route or settings.aip_predict_route:  # which may be paths of topk's own
+        protocols.include(app, settings)
+        app.include_router(routes.router)
+    else:  # FastAPI tries one router after another, so that of most requests comes first
+        app.include_router(routes.router)
+        protocols.include(app, settings)
     app.include_router(pages.router)
     pages.mount_assets(app)
     openapi.describe(app, settings)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from app import __version__
 from app.calibration import Calibration, stored
@@ -90,6 +91,13 @@ def network(hidden: bool = False) -> ov.Model:
     for output, name in zip(made.outputs, ("features", "logits"), strict=True):
         output.get_tensor().set_names({name})
     return made
+
+
+def write_int8(path: Path, made: ov.Model | None = None) -> None:
+    """Write the folder of an int8 model with this network. The digest of its weights does not depend on the network."""
+    write(path, made)
+    document = orjson.loads((path / folder.DESCRIPTION).read_bytes())
+    (path / folder.DESCRIPTION).write_bytes(orjson.dumps(document | {"precision": "int8", "digest": "0" * 64}))
 
 
 def write(path: Path, made: ov.Model | None = None) -> None:

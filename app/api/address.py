@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -10,6 +11,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::\d{1,5})?")
+_RECENT = 1024  # addresses that are parsed once
 _PREFIX = 64  # bits of the smallest IPv6 network; its owner chooses the others
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _TRANSLATED = (  # networks whose last 32 bits are an IPv4 address: RFC 6052, RFC 2765, RFC 4291
@@ -20,6 +22,7 @@ _TRANSLATED = (  # networks whose last 32 bits are an IPv4 address: RFC 6052, RF
 _LOCAL = ipaddress.IPv6Address("::1")  # in the last of them
 
 
+@lru_cache(_RECENT)
 def parse(text: str) -> Address | None:
     """An address, also as ``1.2.3.4:80``, ``[::1]`` and ``[::1]:80``; None if it is not valid.
 

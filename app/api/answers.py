@@ -20,6 +20,7 @@ _IMAGES = 32  # one image may use the share of 32: the outputs of a model of 22 
 _THREAD_BYTES = 256 * 2**10  # larger responses are built in a thread
 _CLASS_BYTES = 120  # of one of the top-k classes, with its label
 _NUMBER_BYTES = 16  # of one number of a whole row
+_EXPLANATION_BYTES = 8 * 2**10  # of one explanation: a grid of 24 x 24 numbers and its PNG
 
 
 def check_size(classifier: Classifier, want: Want, images: int, most_images: int, sets: bool = False) -> int:
@@ -33,6 +34,7 @@ def check_size(classifier: Classifier, want: Want, images: int, most_images: int
         _CLASS_BYTES * (min(want.k, classes) + classes * sets)
         + _NUMBER_BYTES * classes * (want.logits + want.probabilities)
         + _NUMBER_BYTES * classifier.engine.dim * want.features
+        + _EXPLANATION_BYTES * (want.explain is not None)
     )
     most = BYTES_AN_IMAGE * max(most_images, _IMAGES)
     if size > most:

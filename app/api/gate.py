@@ -1,10 +1,10 @@
-"""The checks before a body is read: its headers, then the API key. FastAPI runs them as dependencies of the routes."""
+"""The checks before a body is read: its headers, then the API key. FastAPI runs them as dependencies of the routes.
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated
+Each check is one dependency without others, because FastAPI takes longer to resolve a dependency than a check takes.
+"""
 
-from fastapi import Depends, Request, Security, params
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, params
+from fastapi.security.utils import get_authorization_scheme_param
 
 from app.api import address
 from app.api.exchange import Exchange
@@ -12,27 +12,26 @@ from app.api.forms import Form
 from app.api.service import Service
 
 _ONLY = "Required only if the server has API keys configured."
-_bearer = HTTPBearer(auto_error=False, description=_ONLY)
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description=_ONLY)
+KEY_SCHEMES = {
+    "HTTPBearer": {"type": "http", "scheme": "bearer", "description": _ONLY},
+    "APIKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": _ONLY},
+}
+"""The security schemes of OpenAPI, either of which a route accepts."""
 
 
 def gate(form: Form) -> list[params.Depends]:
     """The dependencies of a route that accepts uploads."""
-    return [Depends(_check_headers(form)), Depends(require_key)]
 
-
-async def require_key(
-    request: Request,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    header: Annotated[str | None, Security(_header)],
-) -> None:
-    """Check the API key, and record the caller. Raises Unauthorized."""
-    key = Service.of(request).keys.check(bearer.credentials if bearer else None, header)
-    Exchange.of(request.scope).caller = key or address.caller(request.scope)
-
-
-def _check_headers(form: Form) -> Callable[[Request], Awaitable[None]]:
     async def check(request: Request) -> None:
         Service.of(request).uploads.check_headers(request, form)
+        await require_key(request)
 
-    return check
+    return [Depends(check)]
+
+
+async def require_key(request: Request) -> None:
+    """Check the API key, and record the caller. Raises Unauthorized."""
+    scheme, credentials = get_authorization_scheme_param(request.headers.get("authorization"))
+    bearer = credentials if scheme.lower() == "bearer" else None
+    key = Service.of(request).keys.check(bearer or None, request.headers.get("x-api-key"))
+    Exchange.of(request.scope).caller = key or address.caller(request.scope)

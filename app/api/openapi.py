@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from app.api import health, pages, routes
+from app.api.gate import KEY_SCHEMES
 from app.api.schemas.document import without_null
 from app.api.service import Service
 from app.settings import Settings
@@ -72,21 +73,21 @@ def _served(app: FastAPI) -> _Served:
 def _settle(document: dict[str, Any], most_images: int, keyed: bool) -> None:
     """Everything that does not depend on the model.
 
-    Orders the tags, and corrects FastAPI's assumptions: API keys, a 422 of its own, and null in a query.
+    Orders the tags, removes FastAPI's own 422 and null in a query, and adds the API keys to operations that check them.
     """
     components = document["components"]
     _hoist(document["paths"], components["schemas"])
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
-    if not keyed:
-        del components["securitySchemes"]
+    if keyed:
+        components["securitySchemes"] = KEY_SCHEMES
     for operation in _operations(document):
         if "HTTPValidationError" in str(operation["responses"].get("422")):
             del operation["responses"]["422"]
-        if not keyed:
-            operation.pop("security", None)
         for parameter in operation.get("parameters", ()):
             parameter["schema"] = without_null(parameter["schema"])
+        if keyed and "401" in operation["responses"]:
+            operation["security"] = [{name: []} for name in KEY_SCHEMES]
         _bound(operation.get("requestBody"), most_images)
     order = list(_TAGS)
     used = {tag for operation in _operations(document) for tag in operation["tags"]}

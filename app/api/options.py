@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Literal, TypeVar
 
-from fastapi import Request, params
+from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypeAliasType
@@ -99,6 +100,11 @@ class PredictOptions(TopKOptions):
         description="Add `explanation`, a map of what a class is based on: the best class (`true`) or a given one. `1`"
         " is class 1. The default is false.",
     )
+    explain_png: bool | None = Field(
+        None,
+        description="Add `png` to `explanation`: base64 of an RGBA PNG of the map, one pixel per number. The default is"
+        " false. Requires `explain`.",
+    )
 
 
 class EmbedOptions(Options):
@@ -110,30 +116,20 @@ class EmbedOptions(Options):
     )
 
 
-def check_query(kind: type[Options]) -> params.Depends:
-    """A route's dependency: refuse misspelt and contradictory options in the query.
+def query_options(request: Request, kind: type[T]) -> T:
+    """The options in the query. Raises InvalidParameter if they are invalid or contradict each other.
 
-    Other unknown parameters are ignored, because gateways add their own.
+    Other parameters are ignored, because gateways add their own.
     """
-    names = {_bare(name): name for name in kind.model_fields}
-    names |= {synonym: name for synonym, name in _SYNONYMS.items() if name in kind.model_fields}
-
-    async def check(request: Request) -> None:
-        for name in request.query_params:
-            if (meant := names.get(_bare(name), name)) != name:
-                raise InvalidParameter(f"unknown parameter {name}; use {meant}")
-        _check_duplicates(kind, request)
-
-    return params.Depends(check)
+    return _merged(kind(), request.query_params.multi_items(), typed=False)
 
 
-def check_duplicates(kind: type[Options]) -> params.Depends:
-    """A route's dependency: refuse contradictory options in the query."""
-
-    async def check(request: Request) -> None:
-        _check_duplicates(kind, request)
-
-    return params.Depends(check)
+def checked_query_options(request: Request, kind: type[T]) -> T:
+    """The options in the query. Raises InvalidParameter, also if the name of a parameter resembles an option."""
+    for name in request.query_params:
+        if (meant := _names(kind).get(_bare(name), name)) != name:
+            raise InvalidParameter(f"unknown parameter {name}; use {meant}")
+    return query_options(request, kind)
 
 
 def combine(query: T, contents: Contents) -> T:
@@ -148,10 +144,6 @@ def combine(query: T, contents: Contents) -> T:
 def invalid(error: ErrorDetails) -> InvalidParameter:
     """pydantic's error about one parameter."""
     return InvalidParameter(f"{error['loc'][-1]} {_requirement(error)}, got {shown(error['input'])}")
-
-
-def _check_duplicates(kind: type[Options], request: Request) -> None:
-    _merged(kind(), request.query_params.multi_items(), typed=False)
 
 
 def _merged(options: T, items: Iterable[tuple[str, object]], typed: bool) -> T:
@@ -190,6 +182,13 @@ def _requirement(error: ErrorDetails) -> str:
         case "literal_error":
             return f"must be {context['expected']}"
     return f"is not valid: {error['msg']}"
+
+
+@cache
+def _names(kind: type[Options]) -> dict[str, str]:
+    """The options by their bare names and their synonyms."""
+    synonyms = {synonym: name for synonym, name in _SYNONYMS.items() if name in kind.model_fields}
+    return {_bare(name): name for name in kind.model_fields} | synonyms
 
 
 def _bare(name: str) -> str:

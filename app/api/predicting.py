@@ -47,6 +47,9 @@ class Predicting:
             raise InvalidParameter(
                 "confidence and coverage exclude each other: with coverage, answer contains the whole set"
             )
+        self._png = bool(options.explain_png)
+        if self._png and self.want.explain is None:
+            raise InvalidParameter("explain_png requires explain, which adds the explanation that the PNG shows")
 
     def head(self) -> Members:
         """The members that come before the images'."""
@@ -62,7 +65,7 @@ class Predicting:
         if self._confidence is not None:
             members |= self._placing(result.row, self._confidence, answer.set)
         if self.want.explain is not None:
-            members["explanation"] = self.explanation(result)
+            members["explanation"] = self.explanation(result).members()
         return members
 
     def answer(self, result: Result) -> Promised:
@@ -76,7 +79,7 @@ class Predicting:
     def explanation(self, result: Result) -> Explanation:
         """The explanation of one image. ``want`` has one."""
         assert self.want.explain is not None
-        return explanation(result, self.want.explain, self._classifier.model.preprocessing)
+        return explanation(result, self.want.explain, self._classifier.model.preprocessing, self._png)
 
     def _placing(self, row: Row, confidence: float, found: list[Prediction] | None) -> Members:
         """The path and the answer in WordNet; that of a prediction set, if there is one."""

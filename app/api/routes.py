@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
 from app.api.answers import as_json, build
@@ -14,7 +14,7 @@ from app.api.classify import classify, receive
 from app.api.forms import ONE, SEVERAL, Upload
 from app.api.gate import gate, require_key
 from app.api.info import describe
-from app.api.options import EmbedOptions, PredictOptions, check_query, combine
+from app.api.options import EmbedOptions, PredictOptions, checked_query_options, combine
 from app.api.predicting import Members, Predicting, check
 from app.api.schemas import errors, requests, responses
 from app.api.service import Service
@@ -57,14 +57,15 @@ class Embedding:
 @router.post(
     "/predict",
     tags=[CLASSIFY],
-    dependencies=[*gate(ONE), check_query(PredictOptions)],
+    dependencies=gate(ONE),
     summary="Classify an image",
     response_model=responses.PredictAnswer,
     responses=errors.errors() | responses.example(responses.PREDICTED),
     openapi_extra=requests.image_body(requests.PredictRequest, PredictOptions),
 )
-async def predict(request: Request, query: Annotated[PredictOptions, Query()]) -> Response:
+async def predict(request: Request) -> Response:
     """The top-k classes of one image: multipart field `file`, the raw bytes, or base64 in JSON."""
+    query = checked_query_options(request, PredictOptions)
     service = Service.of(request)
     classifier = service.ready_classifier()
     check(classifier, query)
@@ -77,14 +78,15 @@ async def predict(request: Request, query: Annotated[PredictOptions, Query()]) -
 @router.post(
     "/predict/batch",
     tags=[CLASSIFY],
-    dependencies=[*gate(SEVERAL), check_query(PredictOptions)],
+    dependencies=gate(SEVERAL),
     summary="Classify several images",
     response_model=responses.BatchAnswer,
     responses=errors.errors() | responses.example(responses.BATCH),
     openapi_extra=requests.image_body(requests.BatchRequest, PredictOptions),
 )
-async def predict_batch(request: Request, query: Annotated[PredictOptions, Query()]) -> Response:
+async def predict_batch(request: Request) -> Response:
     """The top-k classes of several images, in order. A bad image fails alone."""
+    query = checked_query_options(request, PredictOptions)
     service = Service.of(request)
     classifier = service.ready_classifier()
     check(classifier, query)
@@ -98,14 +100,15 @@ async def predict_batch(request: Request, query: Annotated[PredictOptions, Query
 @router.post(
     "/embed",
     tags=[EMBED],
-    dependencies=[*gate(ONE), check_query(EmbedOptions)],
+    dependencies=gate(ONE),
     summary="Embed an image",
     response_model=responses.EmbedAnswer,
     responses=errors.errors() | responses.example(responses.EMBEDDED),
     openapi_extra=requests.image_body(requests.EmbedRequest, EmbedOptions),
 )
-async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Response:
+async def embed(request: Request) -> Response:
     """The embedding of one image: the input of the model's last classification layer."""
+    query = checked_query_options(request, EmbedOptions)
     service = Service.of(request)
     classifier = service.ready_classifier()
     async with receive(request, ONE, service.uploads.one) as received:
@@ -117,14 +120,15 @@ async def embed(request: Request, query: Annotated[EmbedOptions, Query()]) -> Re
 @router.post(
     "/embed/batch",
     tags=[EMBED],
-    dependencies=[*gate(SEVERAL), check_query(EmbedOptions)],
+    dependencies=gate(SEVERAL),
     summary="Embed several images",
     response_model=responses.EmbedBatchAnswer,
     responses=errors.errors() | responses.example(responses.EMBEDDED_BATCH),
     openapi_extra=requests.image_body(requests.EmbedBatchRequest, EmbedOptions),
 )
-async def embed_batch(request: Request, query: Annotated[EmbedOptions, Query()]) -> Response:
+async def embed_batch(request: Request) -> Response:
     """The embeddings of several images, in order. A bad image fails alone."""
+    query = checked_query_options(request, EmbedOptions)
     service = Service.of(request)
     classifier = service.ready_classifier()
     async with receive(request, SEVERAL, service.uploads.several) as received:

@@ -14,18 +14,21 @@ from app.batching.backlog import Outlook
 from app.batching.costs import CostCurve
 from app.batching.job import Job, fail
 from app.batching.queue import BatchQueue
-from app.errors import NotReady
+from app.errors import InvalidParameter, ModelError, NotReady
 
 log = structlog.get_logger(__name__)
 
 _RETRY_S = 30.0  # after a failed start
+_FAILED = "the network for explanations could not be loaded; retry later"
 
 
 class DeferredQueue:
     """A ``Queue``. ``start`` loads the device and returns its queue, which serves; it may raise any exception.
 
-    Jobs that come before the end of ``start`` wait. If it fails, they fail too, and so do the jobs of the next
-    ``_RETRY_S``; the first one after that starts it again. ``changed`` is called when ``start`` has ended.
+    Jobs that come before the end of ``start`` wait. If it raises ModelError, which another start would raise again, all
+    these and later jobs fail with InvalidParameter and its reason. After any other exception they fail with NotReady,
+    and so do the jobs of the next ``_RETRY_S``; the first one after that starts it again. ``changed`` is called when
+    ``start`` has ended.
     """
 
     def __init__(
@@ -42,17 +45,18 @@ class DeferredQueue:
         self._thread: threading.Thread | None = None
         self._queue: BatchQueue | None = None
         self._retry_at = -math.inf
+        self._refusal: str | None = None  # the reason of a ModelError
         self._closed = False
         self._abandoned: Exception | None = None
         self._costs = CostCurve((1,))  # unknown before the start
 
     @property
     def costs(self) -> CostCurve:
-        return self._queue.costs if self._queue else self._costs
+        return self._queue.costs if self._queue is not None else self._costs
 
     @property
     def costs_alone(self) -> CostCurve:
-        return self._queue.costs_alone if self._queue else self._costs
+        return self._queue.costs_alone if self._queue is not None else self._costs
 
     def __len__(self) -> int:
         return len(self._queue if self._queue is not None else self._waiting)
@@ -68,7 +72,12 @@ class DeferredQueue:
         return Outlook(self._clock(), 0.0, 0.0, 0, idle=True, fastest=0.0, patience=math.inf)
 
     def admit(self, n: int, deadline: float, stated: bool = False) -> None:
-        """Raise Overloaded unless n more jobs are likely to be answered in time. Before the start, admit all."""
+        """Raise Overloaded unless n more jobs are likely to be answered in time. Before the start, admit all.
+
+        Raises InvalidParameter after a ModelError of the start.
+        """
+        if self._refusal:
+            raise InvalidParameter(self._refusal)
         if self._queue is not None:
             self._queue.admit(n, deadline, stated)
 
@@ -76,14 +85,18 @@ class DeferredQueue:
         """Append jobs, and start the queue if that has not been done. From any thread.
 
         Raises NotReady once the queue is closed, and for some time after a failed start; or the error of ``abandon``.
+        After a ModelError of the start, settles the jobs with InvalidParameter.
         """
         with self._lock:
             if self._closed:
                 raise self._abandoned or NotReady("shutting down")
-            if self._queue is None:
+            if self._queue is None and not self._refusal:
                 self._wait_for_start(jobs)
                 return
-        self._queue.put(*jobs)
+        if self._refusal:
+            fail(jobs, InvalidParameter(self._refusal))
+        elif self._queue is not None:
+            self._queue.put(*jobs)
 
     def forget(self, job: Job) -> None:
         """Nobody waits for this job any more."""
@@ -118,7 +131,7 @@ class DeferredQueue:
         """Keep jobs until the queue has started. The caller holds the lock."""
         if self._thread is None:
             if self._clock() < self._retry_at:
-                raise NotReady("the network for explanations could not be loaded; retry later", _RETRY_S)
+                raise NotReady(_FAILED, _RETRY_S)
             self._thread = threading.Thread(target=self._run_start, name="topk-explanations", daemon=True)
             self._thread.start()
         self._waiting += jobs
@@ -126,15 +139,23 @@ class DeferredQueue:
     def _run_start(self) -> None:
         try:
             queue = self._start()
+        except ModelError as error:
+            log.warning("explanations are refused", reason=error.detail)
+            self._refusal = f"explain is not available: {error.detail}"
+            self._end(InvalidParameter(self._refusal))
         except Exception:
             log.exception("the network for explanations could not be loaded")
-            with self._lock:
-                self._thread, self._retry_at = None, self._clock() + _RETRY_S
-                waiting, self._waiting = self._waiting, []
-            fail(waiting, NotReady("the network for explanations could not be loaded; retry later", _RETRY_S))
+            self._end(NotReady(_FAILED, _RETRY_S))
         else:
             self._serve(queue)
         self._changed()
+
+    def _end(self, error: InvalidParameter | NotReady) -> None:
+        """Settle what waits for a start that has failed."""
+        with self._lock:
+            self._thread, self._retry_at = None, self._clock() + _RETRY_S
+            waiting, self._waiting = self._waiting, []
+        fail(waiting, error)
 
     def _serve(self, queue: BatchQueue) -> None:
         with self._lock:

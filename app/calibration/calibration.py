@@ -23,7 +23,7 @@ class Calibration:
     Logits are divided by ``temperature`` before the softmax (Guo et al. 2017, arXiv:1706.04599). ``scores`` are the
     conformity scores of the true classes, see ``conformal``. ``energies`` are the log-sum-exp of the logits minus their
     mean; without the mean, that is the energy of Liu et al. 2020 (arXiv:2010.03759), negated. Both are float64 [n],
-    ascending. ``created`` is a date in ISO 8601.
+    ascending. ``created`` is a date and time in ISO 8601.
     """
 
     created: str

@@ -19,6 +19,12 @@ from app.images import Preprocessing
 FILE = "calibration.json"
 FORMAT = 1
 
+_OTHER = {  # by the member of ``Identity`` that differs
+    "weights": "other weights",
+    "labels": "other labels",
+    "preprocessing": "other preprocessing",
+    "network": "another network",
+}
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -115,7 +121,7 @@ def load(folder: Path, identity: Identity) -> dict[str, Calibration]:
     for name, mine in asdict(identity).items():
         if getattr(file, name) != mine:
             raise ModelError(
-                f"{path} was measured with another {name} than this model's; delete the file, and run `topk calibrate`"
+                f"{path} was measured with {_OTHER[name]} than this model's; delete the file, and run `topk calibrate`"
                 " again"
             )
     return {precision: stored.calibration() for precision, stored in file.precisions.items()}

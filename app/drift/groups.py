@@ -1,4 +1,4 @@
-"""Coarse groups of ImageNet's classes, each one or two nodes of WordNet. The first group above a class counts."""
+"""Coarse groups of ImageNet's classes, each one to three nodes of WordNet. The first group above a class counts."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -6,15 +6,15 @@ Each image is ``CLASS/SHA-256.SUFFIX`` in the folder of the class that the model
 
 import contextlib
 import hashlib
-import math
 import os
 import queue
 import re
 import tempfile
 import threading
-from bisect import bisect_left, insort
+import time
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ ANSWERS = "answers.jsonl"
 
 _WINDOW = 1000  # recent images among which one is uncertain
 _WAITING = 8  # images that wait to be written: each may have TOPK_MAX_UPLOAD_BYTES, which no other limit counts
+_PATIENCE_S = 5.0  # at shutdown: enough to write the images that wait; a network volume that hangs never responds
 _K = 5
 _WNID = re.compile("n[0-9]{8}")
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif", "HEIF": "heic"}
@@ -52,7 +53,11 @@ class UncertainImage(NamedTuple):
 
 
 class Certainties:
-    """The top scores of recent images. An image is uncertain if its score is in the lowest ``rate`` of them."""
+    """The top scores of the last 1000 images. An image is uncertain if its score is in the lowest ``rate`` of them.
+
+    A tied score counts as the highest of its equals, so that no more than ``rate`` are uncertain. A positive rate below
+    1 / 1000 has the effect of 1 / 1000. No image is uncertain before there are 1 / ``rate`` scores.
+    """
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -65,24 +70,30 @@ class Certainties:
             self._sorted.pop(bisect_left(self._sorted, self._recent.popleft()))
         self._recent.append(score)
         insort(self._sorted, score)
-        least = math.ceil(self._rate * len(self._sorted))
-        return least > 0 and score <= self._sorted[least - 1]
+        lowest = self._rate * len(self._sorted)
+        if len(self._sorted) == _WINDOW and self._rate > 0:
+            lowest = max(lowest, 1)
+        return bisect_right(self._sorted, score) <= lowest
 
 
 class SampleStore:
-    """A folder of at most ``most`` bytes. Several processes may share it. Raises ModelError if it cannot be written."""
+    """A folder of at most ``most`` bytes. Several processes may share it. Raises ModelError if it cannot be written.
 
-    def __init__(self, folder: Path, rate: float, most: int, metrics: Metrics) -> None:
+    ``patience`` is the number of seconds that ``close`` waits.
+    """
+
+    def __init__(self, folder: Path, rate: float, most: int, metrics: Metrics, patience: float = _PATIENCE_S) -> None:
         self._folder = folder
         self._most = most
         self._metrics = metrics
+        self._patience = patience
         self._certainties = Certainties(rate)
         self._queue: queue.Queue[UncertainImage | None] = queue.Queue(_WAITING)
         self._told: set[str] = set()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _open_answers(folder).close()
-            self._bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            self._bytes = total_bytes(_files(folder))
         except OSError as error:
             raise ModelError(f"TOPK_SAMPLE_DIR: {folder} cannot be written: {error.strerror or error}") from error
         self._thread = threading.Thread(target=self._write_all, name="topk-samples", daemon=True)
@@ -106,17 +117,21 @@ class SampleStore:
             self._count("dropped")
 
     def close(self) -> None:
-        """Write what waits. Blocks."""
-        self._queue.put(None)
-        self._thread.join()
+        """Write the images that wait. Blocks, but no longer than the patience."""
+        until = time.monotonic() + self._patience
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=self._patience)
+        self._thread.join(max(0.0, until - time.monotonic()))
+        if self._thread.is_alive():  # a daemon, so it does not keep the process
+            self._tell("samples were not stored: the folder does not respond", folder=str(self._folder))
 
     def _write_all(self) -> None:
         for sample in iter(self._queue.get, None):
             try:
                 self._count(self._write(sample))
-            except OSError as error:
+            except Exception as error:  # one sample must not end the thread
                 self._count("dropped")
-                self._tell("a sample could not be stored", reason=error.strerror or str(error))
+                self._tell("a sample could not be stored", reason=getattr(error, "strerror", None) or str(error))
 
     def _write(self, sample: UncertainImage) -> str:
         """Store a sample, unless it is there already or there is no room. Returns the outcome. Raises OSError."""
@@ -153,6 +168,21 @@ def class_folder(prediction: Prediction, labels: Sequence[Label]) -> str:
     """
     wnids = all(_WNID.fullmatch(label.wnid or "") for label in labels)
     return prediction.wnid if wnids and prediction.wnid else str(prediction.class_id)
+
+
+def total_bytes(files: Iterable[str]) -> int:
+    """The sizes of files in total. A file that has been renamed or deleted since it was listed counts nothing."""
+    total = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            total += os.stat(file).st_size
+    return total
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """All files below a folder. ``os.walk`` skips folders that are deleted meanwhile."""
+    for parent, _, names in os.walk(folder):
+        yield from (os.path.join(parent, name) for name in names)
 
 
 def suffix(data: bytes) -> str:

@@ -47,7 +47,7 @@ def _accelerator() -> bool:
 
 
 def precisions(model: Model, engine: str, device: str) -> tuple[str, ...]:
-    """The precisions that an engine can serve a model in, without emulation, as ``choose`` returned it."""
+    """The precisions in which the engine that ``choose`` returned computes a model natively, without emulation."""
     if model.precision == "int8":
         return ("int8",)
     if engine == "openvino":
@@ -58,8 +58,8 @@ def precisions(model: Model, engine: str, device: str) -> tuple[str, ...]:
     from app.engine.torch import device_of, native_precision
 
     found = device_of(device)
-    half = {native_precision(found)} if found.type == "cpu" else {"bfloat16", "float16"}
-    return ("float32", *sorted(half - {"float32"}))
+    half = set() if found.type == "cpu" else {"float16"}
+    return ("float32", *sorted((half | {native_precision(found)}) - {"float32"}))
 
 
 def create(model: Model, engine: str, device: str, precision: str, gpu_decode: bool = False) -> Engine:

@@ -167,7 +167,8 @@ class Engine(Facts, Protocol):
     def load(self) -> None:
         """Bring the model onto the device. Blocks.
 
-        Raises ModelError, also if the labels do not fit the network, and DeviceLost if the device has failed.
+        Raises ModelError, also if the labels do not fit the network; MemoryError if the model does not fit in the
+        memory of the device; and DeviceLost if it has failed.
         """
 
     def explaining(self) -> "Engine":
@@ -200,6 +201,15 @@ def device_errors() -> Iterator[None]:
         if _LOST.search(str(error)):
             raise DeviceLost("the device has failed, and only a new process can use it again") from error
         raise
+
+
+def explained_classes(wants: Sequence[Want], class_ids: npt.NDArray[np.int64]) -> dict[int, int]:
+    """The class whose map each image needs, by the place of the image in its batch.
+
+    ``class_ids`` [n, k] are the best classes of each image, highest first. The first one replaces ``BEST``.
+    """
+    wanted = {place: want.explain for place, want in enumerate(wants) if want.explain is not None}
+    return {place: int(class_ids[place, 0]) if one == BEST else one for place, one in wanted.items()}
 
 
 def no_maps(model: Model) -> str:

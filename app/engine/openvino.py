@@ -16,7 +16,17 @@ import numpy as np
 
 from app import machine, models
 from app.engine import activation
-from app.engine.base import BEST, Floats, Jpeg, Pixels, Rows, Want, check_outputs, device_errors, no_maps
+from app.engine.base import (
+    Floats,
+    Jpeg,
+    Pixels,
+    Rows,
+    Want,
+    check_outputs,
+    device_errors,
+    explained_classes,
+    no_maps,
+)
 from app.errors import ModelError
 from app.models.model import Model
 from app.models.openvino import auto_precision, ov
@@ -171,7 +181,7 @@ class OpenVinoEngine:
 
 
 class OpenVinoExplainer(OpenVinoEngine):
-    """The same network in a single stream on all cores, with the input of its final pooling as a further output."""
+    """The same network in one stream of one thread, with the input of its final pooling as a further output."""
 
     def __init__(self, model: Model, precision: str) -> None:
         super().__init__(model, precision)
@@ -209,8 +219,7 @@ class OpenVinoExplainer(OpenVinoEngine):
     def _rows(self, outputs: Any, wants: Sequence[Want]) -> Rows:
         rows = super()._rows(outputs, wants)
         maps = self._maps(outputs)
-        explained = {i: want.explain for i, want in enumerate(wants) if want.explain is not None}
-        classes = {i: int(rows.class_ids[i, 0]) if class_id == BEST else class_id for i, class_id in explained.items()}
+        classes = explained_classes(wants, rows.class_ids)
         activations = {i: np.tensordot(self._weights[class_id], maps[i], 1) for i, class_id in classes.items()}
         return dataclasses.replace(rows, activations=activations)
 

@@ -21,7 +21,17 @@ import torch
 
 from app import machine
 from app.engine import recording
-from app.engine.base import BEST, Floats, Jpeg, Pixels, Rows, Want, check_outputs, device_errors, no_maps
+from app.engine.base import (
+    Floats,
+    Jpeg,
+    Pixels,
+    Rows,
+    Want,
+    check_outputs,
+    device_errors,
+    explained_classes,
+    no_maps,
+)
 from app.engine.jpeg import JpegDecoder
 from app.engine.lane import Lane, Network
 from app.engine.recording import Recording
@@ -102,11 +112,8 @@ class TorchEngine:
         return {"held": torch.cuda.memory_reserved(self._device), "total": total}
 
     def load(self) -> None:
-        try:
-            with device_errors():
-                self._load()
-        except MemoryError as error:
-            raise ModelError(f"{self._model.name} does not fit in the memory of {self.device}") from error
+        with device_errors():
+            self._load()
         if self._cuda:
             torch.cuda.empty_cache()  # of the float32 network
         log.info("the network is loaded", compilation=self.compilation, seconds=self.start_s)
@@ -277,8 +284,7 @@ class TorchExplainer(TorchEngine):
 
     def forward(self, images: Sequence[Jpeg | Pixels], wants: Sequence[Want], alone: bool = False) -> Rows:
         rows = super().forward(images, wants, alone)
-        explained = {i: want.explain for i, want in enumerate(wants) if want.explain is not None}
-        classes = {i: int(rows.class_ids[i, 0]) if class_id == BEST else class_id for i, class_id in explained.items()}
+        classes = explained_classes(wants, rows.class_ids)
         with torch.inference_mode(), device_errors():
             maps = {i: self._recording.activation(i, class_id).cpu().numpy() for i, class_id in classes.items()}
         return dataclasses.replace(rows, activations=maps)

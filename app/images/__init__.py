@@ -15,6 +15,7 @@
     sandboxed.py  the program that the child processes run
     decoder.py    chooses where an image is decoded
     device.py     decides which JPEGs may be decoded by a GPU
+    heatmap.py    colours a class activation map
 
 Reading a header is safe on any thread: it runs no code of Pillow or of a codec.
 """

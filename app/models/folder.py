@@ -210,6 +210,12 @@ def _read(folder: Path) -> Description:
         raise ModelError(f"{folder / DESCRIPTION} is not a model description: {_wrong(error)}") from error
     if description.format != FORMAT:
         raise ModelError(f"{folder} has format {description.format}; this version of topk reads format {FORMAT}")
+    missing = [name for name in (OPENVINO, _OPENVINO_WEIGHTS) if name not in description.files]
+    if description.precision == "int8" and missing:
+        raise ModelError(
+            f"{folder / DESCRIPTION} is not a model description: files has no {', '.join(missing)}, which an int8 model"
+            " needs"
+        )
     preprocessing = description.preprocessing
     sizes = 1 <= preprocessing.crop <= preprocessing.resize <= _MAX_EDGE
     finite = all(map(math.isfinite, preprocessing.mean)) and all(0 < std < math.inf for std in preprocessing.std)

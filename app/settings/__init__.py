@@ -84,8 +84,8 @@ class Settings(BaseSettings):
 
     explain: bool = Field(
         True,
-        description="Answer requests with `explain`. The first one loads a second network, which takes as much memory"
-        " as the first.",
+        description="Support the option `explain`. The first such request loads a second network, which takes a few"
+        " seconds and about as much memory as the first. If `false`, `explain` is a 400.",
     )
 
     host: str = Field("0.0.0.0", description="Address to listen on.")
@@ -205,9 +205,18 @@ class Settings(BaseSettings):
         " pictures: see docs/security.md. Default: none are stored.",
     )
     sample_rate: float = Field(
-        0.01, ge=0, le=1, description="Share of the images to store in `TOPK_SAMPLE_DIR`: those with the lowest scores."
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the images to store in `TOPK_SAMPLE_DIR`: those whose best class has one of the lowest"
+        " scores of the last 1000 images.",
     )
-    sample_bytes: int = Field(1024 * MIB, ge=1, description="Maximum size of `TOPK_SAMPLE_DIR` in bytes.")
+    sample_bytes: int = Field(
+        1024 * MIB,
+        ge=1,
+        description="Size of `TOPK_SAMPLE_DIR` in bytes at which no more images are stored. Each process of"
+        " `TOPK_WORKERS` counts what was there at its start and what it writes itself.",
+    )
     log_format: Literal["auto", "text", "json"] = Field(
         "auto", description="`auto` is text on a terminal and JSON elsewhere."
     )

@@ -97,7 +97,7 @@ export function showPath(root, { answer, taxonomy, set }) {
   root.hidden = !answer;
   if (!answer) return;
   root.querySelector("#answer-kind").textContent = set
-    ? "Most specific answer that contains all of these"
+    ? "Most specific answer that contains the whole set"
     : "Most specific answer with at least 90% confidence";
   root.querySelector("#confident").textContent = answer.label;
   root.querySelector("#confident-score").textContent = percent(answer.score);

@@ -131,7 +131,7 @@ function showReply(photo) {
   showAnswer(photo.reply, predictions, unknown);
   const [first] = predictions;
   const likely = first ? `Most likely ${first.label}, ${Math.round(first.score * 100)} percent.` : "No class.";
-  announce(unknown ? `Unknown. ${likely}` : likely);
+  announce(unknown ? `Unknown. If it is one of the classes: ${likely}` : likely);
 }
 
 at("again").addEventListener("click", () => {

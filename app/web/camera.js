@@ -145,7 +145,7 @@ export class Camera extends EventTarget {
     context.imageSmoothingQuality = "high";
     context.drawImage(this.#video, 0, 0, width, height);
     return new Promise((resolve, reject) => {
-      this.#canvas.toBlob((blob) => (blob ? resolve(blob) : reject(failed("it delivers no image"))), "image/jpeg", quality);
+      this.#canvas.toBlob((blob) => (blob ? resolve(blob) : reject(failed("it returned no image"))), "image/jpeg", quality);
     });
   }
 }

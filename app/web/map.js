@@ -4,6 +4,7 @@ import { Problem } from "./problem.js";
 import { element } from "./text.js";
 
 const OPACITY = 0.65; // where the map is highest
+const FRAMED = "Frame: what the model saw.";
 const FRAME = [["rgb(0 0 0 / .55)", 4], ["#fff", 2]]; // colours and widths in CSS pixels
 
 export class Overlay {
@@ -77,10 +78,10 @@ export class Overlay {
 
   #show({ reply }, explanation) {
     const { label } = reply.answer.predictions.find(({ class_id: id }) => id === explanation.class_id);
-    const speaks = Math.max(...explanation.grid.flat()) > 0;
+    const supported = Math.max(...explanation.grid.flat()) > 0;
     this.#draw(explanation);
     this.#canvas.ariaLabel = `Map of ${label}`;
-    this.#say(`${speaks ? "Colour: what" : "Nothing here"} speaks for ${label}. Frame: what the model saw.`, speaks);
+    this.#say(supported ? `Colour: parts that support ${label}. ${FRAMED}` : `No part supports ${label}. ${FRAMED}`, supported);
   }
 
   #say(text, key = false) {
@@ -115,7 +116,7 @@ function frame(context, left, top, width, height) {
   }
 }
 
-// The grid as a picture of one pixel per number. What speaks against the class is transparent.
+// The grid as a picture of one pixel per number. Parts against the class are transparent.
 function tinted(grid, colour) {
   const small = element("canvas");
   [small.width, small.height] = [grid[0].length, grid.length];

@@ -131,7 +131,7 @@ export class Photos extends EventTarget {
   async #check(file) {
     const most = this.#server.info.limits.max_upload_bytes;
     if (file.size > most) {
-      throw new Problem({ code: "payload_too_large", detail: `it has ${size(file.size)}; the limit of this server is ${size(most)}` });
+      throw new Problem({ code: "payload_too_large", detail: `it has ${size(file.size)}; this server accepts up to ${size(most)}` });
     }
     try {
       await file.slice(0, 1).arrayBuffer();

@@ -73,6 +73,9 @@ def _combine(case: Any) -> None:
     if any(place.get("confidence") is not None for place in places):
         case.query["taxonomy"] = "true"
         options.pop("taxonomy", None)
+    if any(place.get("explain_png") is not None for place in places):
+        case.query["explain"] = "true"
+        options.pop("explain", None)
     for place in places:
         _support(place)
 

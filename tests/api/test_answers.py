@@ -13,6 +13,7 @@ from app.api.answers import build, check_size
 from app.api.documents import Body, Desk, loads
 from app.api.exchange import Exchange
 from app.engine import Want
+from app.engine.base import BEST
 from app.errors import PayloadTooLarge
 from tests.api.conftest import InProcess
 from tests.conftest import CAT
@@ -54,6 +55,14 @@ def test_all_outputs_of_as_many_images_as_there_may_be_fit(app_server: InProcess
     whole = Want(k=1000, logits=True, probabilities=True)
     for most in (1, 32, 1000):
         assert check_size(app_server.app.state.service.classifier, whole, most, most) > 100_000 * most
+
+
+def test_an_explanation_is_no_larger_than_foreseen(app_server: InProcess) -> None:
+    classifier = app_server.app.state.service.classifier
+    url = f"{app_server.url}/v1/predict?explain=true&explain_png=true"
+    foreseen = check_size(classifier, Want(k=5, explain=BEST), 1, 32)
+    assert 8000 < foreseen - check_size(classifier, Want(k=5), 1, 32) < 9000
+    assert len(httpx2.post(url, content=PHOTO, timeout=60).content) < foreseen
 
 
 def test_an_answer_that_would_be_larger_is_refused_with_what_to_do(app_server: InProcess) -> None:

@@ -222,12 +222,20 @@ def test_another_precision_is_refused_and_the_start_warns(tmp_path: Path) -> Non
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("name", [*map(slow, ("weights", "labels", "network")), "preprocessing"])
-def test_a_calibration_of_another_model_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        slow("weights", "other weights"),
+        slow("labels", "other labels"),
+        slow("network", "another network"),
+        ("preprocessing", "other preprocessing"),
+    ],
+)
+def test_a_calibration_of_another_model_is_refused_at_the_start(tmp_path: Path, name: str, other: str) -> None:
     copy = copy_of(Path(tiny.calibrated()[1]), tmp_path / "copy")
     written = json.loads((copy / "calibration.json").read_text())
     (copy / "calibration.json").write_text(json.dumps(written | {name: "0" * 64}))
     server = Server("--model", str(copy))
     assert server.process.wait(60) == 1
     server.stop()
-    assert f"another {name} than this model's" in str(server.log)
+    assert f"measured with {other} than this model's" in str(server.log)

@@ -1,21 +1,25 @@
 """``explain`` over HTTP, with the tiny model."""
 
 import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from app import images
 from app.images.geometry import crop_box
+from app.images.heatmap import COLOUR
 from tests import tiny
 from tests.api.conftest import InProcess, served
 from tests.api.wire import multipart
 from tests.conftest import CAT, Server
+from tests.engine.test_activation_tail import coarse
 from tests.hostile import encode
 from tests.images.test_pillow import sharp as picture
 
@@ -39,6 +43,15 @@ def explained(answer: httpx2.Response) -> dict[str, Any]:
     found: dict[str, Any] = answer.json()["explanation"]
     assert list(found) == ["class_id", "grid", "box"]
     return found
+
+
+def drawn(explanation: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """The pixels of the PNG of an explanation: [rows, columns, 4]."""
+    assert list(explanation) == ["class_id", "grid", "box", "png"]
+    content = base64.b64decode(explanation["png"], validate=True)
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.mode) == ("PNG", "RGBA")
+        return np.asarray(image)
 
 
 def refused(answer: httpx2.Response) -> str:
@@ -138,6 +151,53 @@ def test_a_batch_is_explained_and_a_bad_image_fails_alone(server: Server) -> Non
     assert first["explanation"]["class_id"] == 285
 
 
+@pytest.mark.parametrize("class_id", [1, 7, 285])  # nothing supports class 1
+def test_the_png_has_one_pixel_for_each_number_of_the_grid(server: Server, class_id: int) -> None:
+    found = ask(server, f"explain={class_id}&explain_png=true").json()["explanation"]
+    grid, pixels = np.array(found["grid"]), drawn(found)
+    assert pixels.shape == (*grid.shape, 4)
+    assert (pixels[..., :3] == COLOUR).all()
+    alpha = pixels[..., 3]
+    assert ((alpha > 0) == (grid > 0)).all()
+    assert alpha.max() == alpha.flat[grid.argmax()] == (179 if (grid > 0).any() else 0)
+
+
+@pytest.mark.parametrize("query", ["explain=7", "explain=7&explain_png=false"])
+def test_a_png_is_absent_unless_requested(server: Server, query: str) -> None:
+    plain, with_png = explained(ask(server, query)), ask(server, "explain=7&explain_png=true").json()["explanation"]
+    assert {name: with_png[name] for name in plain} == plain
+
+
+def test_a_png_in_a_form_and_in_a_document(server: Server) -> None:
+    wanted = drawn(ask(server, "explain=7&explain_png=true").json()["explanation"])
+    form = ask(server, "explain_png=TRUE", files={"file": PHOTO}, data={"explain": "7", "explain_png": "true"})
+    document = {"image": base64.b64encode(PHOTO).decode(), "explain": 7, "explain_png": True}
+    for answer in (form, ask(server, "", json=document)):
+        assert (drawn(answer.json()["explanation"]) == wanted).all()
+
+
+def test_a_png_of_each_image_of_a_batch(server: Server) -> None:
+    kind, body = multipart(("file", "a.jpg", PHOTO), ("file", "b.txt", b"no image"), ("file", "c.jpg", PHOTO))
+    url = f"{server.url}/v1/predict/batch?explain=7&explain_png=true"
+    first, second, third = httpx2.post(url, content=body, headers={"Content-Type": kind}, timeout=60).json()["results"]
+    assert list(second) == ["filename", "error"]
+    assert (drawn(first["explanation"]) == drawn(third["explanation"])).all()
+
+
+def test_a_png_requires_an_explanation(server: Server) -> None:
+    batch = f"{server.url}/v1/predict/batch?explain_png=true"
+    for answer in (
+        ask(server, "explain_png=true"),
+        ask(server, "explain_png=true&explain=false"),
+        ask(server, "", files={"file": PHOTO}, data={"explain_png": "true"}),
+        ask(server, "", json={"image": base64.b64encode(PHOTO).decode(), "explain_png": True}),
+        httpx2.post(batch, files={"file": PHOTO}, timeout=60),
+    ):
+        assert refused(answer).startswith("explain_png requires explain")
+    assert "explain_png must be true or false" in refused(ask(server, "explain=true&explain_png=perhaps"))
+    assert "explanation" not in ask(server, "explain_png=false").json()
+
+
 def test_info_says_that_explain_works(server: Server) -> None:
     assert httpx2.get(f"{server.url}/v1/info").json()["explain"] is True
 
@@ -156,3 +216,24 @@ def test_a_network_of_another_form_is_refused_with_the_reason(tmp_path: Path) ->
         url = f"{other.url}/v1/predict/batch?explain=true"
         assert "global pooling" in refused(httpx2.post(url, content=body, headers={"Content-Type": kind}))
         assert httpx2.get(f"{other.url}/v1/info").json()["explain"] is False
+
+
+def test_a_network_whose_maps_do_not_explain_it_is_refused_with_the_reason(tmp_path: Path) -> None:
+    """That is known only when the first explanation is requested."""
+    tiny.write(tmp_path, coarse())
+    with served(model=str(tmp_path), precision="float32") as other:
+        details = [refused(ask(other)) for _ in range(2)]
+        assert all(detail.startswith("explain is not available: the class activation maps") for detail in details)
+        assert "deviate from its logits" in details[0]
+        assert other.outcome("rejected") == 1  # the second request is refused before its image is decoded
+        assert ask(other, "").status_code == 200
+
+
+def test_explanations_are_refused_as_overloaded_while_predictions_are_admitted() -> None:
+    with served() as server:
+        explained(ask(server))
+        server.app.state.service.classifier.served.explanations.costs.restore({1: 1e6})  # seconds
+        answer = ask(server)
+        assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+        assert server.outcome("shed") == 1
+        assert ask(server, "").status_code == 200

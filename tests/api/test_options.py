@@ -118,6 +118,7 @@ def test_different_values_in_a_form_are_refused(app_server: InProcess) -> None:
         ({"coverage": 1}, "coverage must be less than 1, got 1"),
         ({"unknown": "few"}, "unknown must be a number, got 'few'"),
         ({"explain": 1.5}, "explain must be true, false, a class id or a wnid, got 1.5"),
+        ({"explain": True, "explain_png": 1}, "explain_png must be true or false, got 1"),
     ],
 )
 def test_a_wrong_value_in_json_is_named(app_server: InProcess, options: dict[str, Any], detail: str) -> None:
@@ -141,7 +142,9 @@ def test_what_is_left_out_or_unknown_changes_nothing(app_server: InProcess, send
     plain = httpx2.post(url, content=PHOTO).json()
     assert send(url, csrf="x", submit="Send").json() == plain
     assert as_json(url, top_k=None, taxonomy=None, coverage=None, explain=None).json() == plain
-    assert as_form(url, top_k="", confidence="", unknown="", explain="").json() == plain  # a web form's empty inputs
+    assert (
+        as_form(url, top_k="", confidence="", unknown="", explain="", explain_png="").json() == plain
+    )  # a web form's empty inputs
 
 
 @pytest.mark.parametrize(("name", "meant"), [("k", "top_k"), ("limit", "top_k"), ("K", "top_k"), ("topk", "top_k")])
@@ -153,7 +156,7 @@ def test_another_name_in_the_query_is_refused_with_the_right_one(app_server: InP
 
 def test_the_documentation_shows_form_fields_and_json_members(app_server: InProcess) -> None:
     document = httpx2.get(f"{app_server.url}/openapi.json").json()
-    added = {"taxonomy", "confidence", "coverage", "unknown", "explain"}
+    added = {"taxonomy", "confidence", "coverage", "unknown", "explain", "explain_png"}
     expected = {"predict": {"top_k", "min_score", *added}, "embed": {"encoding", "normalize"}}
     for path, operation in document["paths"].items():
         if not path.startswith(("/v1/predict", "/v1/embed")):

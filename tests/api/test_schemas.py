@@ -58,11 +58,13 @@ def test_predictions(app_server: InProcess) -> None:
 
 def test_predictions_of_a_calibrated_model(calibrated: InProcess) -> None:
     added = {"set", "typicality", "unknown", "answer", "explanation"}
-    query = "?coverage=0.9&unknown=0.1&taxonomy=true&explain=true"
+    query = "?coverage=0.9&unknown=0.1&taxonomy=true&explain=true&explain_png=true"
     one = validated(PredictAnswer, post(calibrated, f"/v1/predict{query}", content=PHOTO))
     assert added < one.model_dump(exclude_none=True).keys()
     good, bad = validated(BatchAnswer, post(calibrated, f"/v1/predict/batch{query}", files=FILES)).results
     assert added < good.model_dump(exclude_none=True).keys()
+    assert good.explanation
+    assert good.explanation.png
     assert bad.model_dump(exclude_none=True).keys() == {"filename", "error"}
     info = validated(Info, httpx2.get(f"{calibrated.url}/v1/info"))
     assert info.explain

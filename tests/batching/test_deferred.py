@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from app.batching import BatchQueue, CostCurve, DeferredQueue
-from app.errors import DeviceLost, NotReady
+from app.errors import DeviceLost, InvalidParameter, ModelError, NotReady
 from tests.batching.jobs import answer, job, numbers
 
 WAIT_S = 30
 
 
 class Loading:
-    """Loads a device that doubles numbers, once ``gate`` is open. The first ``fails`` loads raise."""
+    """Loads a device that doubles numbers, once ``gate`` is open. The first ``fails`` loads raise ``error``."""
 
-    def __init__(self, fails: int = 0) -> None:
+    def __init__(self, fails: int = 0, error: Exception | None = None) -> None:
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
         self.loads = 0
         self.changes = threading.Semaphore(0)
         self.now = 0.0
-        self._fails = fails
+        self._fails, self._error = fails, error or RuntimeError("no memory")
         self.queue = DeferredQueue(self._load, self.changes.release, lambda: self.now)
 
     def _load(self) -> BatchQueue:
@@ -31,7 +31,7 @@ class Loading:
         self.entered.release()
         assert self.gate.wait(WAIT_S)
         if self.loads <= self._fails:
-            raise RuntimeError("no memory")
+            raise self._error
         queue = BatchQueue([numbers(lambda jobs: [2 * number for number in jobs])], CostCurve((1,)))
         queue.start()
         return queue
@@ -61,6 +61,7 @@ def test_jobs_wait_for_the_one_load() -> None:
         assert [answer(await one.future) for one in jobs] == [0, 2, 4, 6, 8]
         loading.queue.put(later := job(9))
         assert answer(await later.future) == 18
+        assert loading.queue.costs.as_dict().keys() == {1}  # measured, and known while the queue is empty
         assert loading.loads == 1
         loading.queue.close()
 
@@ -79,6 +80,24 @@ def test_a_failed_load_fails_its_jobs_and_is_tried_again_later() -> None:
         loading.now = 31.0
         loading.queue.put(third := job(3))
         assert answer(await third.future) == 6
+        loading.queue.close()
+
+    run(test)
+
+
+def test_a_network_that_has_no_explanations_is_not_loaded_again() -> None:
+    async def test() -> None:
+        loading = Loading(1, ModelError("no maps"))
+        loading.queue.put(first := job(1))
+        loading.gate.set()
+        assert str(answer(await first.future)) == "explain is not available: no maps"
+        assert loading.changes.acquire(timeout=WAIT_S)
+        loading.now = 1000.0
+        with pytest.raises(InvalidParameter, match="explain is not available: no maps"):
+            loading.queue.admit(1, 2000.0)
+        loading.queue.put(second := job(2))
+        assert isinstance(answer(await second.future), InvalidParameter)
+        assert loading.loads == 1
         loading.queue.close()
 
     run(test)

@@ -178,7 +178,7 @@ def test_the_other_camera_takes_over(launch: Launch, embedded_server: Server) ->
         page = _live(opened(new_page(browser), embedded_server.url))
         first = page.evaluate_handle("document.querySelector('#video').srcObject.getTracks()[0]")
         before = page.evaluate(DEVICE)
-        page.get_by_role("button", name="Other camera").click()
+        page.get_by_role("button", name="Switch camera").click()
         page.wait_for_function(f"(before) => {DEVICE} && {DEVICE} !== before", arg=before)
         assert first.evaluate("track => track.readyState") == "ended"
         with page.expect_response("**/v1/predict*"):

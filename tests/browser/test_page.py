@@ -104,7 +104,7 @@ def test_what_is_larger_than_the_server_takes_is_not_sent(blank: Page, walled_se
     page.on("request", lambda asked: sent.append(asked.method))
     page.set_input_files("#file", {"name": "large.jpg", "mimeType": "image/jpeg", "buffer": bytes(102_400)})
     expect(page.locator("#problem-title")).to_have_text("The file is too large")
-    expect(page.locator("#problem-detail")).to_have_text("It has 100 KiB; the limit of this server is 88 KiB.")
+    expect(page.locator("#problem-detail")).to_have_text("It has 100 KiB; this server accepts up to 88 KiB.")
     assert "POST" not in sent
 
 

@@ -30,7 +30,7 @@ STEADY = """async (seen) => {
     const steady = new Steady();
     return seen.map((unknown, at) => steady.add(unknown, 1000 + 170 * at));
 }"""
-SWITCH = "Show what it looked at"
+SWITCH = "Show what supports the class"
 
 
 def serving(path: Path, energy: float, spread: float) -> Server:
@@ -61,7 +61,7 @@ def test_a_bracket_is_around_the_set(blank: Page, typical: Server) -> None:
     found = answered.value.json()["set"]
     expect(page.locator("#classes [data-in-set]")).to_have_count(min(5, len(found)))
     expect(page.locator(".among")).to_have_text(re.compile(r"^The right class is (among )?th.*, 95%$"))
-    expect(page.locator("#answer-kind")).to_have_text("Most specific answer that contains all of these")
+    expect(page.locator("#answer-kind")).to_have_text("Most specific answer that contains the whole set")
     expect(page.locator("#unknown")).to_be_hidden()
     keep(page, "set")
 
@@ -71,7 +71,9 @@ def test_an_unknown_image_is_called_that(blank: Page, strange: Server) -> None:
     page.set_input_files("#file", CAT)
     expect(page.locator("#unknown")).to_contain_text("Unknown.")
     expect(page.locator("#answer-title")).to_have_text("If it is one of the classes")
-    expect(page.locator("#announcement")).to_have_text(re.compile("^Unknown. Most likely "))
+    expect(page.locator("#announcement")).to_have_text(
+        re.compile("^Unknown. If it is one of the classes: Most likely ")
+    )
     expect(page.locator("#wordnet")).to_be_hidden()
     expect(page.locator(".among")).to_have_count(0)
     keep(page, "unknown")
@@ -98,7 +100,7 @@ def test_the_map_is_drawn_over_the_photograph_and_taken_away(page: Page) -> None
     assert ink["shape"] == pytest.approx(451 / 300, rel=0.01)  # the cat's, whose crop is the square in the middle
     assert ink["left"] == 0
     assert ink["most"] > 100
-    expect(page.locator("#map-status")).to_have_text(re.compile("^Colour: what speaks for .* cat. Frame: what"))
+    expect(page.locator("#map-status")).to_have_text(re.compile("^Colour: parts that support .* cat. Frame: what"))
     keep(page, "map")
     page.get_by_label(SWITCH).uncheck()
     expect(page.locator("#map")).to_be_hidden()
@@ -137,7 +139,7 @@ def test_the_map_of_another_class_is_chosen_by_a_click_anywhere_in_its_row(page:
     expect(page.locator("#map")).to_be_visible()
     third = page.locator("#classes .label").nth(2).inner_text()
     page.locator("#classes .score").nth(2).click(force=True)
-    expect(page.locator("#map-status")).to_contain_text(f"speaks for {third}.")
+    expect(page.locator("#map-status")).to_contain_text(f"support {third}.")
 
 
 def test_the_map_fits_a_photograph_turned_by_exif(page: Page) -> None:

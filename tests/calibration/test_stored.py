@@ -51,15 +51,15 @@ def test_another_process_restores_a_calibration(calibration: Calibration) -> Non
 @pytest.mark.parametrize(
     ("identity", "named"),
     [
-        (Identity.of("cd" * 32, LABELS, PREPROCESSING), "weights"),
-        (Identity.of("ab" * 32, LABELS[::-1], PREPROCESSING), "labels"),
-        (Identity.of("ab" * 32, (LABELS[0], Label("dog", "n02084071")), PREPROCESSING), "labels"),
-        (Identity.of("ab" * 32, LABELS, replace(PREPROCESSING, crop=192)), "preprocessing"),
-        (Identity.of("ab" * 32, LABELS, PREPROCESSING, "ef" * 32), "network"),
+        (Identity.of("cd" * 32, LABELS, PREPROCESSING), "other weights"),
+        (Identity.of("ab" * 32, LABELS[::-1], PREPROCESSING), "other labels"),
+        (Identity.of("ab" * 32, (LABELS[0], Label("dog", "n02084071")), PREPROCESSING), "other labels"),
+        (Identity.of("ab" * 32, LABELS, replace(PREPROCESSING, crop=192)), "other preprocessing"),
+        (Identity.of("ab" * 32, LABELS, PREPROCESSING, "ef" * 32), "another network"),
     ],
 )
 def test_a_calibration_of_another_model_is_refused(folder: Path, identity: Identity, named: str) -> None:
-    with pytest.raises(ModelError, match=f"was measured with another {named} than this model's; delete the file"):
+    with pytest.raises(ModelError, match=f"was measured with {named} than this model's; delete the file"):
         stored.load(folder, identity)
 
 

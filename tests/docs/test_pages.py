@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY, environment
 from tests.docs import settings
 from tests.docs.pages import PAGES, Command, blocks, commands, rows, text
 
-LANGUAGES = {"sh", "text", "json", "python", "js", "ts", "tsx", "swift", "kotlin", "yaml", "xml", "nginx"}
+LANGUAGES = {"sh", "text", "json", "python", "js", "ts", "tsx", "swift", "kotlin", "yaml", "xml", "html", "nginx"}
 PROGRAMS = "topk|make|curl|pip|docker|kubectl|npm|npx|python3?|serve|echo"
 EXTRAS = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 PATHS = r"`(?:GET |POST )?(/[^\s`]*)`"

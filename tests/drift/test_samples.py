@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import stat
 import threading
@@ -12,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.commands.evaluate.read import find, match
-from app.drift.samples import ANSWERS, Certainties, SampleStore, class_folder, suffix
+from app.drift.samples import ANSWERS, Certainties, SampleStore, class_folder, suffix, total_bytes
 from app.engine.base import Row
 from app.errors import ModelError
 from app.imagenet.labels import Label, imagenet1k
@@ -59,9 +60,38 @@ def test_old_images_no_longer_count() -> None:
     assert certainties.is_uncertain(0.5)
 
 
-@pytest.mark.parametrize(("rate", "stores"), [(0.0, False), (1.0, True), (1e-9, True)])
-def test_the_rate_may_be_anything_from_0_to_1(rate: float, stores: bool) -> None:
-    assert Certainties(rate).is_uncertain(0.5) == stores
+@pytest.mark.parametrize("others", [1.0, 0.5])
+def test_no_more_than_the_rate_are_uncertain_if_scores_tie(others: float) -> None:
+    certainties = Certainties(0.01)
+    assert not any(certainties.is_uncertain(score) for score in [others, 1.0] * 2000)
+    assert certainties.is_uncertain(0.4)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1])
+def test_about_the_rate_of_images_are_uncertain(rate: float) -> None:
+    certainties = Certainties(rate)
+    scores = np.random.default_rng(0).random(10_000)
+    share = np.mean([certainties.is_uncertain(score) for score in scores.tolist()])
+    assert share == pytest.approx(rate, rel=0.2)
+
+
+def test_the_first_images_are_not_uncertain() -> None:
+    certainties = Certainties(0.01)
+    assert not any(certainties.is_uncertain(score) for score in np.linspace(0.9, 0.5, 99).tolist())
+    assert certainties.is_uncertain(0.4)
+
+
+@pytest.mark.parametrize(("rate", "stores"), [(0.0, False), (1.0, True)])
+def test_the_rate_may_be_0_or_1(rate: float, stores: bool) -> None:
+    certainties = Certainties(rate)
+    assert {certainties.is_uncertain(score) for score in [0.5, 0.5, 0.1, 1.0] * 500} == {stores}
+
+
+def test_a_tiny_rate_is_that_of_the_lowest_score() -> None:
+    certainties = Certainties(1e-9)
+    assert not any(certainties.is_uncertain(0.5) for _ in range(1001))
+    assert certainties.is_uncertain(0.4)
+    assert not certainties.is_uncertain(0.45)
 
 
 def test_a_sample_is_what_evaluate_and_train_read(tmp_path: Path, model: Model) -> None:
@@ -107,6 +137,23 @@ def test_the_folder_stays_below_its_limit_also_after_a_restart(tmp_path: Path, m
     assert len(list(tmp_path.rglob("*.jpg"))) == 1
     assert (stored(metrics, "known"), stored(metrics, "dropped")) == (1, 2)
     assert len(logs) == 2
+
+
+def test_a_file_that_vanishes_while_sizes_are_added_counts_nothing(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).write_bytes(b"12345")
+    listed = sorted(str(path) for path in tmp_path.iterdir())
+    (tmp_path / "three").unlink()
+    assert total_bytes(listed) == 10
+
+
+def test_a_link_to_nothing_counts_nothing(tmp_path: Path, model: Model) -> None:
+    (tmp_path / "n02124075").mkdir()
+    (tmp_path / "n02124075" / "gone.jpg").symlink_to(tmp_path / "nothing")
+    samples = SampleStore(tmp_path, 1.0, len(PHOTO) + 2000, metrics := Metrics())
+    samples.offer(PHOTO, 0.4, row(), model)
+    samples.close()
+    assert stored(metrics) == 1
 
 
 def test_an_image_is_stored_once(tmp_path: Path, model: Model) -> None:
@@ -175,6 +222,33 @@ def test_a_write_that_fails_is_told_once_and_loses_no_request(tmp_path: Path, mo
         samples.close()
     assert [entry["event"] for entry in logs] == ["a sample could not be stored"]
     assert stored(metrics, "dropped") == 2
+
+
+def test_a_sample_that_cannot_be_described_does_not_end_the_writing(tmp_path: Path, model: Model) -> None:
+    labels = (Label("\ud800", "n01440764"), *model.labels[1:])  # half of a character: there is no JSON of it
+    samples = SampleStore(tmp_path, 1.0, 10**9, metrics := Metrics())
+    with capture_logs() as logs:
+        samples.offer(PHOTO, 0.4, row(0), dataclasses.replace(model, labels=labels))
+        samples.offer(PHOTO, 0.4, row(), model)
+        samples.close()
+    assert [entry["event"] for entry in logs] == ["a sample could not be stored"]
+    assert (stored(metrics), stored(metrics, "dropped")) == (1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_folder_that_hangs_does_not_keep_the_store_from_closing(tmp_path: Path, model: Model, count: int) -> None:
+    """Nobody reads the pipe, so the thread waits for it. Of 20 images, most fill the queue."""
+    samples = SampleStore(tmp_path, 1.0, 10**9, metrics := Metrics(), patience=0.01)
+    (tmp_path / ANSWERS).unlink()
+    os.mkfifo(tmp_path / ANSWERS)
+    with capture_logs() as logs:
+        for number in range(count):
+            samples.offer(PHOTO + bytes([number]), 0.4, row(), model)
+        samples.close()
+    assert [entry["event"] for entry in logs] == ["samples were not stored: the folder does not respond"]
+    assert stored(metrics) == 0
+    with (tmp_path / ANSWERS).open() as answers:  # the thread goes on
+        assert json.loads(answers.readline())["model"] == model.name
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])

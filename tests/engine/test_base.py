@@ -1,9 +1,11 @@
-"""Which errors of a framework are the device's."""
+"""Which errors of a framework are the device's, and which classes a batch explains."""
 
+import numpy as np
 import pytest
 import torch
 
-from app.engine import device_errors
+from app.engine import Want, device_errors
+from app.engine.base import BEST, explained_classes
 from app.errors import DeviceLost
 
 ILLEGAL = (
@@ -63,3 +65,8 @@ def test_other_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as passed, device_errors():
         raise error
     assert passed.value is error
+
+
+def test_the_best_class_is_that_of_the_same_image() -> None:
+    wants = [Want(explain=5), Want(), Want(explain=BEST), Want(explain=0)]
+    assert explained_classes(wants, np.array([[1, 2], [3, 4], [7, 8], [9, 9]])) == {0: 5, 2: 7, 3: 0}

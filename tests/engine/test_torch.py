@@ -15,12 +15,15 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.transforms import functional
 
+from app import loading
+from app.classifier import Classifier
 from app.engine import Row, Want
 from app.engine.lane import Lane
 from app.engine.torch import TorchEngine
 from app.errors import ModelError
 from app.models import zoo
 from app.models.model import Model
+from app.settings import Settings
 from tests.engine.rows import forward
 from tests.models.seeded import seeded
 
@@ -358,8 +361,8 @@ def test_no_memory_for_a_single_image_is_a_clear_error(small: Model, monkeypatch
     monkeypatch.setattr("app.engine.torch.Lane", partial(lane_with_memory_for, 0))
     engine = TorchEngine(small, "cpu", "float32")
     engine.pads = True
-    with pytest.raises(ModelError, match="resnet18 does not fit in the memory of cpu"):
-        engine.load()
+    with pytest.raises(ModelError, match="cpu has too little memory for resnet18"):
+        loading.load_model(Classifier(Settings(_env_file=None)), small, engine)
 
 
 def lane_with_memory_for(fitting: int, *arguments: Any) -> Lane:

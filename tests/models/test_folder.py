@@ -168,6 +168,17 @@ def test_a_member_of_another_kind_is_named(copy: Path) -> None:
         folder.load(copy)
 
 
+@pytest.mark.parametrize("name", ["openvino.xml", "openvino.bin"])
+@pytest.mark.parametrize("read", [folder.load, folder.identity])
+def test_an_int8_model_needs_its_network(copy: Path, name: str, read: Callable[[Path], object]) -> None:
+    files = orjson.loads((copy / "model.json").read_bytes())["files"]
+    change(copy, precision="int8", files={one: digest for one, digest in files.items() if one != name})
+    with pytest.raises(
+        ModelError, match=rf"model\.json is not a model description: files has no {name}, which an int8"
+    ):
+        read(copy)
+
+
 def test_members_that_this_version_does_not_know_are_refused(copy: Path) -> None:
     change(copy, surprise=1)
     with pytest.raises(ModelError, match=r"is not a model description: surprise: Extra inputs are not permitted\Z"):

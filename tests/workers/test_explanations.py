@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests import tiny
 from tests.api.wire import Wire, multipart
 from tests.conftest import Server
+from tests.engine.test_activation_tail import coarse
 from tests.workers.conftest import PHOTO, Service, stopped, wait_until
 
 pytestmark = pytest.mark.slow
@@ -86,3 +88,15 @@ def test_explanations_fail_with_their_engine_and_work_with_the_next(start: Calla
     assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(503, "not_ready")}
     wait_until(lambda: ask(service).status_code == 200)
     assert service.stop() == 0
+
+
+def test_a_network_whose_maps_do_not_explain_it_is_refused_with_the_reason(
+    start: Callable[..., Service], tmp_path: Path
+) -> None:
+    tiny.write(tmp_path, coarse())
+    service = start("--model", str(tmp_path), "--precision", "float32")
+    for _ in range(2):
+        answer = ask(service)
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
+        assert "deviate from its logits" in answer.json()["detail"]
+    assert service.predict().status_code == 200

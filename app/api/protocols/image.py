@@ -1,14 +1,14 @@
 """Paths of other servers that respond to an image as ``/v1/predict`` does, and to other protocols' JSON as these do."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.classify import top
 from app.api.forms import FIELDS, Contents, Form
 from app.api.gate import gate
-from app.api.options import TopKOptions, check_duplicates, combine
+from app.api.options import TopKOptions, combine, query_options
 from app.api.protocols.inquiries import ImageInquiry, answer_any
 from app.api.schemas import errors
 from app.api.schemas.document import Responses, response
@@ -24,8 +24,9 @@ class ImageRequest(TopKOptions, OneImage):
     pass
 
 
-async def predict(request: Request, query: Annotated[TopKOptions, Query()]) -> Response:
+async def predict(request: Request) -> Response:
     """The top-k classes of one image: its bytes, a multipart field or base64 in JSON. Also JSON with `instances`."""
+    query = query_options(request, TopKOptions)
     top(Service.of(request).ready_classifier(), query.top_k)  # checked also if the body is another protocol's
 
     def inquiry(contents: Contents) -> ImageInquiry:
@@ -42,8 +43,7 @@ async def predict(request: Request, query: Annotated[TopKOptions, Query()]) -> R
 
 def route(router: APIRouter, path: str, summary: str, responses: Responses, body: dict[str, Any]) -> None:
     """Add the route to a protocol's router. ``responses`` and ``body`` describe it."""
-    dependencies = [*gate(_FORM), check_duplicates(TopKOptions)]
-    router.post(path, summary=summary, dependencies=dependencies, responses=responses, openapi_extra=body)(predict)
+    router.post(path, summary=summary, dependencies=gate(_FORM), responses=responses, openapi_extra=body)(predict)
 
 
 RESPONSES = errors.errors() | {200: response(PredictAnswer, PREDICTED)}

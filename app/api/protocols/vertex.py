@@ -5,9 +5,10 @@ from starlette.responses import Response
 
 from app.api import health
 from app.api.answers import as_json
+from app.api.options import TopKOptions
 from app.api.protocols import image, kserve
 from app.api.protocols.protocol import ErrorMessage, Protocol, error_message
-from app.api.schemas.document import response
+from app.api.schemas.document import response, with_query
 from app.api.schemas.errors import UPLOAD, errors
 from app.settings import Settings
 
@@ -28,7 +29,7 @@ def routes(settings: Settings) -> APIRouter:
         router.get(path, summary="Readiness", responses=responses)(healthy)
     if path := settings.aip_predict_route:
         responses = errors(UPLOAD, ErrorMessage, error_message) | {200: kserve.PREDICTIONS}
-        image.route(router, path, "Predictions", responses, kserve.INSTANCES)
+        image.route(router, path, "Predictions", responses, with_query(kserve.INSTANCES, TopKOptions))
     return router
 
 

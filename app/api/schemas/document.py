@@ -39,6 +39,22 @@ def body(content: dict[str, Schema]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}, "parameters": [_TIMEOUT]}
 
 
+def with_query(described: dict[str, Any], options: type[BaseModel]) -> dict[str, Any]:
+    """The ``openapi_extra`` of a route whose query may have these options, which FastAPI does not parse."""
+    of = schema(options)
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": value["description"],
+            "schema": without_null(value) | {"$defs": of.get("$defs", {})},
+        }
+        for name, value in of.get("properties", {}).items()
+    ]
+    return described | {"parameters": [*parameters, *described["parameters"]]}
+
+
 def json_body(kind: type[BaseModel], example: Any, *binary: str) -> dict[str, Any]:
     """A JSON body for ``openapi_extra``. ``binary``: media types of image files that the route also accepts."""
     content: dict[str, Schema] = {"application/json": {"schema": schema(kind), "example": example}}

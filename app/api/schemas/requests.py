@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from app.api.options import EmbedOptions, Options, PredictOptions
-from app.api.schemas.document import BINARY, Schema, body, schema, without_null
+from app.api.schemas.document import BINARY, Schema, body, schema, with_query, without_null
 
 # docs/cat.jpg at 48x48, as WebP: an example that works
 CAT = (
@@ -61,7 +61,7 @@ def image_body(
 ) -> dict[str, Any]:
     """A body that carries images in any of the ways that a route accepts, for ``openapi_extra``.
 
-    ``kind`` is its JSON document, ``options`` are the form fields beside the image ``field``.
+    ``kind`` is its JSON document, ``options`` are the query parameters, and the form fields beside the image ``field``.
     """
     several = issubclass(kind, SeveralImages)
     default = {"images": [CAT, f"data:image/webp;base64,{CAT}"]} if several else {"image": CAT}
@@ -83,4 +83,4 @@ def image_body(
     }
     if not several:
         content |= {media_type: {"schema": BINARY} for media_type in (*IMAGE_TYPES, "application/octet-stream")}
-    return body(content)
+    return with_query(body(content), options)

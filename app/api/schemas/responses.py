@@ -21,7 +21,7 @@ _TYPICALITY = (
     " as unusual as this one."
 )
 _UNKNOWN = "With `unknown`: whether `typicality` is at most that."
-_EXPLANATION = "With `explain`: the map of the class."
+_EXPLANATION = "With `explain`: the map of the class; `png` is absent without `explain_png`."
 
 
 class PredictAnswer(BaseModel):

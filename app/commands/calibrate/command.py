@@ -26,8 +26,8 @@ def calibrate(
         Path | None,
         typer.Option(
             "--out",
-            help="Model folder to write. It must not exist, or be empty, or be the model's own folder, which is the"
-            " default.",
+            help="Model folder to write: a new or an empty folder, or the model's own. By default the model's own, if"
+            " --model is a folder.",
             show_default=False,
         ),
     ] = None,
@@ -36,8 +36,9 @@ def calibrate(
 ) -> None:
     """Calibrate a model on labelled images.
 
-    Its scores then are probabilities, and `coverage` and `unknown` work. Writes a model folder. By default, calibrates
-    every precision that this machine computes. If interrupted, the same command resumes where it stopped.
+    Afterwards its scores match how often the answers are right, and `coverage` and `unknown` are available. Writes a
+    model folder. By default, calibrates every precision that this machine supports natively. If interrupted, the same
+    command resumes where it stopped.
     """
     from app.commands.calibrate.run import run
     from app.commands.calibrate.table import print_calibration

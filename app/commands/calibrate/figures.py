@@ -31,7 +31,8 @@ class Covered:
 class Figures:
     """``accuracy`` is that of the best class, with its 95 % interval; ``mistakes`` counts the others.
 
-    ``ece_before`` and ``ece_after`` are the expected calibration errors without and with the temperature.
+    ``ece_before`` and ``ece_after`` are the expected calibration errors without and with the temperature. ``covered``
+    has the coverages that every fold supports.
     """
 
     images: int
@@ -55,15 +56,17 @@ def measure(logits: Floats, truth: Ints, seed: int = 0) -> Figures:
     right = logits.argmax(axis=1) == truth
     hits: dict[float, list[bool]] = {}
     sizes: dict[float, list[int]] = {}
-    for others, own in fit.split(n, FOLDS, seed):
+    folds = list(fit.split(n, FOLDS, seed))
+    fewest = min(len(others) for others, _ in folds)
+    supported = [coverage for coverage in COVERAGES if conformal.rank(fewest, coverage) <= fewest]
+    for others, own in folds:
         fitted = fit.fit(logits[others], truth[others])
         probabilities = fit.softmax(logits[own], fitted.temperature)
         best_after[own] = probabilities.max(axis=1)
-        for coverage in COVERAGES:
-            if conformal.rank(fitted.images, coverage) <= fitted.images:
-                found = [fitted.set(row, coverage) for row in probabilities]
-                sizes.setdefault(coverage, []).extend(map(len, found))
-                hits.setdefault(coverage, []).extend(t in s for t, s in zip(truth[own].tolist(), found, strict=True))
+        for coverage in supported:
+            found = [fitted.set(row, coverage) for row in probabilities]
+            sizes.setdefault(coverage, []).extend(map(len, found))
+            hits.setdefault(coverage, []).extend(t in s for t, s in zip(truth[own].tolist(), found, strict=True))
     return Figures(
         images=n,
         classes=len(np.unique(truth)),
@@ -72,7 +75,7 @@ def measure(logits: Floats, truth: Ints, seed: int = 0) -> Figures:
         mistakes=int(n - right.sum()),
         ece_before=_ece(best_before, right),
         ece_after=_ece(best_after, right),
-        covered=tuple(_covered(coverage, hits[coverage], sizes[coverage]) for coverage in sorted(hits)),
+        covered=tuple(_covered(coverage, hits[coverage], sizes[coverage]) for coverage in supported),
     )
 
 

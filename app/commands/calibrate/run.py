@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 
 from app import __version__, engine, models
-from app.api.info import describe
 from app.calibration import Calibration, fit
 from app.calibration.calibration import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from app.commands import inference
@@ -19,9 +18,9 @@ from app.commands.calibrate import figures
 from app.commands.calibrate.figures import Figures, Ints
 from app.commands.calibrate.logits import LabelledLogits, logits
 from app.commands.calibrate.target import CalibrationFolder, seen_in_training
+from app.commands.evaluate.local import logit_facts
 from app.commands.evaluate.progress import EvaluationProgress
 from app.commands.evaluate.read import Samples, find, match
-from app.commands.evaluate.source import facts
 from app.commands.filenames import printable
 from app.commands.train.feature_store import FeatureStore
 from app.errors import CalibrationError
@@ -63,10 +62,13 @@ class Calibrated:
 
 
 def run(images: Path, settings: Settings, out: Path | None, progress: EvaluationProgress) -> Calibrated:
-    """Calibrate. Nothing is written before all is measured. Raises CalibrationError, EvaluationError and ModelError."""
+    """Calibrate. Nothing is written before all is measured. Raises CalibrationError, EvaluationError and ModelError.
+
+    The stored logits are deleted once the calibration is written. They stay if the run is interrupted or fails.
+    """
     target = CalibrationFolder(settings, out, images)
-    files = find(images)
-    measured, notes = [], []
+    files = find(images, once=True)
+    measured, notes, stores = [], [], []
     for precision in precisions(settings):
         with progress.loading():
             chosen = settings.model_copy(update={"precision": precision})
@@ -75,13 +77,16 @@ def run(images: Path, settings: Settings, out: Path | None, progress: Evaluation
             samples = match(files, classifier.model.labels)
             _check(samples.truth)
             progress.begin(precision, len(samples.files))
-            key = _key(facts(describe(classifier).model_dump()))
-            with FeatureStore(settings.cache_dir, key) as store:
+            with FeatureStore(settings.cache_dir, _key(logit_facts(classifier))) as store:
                 found = logits(samples, classifier, store, progress)
-        measured.append(_measured(precision, found))
+        stores.append(store)
+        with progress.fitting():
+            measured.append(_measured(precision, found))
         notes = [*_notes(settings, samples, found), *(n for one in measured for n in remarks(one))]
     with progress.writing():
         target.write({one.precision: one.calibration for one in measured})
+    for store in stores:
+        store.delete()
     return Calibrated(tuple(measured), tuple(notes), target.out)
 
 
@@ -98,8 +103,8 @@ def remarks(measured: Measured) -> Iterator[str]:
     found = measured.calibration
     if not measured.figures.mistakes:
         yield (
-            f"{measured.precision}: the model makes no mistake on these photographs, so they say little about its"
-            " errors, and the temperature is 1; use harder photographs, or more"
+            f"{measured.precision}: the model makes no mistake on these photographs, so the temperature stays at 1;"
+            " calibrate with more photographs of the kind that the service receives"
         )
     elif found.temperature in (LEAST_TEMPERATURE, MOST_TEMPERATURE):
         yield f"{measured.precision}: the temperature is at its limit, {found.temperature:g}; check the labels"

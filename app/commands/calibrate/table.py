@@ -6,13 +6,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from app.calibration.conformal import Regularisation
 from app.commands.calibrate.run import Calibrated, Measured
 from app.commands.console import print_line
 from app.commands.evaluate.table import count, interval, percent
 
 
 def print_calibration(calibrated: Calibrated, console: Console) -> None:
-    """Print the figures of each precision. All are cross-fitted, but for the temperature."""
+    """Print the figures of each precision. All are cross-fitted, but for the temperature and the penalty."""
     for one in calibrated.measured:
         for line in _summary(one):
             print_line(console, line)
@@ -31,6 +32,14 @@ def _summary(measured: Measured) -> Iterator[str]:
         f"temperature {measured.calibration.temperature:.3f}; expected calibration error"
         f" {percent(figures.ece_before)} before, {percent(figures.ece_after)} after"
     )
+    yield f"prediction sets: {_penalty(measured.calibration.regularisation)}"
+
+
+def _penalty(chosen: Regularisation) -> str:
+    if not chosen.penalty:
+        return "no penalty"
+    free = "the first" if chosen.free == 1 else f"the first {chosen.free}"
+    return f"penalty {chosen.penalty:g} for each class beyond {free}"
 
 
 def _sets(measured: Measured) -> Table:

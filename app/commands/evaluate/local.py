@@ -15,6 +15,7 @@ from app.commands.evaluate.run import Watch
 from app.commands.evaluate.source import Classify, TopClasses, Unreadable, facts
 from app.engine import Row, Want
 from app.errors import BadImage, EvaluationError, Internal, TopkError
+from app.models import folder
 from app.settings import Settings
 
 
@@ -26,11 +27,8 @@ class Local:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.labels = classifier.model.labels
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        info = describe(self.classifier).model_dump()
-        return facts(info) | {"calibration": info["calibration"]}  # changes the scores
+        calibration = describe(classifier).calibration  # changes the scores
+        self.facts = logit_facts(classifier) | {"calibration": calibration and calibration.model_dump()}
 
     def close(self) -> None:
         """Wait for the images in progress, then close the classifier. Blocks."""
@@ -70,6 +68,16 @@ class Local:
         with suppress(TopkError):
             inference.for_files(files, work, done)
         return found
+
+
+def logit_facts(classifier: Classifier) -> dict[str, Any]:
+    """Everything that the logits of a model in this process depend on. Raises ModelError.
+
+    ``network`` is the digest of an int8 network, which the digest of the weights does not determine; else None.
+    """
+    path = classifier.model.openvino if classifier.engine.precision == "int8" else None
+    network = folder.identity(path.parent).network if path else None
+    return facts(describe(classifier).model_dump()) | {"network": network}
 
 
 def load(settings: Settings) -> Local:

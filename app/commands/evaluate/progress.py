@@ -54,6 +54,10 @@ class EvaluationProgress:
         """A spinner to show while the model is loaded."""
         return self._console.status("loading the model")
 
+    def fitting(self) -> AbstractContextManager[Any]:
+        """A spinner to show while a calibration is fitted and measured."""
+        return self._console.status("fitting the calibration")
+
     def writing(self) -> AbstractContextManager[Any]:
         """A spinner to show while the result is written."""
         return self._console.status("writing the model folder")

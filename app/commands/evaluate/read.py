@@ -56,15 +56,16 @@ def read(path: Path, labels: Sequence[Label]) -> Samples:
     return match(find(path), labels)
 
 
-def find(path: Path) -> LabelledFiles:
+def find(path: Path, *, once: bool = False) -> LabelledFiles:
     """The images of a folder of class folders (torchvision's ImageFolder layout), or of a CSV with a header file,label.
 
-    Paths in a CSV are relative to it. Raises EvaluationError.
+    Paths in a CSV are relative to it. ``once`` counts a file that a CSV lists more than once only once; it must then
+    have the same label each time. Raises EvaluationError.
     """
     if path.is_dir():
         return _folders(path)
     if path.is_file():
-        return _table(path)
+        return _table(path, once)
     raise EvaluationError(f"no such folder or CSV file: {printable(path)}")
 
 
@@ -110,7 +111,7 @@ def _folders(root: Path) -> LabelledFiles:
     return LabelledFiles(root, tuple(files), tuple(names), tuple(notes))
 
 
-def _table(path: Path) -> LabelledFiles:
+def _table(path: Path, once: bool) -> LabelledFiles:
     files: list[Path] = []
     names: list[str] = []
     finder = Finder()
@@ -132,8 +133,24 @@ def _table(path: Path) -> LabelledFiles:
     if not files:
         raise EvaluationError(f"{printable(path)} lists no files")
     again = sum(times > 1 for times in Counter(files).values())
-    notes = (f"{again:,} file{'s' * (again != 1)} listed more than once, counted each time",) if again else ()
+    counted = "once" if once else "each time"
+    notes = (f"{again:,} file{'s' * (again != 1)} listed more than once, counted {counted}",) if again else ()
+    if once:
+        labels = _labels(path, files, names)
+        return LabelledFiles(path, tuple(labels), tuple(labels.values()), notes)
     return LabelledFiles(path, tuple(files), tuple(names), notes)
+
+
+def _labels(path: Path, files: Sequence[Path], names: Sequence[str]) -> dict[Path, str]:
+    """The label of each file that a table lists. Raises EvaluationError if a file has several."""
+    labels: dict[Path, str] = {}
+    for file, name in zip(files, names, strict=True):
+        if (first := labels.setdefault(file, name)) != name:
+            raise EvaluationError(
+                f"{printable(path)} lists {printable(file)} with the labels {printable(first)} and {printable(name)};"
+                " list it once"
+            )
+    return labels
 
 
 def _classes(names: Iterable[str], labels: Sequence[Label]) -> Classes:

@@ -9,8 +9,8 @@ from app.commands.evaluate.evaluation import Evaluation
 from app.commands.evaluate.metrics import AccuracyMetrics
 from app.commands.evaluate.table import count, interval, percent
 from app.commands.filenames import printable
-from app.commands.reports import overlay
 from app.commands.reports import page as html
+from app.images.heatmap import COLOUR
 
 PICTURES = 24
 """Mistakes in the gallery, at most."""
@@ -18,7 +18,7 @@ PICTURES = 24
 _PAGE = Path(__file__).with_name("report.html")
 _ROWS = 12
 _MAP_LEGEND = (
-    f'<ul class="legend"><li style="--swatch: rgb{overlay.COLOUR}">what speaks for the predicted class: its class'
+    f'<ul class="legend"><li style="--swatch: rgb{COLOUR}">what supports the predicted class: its class'
     " activation map</li></ul>"
 )
 _MATRIX = 20  # classes; a larger matrix is unreadable
@@ -169,7 +169,7 @@ def _views(evaluation: Evaluation, i: int, max_pixels: int) -> str:
         return '<p class="views"><i></i></p>'
     views = [(found.plain, evaluation.truth(i))]
     if found.mapped:
-        views.append((found.mapped, f"the same with what speaks for {evaluation.guess(i).label}"))
+        views.append((found.mapped, f"the same with what supports {evaluation.guess(i).label}"))
     shown = (f'<img src="{source}" alt="{html.text(alt)}" width="88" height="88">' for source, alt in views)
     return f'<p class="views">{"".join(shown)}</p>'
 

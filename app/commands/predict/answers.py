@@ -87,7 +87,7 @@ class _Answering:
         if self._pictures:
             if result.size is None:
                 raise Internal("the size of the photograph is not known")
-            await self._pictures.write(position, content, result.size, members["explanation"])
+            await self._pictures.write(position, content, result.size, self._predicting.explanation(result))
         return members
 
 

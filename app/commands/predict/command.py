@@ -48,8 +48,8 @@ def predict(
     unknown: Annotated[
         float | None,
         typer.Option(
-            help="Add the typicality, and mark images for which it is at most this as unknown. Needs a calibrated"
-            " model.",
+            help="Add the typicality of the image, and mark the image as unknown if that is at most this value, between"
+            " 0 and 1. Needs a calibrated model.",
             show_default=False,
         ),
     ] = None,
@@ -57,16 +57,17 @@ def predict(
         Path | None,
         typer.Option(
             "--explain",  # the setting of this name is another thing
-            help="Write a picture of what the best class is based on: the image with its class activation map and the"
-            " frame of the crop. A file that ends with .png, or a folder, which gets a file for each image, named like"
-            " the image with .png appended.",
+            help="Write the image with the class activation map of the best class and the frame of the crop. Give a"
+            " .png file for one image, or a folder for several: IMAGE.jpg becomes IMAGE.jpg.png.",
             show_default=False,
         ),
     ] = None,
     explain_class: Annotated[
         str | None,
         typer.Option(
-            metavar="<class>", help="With --explain: this class instead, a class id or a wnid.", show_default=False
+            metavar="<class>",
+            help="With --explain: explain this class instead, a class id or a wnid.",
+            show_default=False,
         ),
     ] = None,
     json: JsonLines = False,

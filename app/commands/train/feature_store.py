@@ -64,6 +64,11 @@ class FeatureStore:
         except StoreError as error:
             self._give_up(error)
 
+    def delete(self) -> None:
+        """Close the file and delete it."""
+        if self._store:
+            self._store.delete()
+
     def _give_up(self, error: Exception) -> None:
         log.warning("features are not stored", file=str(self._path), reason=str(error))
         if self._store:

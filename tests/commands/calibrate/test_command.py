@@ -1,6 +1,7 @@
 """``topk calibrate`` from end to end: a model and photographs in, a calibrated model folder out."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -12,14 +13,16 @@ import httpx2
 import numpy as np
 import orjson
 import pytest
+from rich.console import Console
 
 from app.calibration import stored
 from app.commands import training_images
+from app.commands.calibrate.run import run
 from app.commands.evaluate.progress import EvaluationProgress
 from app.models import folder
 from app.models.openvino import native_precisions
 from tests import tiny
-from tests.commands.calibrate.conftest import PICTURES, WRONG
+from tests.commands.calibrate.conftest import PICTURES, WRONG, settings
 from tests.commands.runner import topk
 from tests.conftest import Server
 
@@ -148,27 +151,68 @@ def test_unreadable_files_are_left_out_and_named(photographs: Path, copy: Path, 
     assert f"not readable, and left out: {torn}" in ran.stderr
 
 
-def test_an_interrupted_run_resumes(photographs: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real SIGINT after ten photographs, then the same command again."""
+@pytest.fixture
+def cache(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache without logits."""
+    monkeypatch.setenv("TOPK_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The finished photographs at each step of the progress. The first run gets a real SIGINT after ten."""
     seen: list[int] = []
     count = EvaluationProgress.__call__
 
     def interrupt(self: EvaluationProgress, done: int) -> None:
         count(self, done)
         seen.append(done)
-        if done == 10 and len(seen) > 1:  # not the first call, which counts those of an earlier run
+        if len(seen) == 11:  # the first step counts those of an earlier run
             os.kill(os.getpid(), signal.SIGINT)
 
-    (copy / "model.json").write_bytes(_renamed(copy))  # other weights, by name: nothing is known of them
     monkeypatch.setattr(EvaluationProgress, "__call__", interrupt)
+    return seen
+
+
+def test_an_interrupted_run_resumes(photographs: Path, copy: Path, cache: Path, seen: list[int]) -> None:
     ran = topk("calibrate", photographs, "--model", copy, *FLOAT32, columns=200)
     assert ran.returncode == 130
     assert "of 40 images are done; run the same command again to resume" in ran.stderr
     assert not (copy / stored.FILE).exists()
-    done, seen[:] = seen[-1], []
+    steps = len(seen)
     calibrate(photographs, "--model", copy, *FLOAT32)
-    assert seen[0] == done >= 10
+    assert seen[steps] == seen[steps - 1] >= 10
     assert seen[-1] == PICTURES
+
+
+def test_the_stored_logits_are_deleted_when_the_calibration_is_written(
+    photographs: Path, copy: Path, cache: Path, seen: list[int]
+) -> None:
+    assert topk("calibrate", photographs, "--model", copy, *FLOAT32).returncode == 130
+    assert len(list(cache.rglob("logits-*.sqlite"))) == 1
+    calibrate(photographs, "--model", copy, *FLOAT32)
+    assert list(cache.rglob("logits-*")) == []
+
+
+def test_the_logits_of_another_int8_network_are_not_used(
+    photographs: Path, cache: Path, seen: list[int], tmp_path: Path
+) -> None:
+    """Two quantisations of the same weights, in folders of the same name."""
+    for parent, network in (("first", tiny.network()), ("second", tiny.network(hidden=True))):
+        (tmp_path / parent / "model").mkdir(parents=True)
+        tiny.write_int8(tmp_path / parent / "model", network)
+    assert topk("calibrate", photographs, "--model", tmp_path / "first" / "model").returncode == 130
+    steps = len(seen)
+    found = calibrate(photographs, "--model", tmp_path / "second" / "model")
+    assert [one["precision"] for one in found["precisions"]] == ["int8"]
+    assert seen[steps] == 0
+
+
+def test_the_fit_is_shown_on_a_terminal(photographs: Path, copy: Path) -> None:
+    file = io.StringIO()
+    progress = EvaluationProgress(Console(file=file, force_terminal=True, width=100))
+    run(photographs, settings(model=str(copy), precision="float32"), None, progress)
+    assert "fitting the calibration" in file.getvalue()
 
 
 @pytest.mark.slow
@@ -223,11 +267,4 @@ def test_the_calibration_of_other_weights_is_refused_at_once(photographs: Path, 
     tiny.calibrate(copy, "float32")
     document = orjson.loads((copy / stored.FILE).read_bytes())
     (copy / stored.FILE).write_bytes(orjson.dumps(document | {"weights": "0" * 64}))
-    assert "was measured with another weights than this model's; delete the file" in refusal(
-        photographs, "--model", copy
-    )
-
-
-def _renamed(copy: Path) -> bytes:
-    document = orjson.loads((copy / "model.json").read_bytes())
-    return orjson.dumps(document | {"weights": "another"})
+    assert "was measured with other weights than this model's; delete the file" in refusal(photographs, "--model", copy)

@@ -1,6 +1,7 @@
 """The evaluation of a calibrated model uses its calibrated scores."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,19 @@ def test_the_scores_are_the_calibrated_ones(pictures: Path, tmp_path: Path) -> N
     assert before.as_dict()["calibration"] is None
     assert after.as_dict()["calibration"]["temperature"] == 20
     assert "on 200 images; logits divided by 20" in report.page(after, 10**7)
+
+
+def test_an_interrupted_evaluation_of_another_int8_network_is_not_resumed(pictures: Path, tmp_path: Path) -> None:
+    """Two quantisations of the same weights, in folders of the same name."""
+    first, second = (tmp_path / name / "model" for name in ("first", "second"))
+    for path, network in ((first, tiny.network()), (second, tiny.network(hidden=True))):
+        path.mkdir(parents=True)
+        tiny.write_int8(path, network)
+    settings, progress = Settings(_env_file=None, model=str(first)), EvaluationProgress(Console(stderr=True))
+    with suppress(KeyboardInterrupt), evaluated(EvaluationPlan(pictures), settings, progress):
+        raise KeyboardInterrupt
+    asked = [evaluate(pictures, path).answers.classified for path in (second, first)]
+    assert asked == [7, 0]
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_every_mistake_has_its_map_beside_it(explained: Evaluation) -> None:
     assert seen.open == []
     assert len(seen.images) == 2 * len(mistakes) > 0
     assert explained.maps.keys() == set(mistakes)
-    assert "what speaks for the predicted class" in " ".join(seen.texts)
+    assert "what supports the predicted class" in " ".join(seen.texts)
 
 
 def test_a_thumbnail_is_hot_where_the_map_is(explained: Evaluation) -> None:
@@ -93,4 +93,4 @@ def test_a_model_without_maps_has_the_plain_report(pictures: Path) -> None:
     page = report.page(found, PIXELS)
     assert found.maps == {}
     assert len(Balanced(page).images) == len(found.mistakes())
-    assert not re.search("gallery mapped|what speaks for", page)
+    assert not re.search("gallery mapped|what supports", page)

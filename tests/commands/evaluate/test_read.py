@@ -169,6 +169,22 @@ def test_files_listed_twice_are_noted(tmp_path: Path) -> None:
     assert found.notes == ("1 file listed more than once, counted each time",)
 
 
+def test_files_listed_twice_can_be_counted_once(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("file,label\na.jpg,goldfish\nb.jpg,tench\n./a.jpg,goldfish\na.jpg,goldfish\n")
+    found = find(table, once=True)
+    assert found.files == (tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert found.names == ("goldfish", "tench")
+    assert found.notes == ("1 file listed more than once, counted once",)
+
+
+def test_a_file_that_is_to_count_once_has_one_label(tmp_path: Path) -> None:
+    table = tmp_path / "list.csv"
+    table.write_text("file,label\na.jpg,goldfish\nb.jpg,tench\na.jpg,tench\n")
+    with pytest.raises(EvaluationError, match=r"a\.jpg with the labels goldfish and tench; list it once"):
+        find(table, once=True)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from app.commands.predict.pictures import EDGE, targets
-from app.commands.reports.overlay import COLOUR
 from app.errors import ModelError, ReportError
+from app.images.heatmap import COLOUR
 from tests import tiny
 from tests.commands.runner import topk
 from tests.conftest import CAT
