@@ -253,7 +253,7 @@ class Classifier:
             return
         served = self.served
         try:
-            ahead = served.ahead.waiting if served.ahead else 0
+            ahead = served.ahead.waiting if served.ahead and not explain else 0  # most are for the other queue
             served.queue_for(explain).admit(ahead + count, deadline, stated)
         except Overloaded:
             self.metrics.images.labels("shed").inc(count)

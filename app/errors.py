@@ -13,7 +13,7 @@ TopkError
 ├── Internal                   queued -> predicted: a defect
 └── CommandError               a command cannot do its work; never sent to a client
     ├── ModelError             the model or a setting cannot be served
-    │   └── NotConvertible
+    │   └── NotConvertible · Inexplicable
     ├── LoadTestError · EvaluationError · CalibrationError · TrainingError
     └── ReportError            a report cannot be written
 
@@ -159,6 +159,10 @@ class ModelError(CommandError):
 
 class NotConvertible(ModelError):
     """OpenVINO cannot run this network; torch can."""
+
+
+class Inexplicable(ModelError):
+    """The network has no class activation maps that explain its logits. Clients that want them get the reason."""
 
 
 class LoadTestError(CommandError):

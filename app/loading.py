@@ -105,14 +105,14 @@ def build(
     )
     with _model_errors(model, device):
         queue.start(runner.warm_batch)
-    _observe_queue(queue, device, metrics)
     if model.calibrations and device.precision not in model.calibrations:
         reason = calibration.missing(model.calibrations, device.precision)
         log.warning(f"coverage and unknown are refused: {model.name} {reason}")
     explanations = None
     if settings.explain and device.inexplicable is None:
-        start = partial(_explaining, model, device, decoding, changed, lost, queue.ahead_s)
+        start = partial(_explaining, model, device, decoding, changed, observe, lost, queue.ahead_s)
         explanations = DeferredQueue(start, changed)
+    _observe_queues(queue, explanations, device, metrics)
     return Served(model, device, decoding.decoder, queue, taxonomy.of(model.labels), threads, explanations)
 
 
@@ -121,28 +121,34 @@ def _explaining(
     serving: Engine,
     decoding: JobDecoder,
     changed: Callable[[], None],
+    observe: Callable[[float, int], None],
     lost: Callable[[DeviceLost], None],
     ahead_s: Callable[[], float],
 ) -> BatchQueue:
     """Load a second network that also computes class activation maps, and start its queue.
 
-    Blocks. Raises ModelError if the network cannot be explained, and the errors of a device that may pass.
+    Blocks. Raises Inexplicable, and the errors of a device that may pass.
     """
     log.info("loading the network for explanations", model=model.name)
     device = serving.explaining()
     if not device.device.startswith("cuda"):
         machine.yield_cores(machine.COMPUTING)
     runner = Runner(device, model.preprocessing.crop)
-    device.load()
-    queue = BatchQueue(
-        [runner.run] * device.streams,
-        CostCurve(device.buckets, device.pads),
-        prepare=decoding.prepare,
-        changed=changed,
-        lost=lost,
-        ahead_s=ahead_s,
-    )
-    queue.start(runner.warm_batch)
+    try:
+        device.load()
+        queue = BatchQueue(
+            [runner.run] * device.streams,
+            CostCurve(device.buckets, device.pads),
+            prepare=decoding.prepare,
+            changed=changed,
+            observe=observe,
+            lost=lost,
+            ahead_s=ahead_s,
+        )
+        queue.start(runner.warm_batch)
+    except DeviceLost as error:
+        lost(error)
+        raise
     return queue
 
 
@@ -211,8 +217,9 @@ async def hang(running_s: Callable[[], float], limit_s: float) -> DeviceLost:
     return DeviceLost(f"the device has not responded for {limit_s:g} s; the server restarts")
 
 
-def _observe_queue(queue: BatchQueue, device: Engine, metrics: Metrics) -> None:
-    metrics.queue_images.set_function(lambda: len(queue))
+def _observe_queues(queue: BatchQueue, explanations: Queue | None, device: Engine, metrics: Metrics) -> None:
+    """``topk_queue_images`` counts both queues; the other metrics are about that of predictions."""
+    metrics.queue_images.set_function(lambda: len(queue) + (0 if explanations is None else len(explanations)))
     metrics.predicted_wait.set_function(queue.predicted_wait)
     metrics.patience.set_function(lambda: queue.outlook().patience)
     metrics.capacity.set_function(partial(_capacity, queue.costs, device.streams))

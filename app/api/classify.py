@@ -46,16 +46,19 @@ class Received(Generic[T]):
 
 
 @asynccontextmanager
-async def receive(request: Request, form: Form, parse: Callable[[Body], T]) -> AsyncIterator[Received[Contents | T]]:
+async def receive(
+    request: Request, form: Form, parse: Callable[[Body], T], explain: bool = False
+) -> AsyncIterator[Received[Contents | T]]:
     """Admit a request, then read its body, whose images stay in memory within the context.
 
+    ``explain``: the query wants explanations, which another queue admits. The body may want them too.
     ``parse`` reads a JSON document; it runs in a thread if the document is large. Other bodies become Contents.
     Raises TopkError.
     """
     service = Service.of(request)
     stated_s, most_s = _stated_s(request), service.settings.request_timeout_ms / 1000
     timeout_s, stated = (most_s, False) if stated_s is None else (min(stated_s, most_s), True)
-    service.classifier.admit(1, time.monotonic() + timeout_s, stated)
+    service.classifier.admit(1, time.monotonic() + timeout_s, stated, explain)
     charge = service.rate_limit.charge(Exchange.of(request.scope).caller, 1)  # the number of images is not known yet
     async with service.uploads.read(request, form, parse) as body:
         yield Received(body, time.monotonic() + timeout_s, stated, charge)

@@ -68,8 +68,8 @@ async def predict(request: Request) -> Response:
     query = checked_query_options(request, PredictOptions)
     service = Service.of(request)
     classifier = service.ready_classifier()
-    check(classifier, query)
-    async with receive(request, ONE, service.uploads.one) as received:
+    explain = check(classifier, query).explain is not None
+    async with receive(request, ONE, service.uploads.one, explain) as received:
         predicting = Predicting(classifier, combine(query, received.body))
         [result] = await classify(request, received, received.body.images, predicting.want, predicting.sets)
     return await _one(request, predicting, result)
@@ -89,8 +89,8 @@ async def predict_batch(request: Request) -> Response:
     query = checked_query_options(request, PredictOptions)
     service = Service.of(request)
     classifier = service.ready_classifier()
-    check(classifier, query)
-    async with receive(request, SEVERAL, service.uploads.several) as received:
+    explain = check(classifier, query).explain is not None
+    async with receive(request, SEVERAL, service.uploads.several, explain) as received:
         predicting = Predicting(classifier, combine(query, received.body))
         images = received.body.images
         results = await classify(request, received, images, predicting.want, predicting.sets)

@@ -14,21 +14,22 @@ from app.batching.backlog import Outlook
 from app.batching.costs import CostCurve
 from app.batching.job import Job, fail
 from app.batching.queue import BatchQueue
-from app.errors import InvalidParameter, ModelError, NotReady
+from app.errors import Inexplicable, InvalidParameter, NotReady, Overloaded
 
 log = structlog.get_logger(__name__)
 
 _RETRY_S = 30.0  # after a failed start
 _FAILED = "the network for explanations could not be loaded; retry later"
+_MOST_WAITING = 64  # jobs that wait for the start, whose images no other limit counts once their clients have left
+_LOADING_S = 5.0  # until a retry while the network is loaded
 
 
 class DeferredQueue:
     """A ``Queue``. ``start`` loads the device and returns its queue, which serves; it may raise any exception.
 
-    Jobs that come before the end of ``start`` wait. If it raises ModelError, which another start would raise again, all
-    these and later jobs fail with InvalidParameter and its reason. After any other exception they fail with NotReady,
-    and so do the jobs of the next ``_RETRY_S``; the first one after that starts it again. ``changed`` is called when
-    ``start`` has ended.
+    Jobs that come before the end of ``start`` wait. If it raises Inexplicable, all these and later jobs fail with
+    InvalidParameter, and nothing is started again. After any other exception they fail with NotReady, and so do the jobs
+    of the next ``_RETRY_S``; the first one after that starts it again. ``changed`` is called when ``start`` has ended.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class DeferredQueue:
         self._thread: threading.Thread | None = None
         self._queue: BatchQueue | None = None
         self._retry_at = -math.inf
-        self._refusal: str | None = None  # the reason of a ModelError
+        self._refusal: str | None = None  # after Inexplicable
         self._closed = False
         self._abandoned: Exception | None = None
         self._costs = CostCurve((1,))  # unknown before the start
@@ -72,20 +73,24 @@ class DeferredQueue:
         return Outlook(self._clock(), 0.0, 0.0, 0, idle=True, fastest=0.0, patience=math.inf)
 
     def admit(self, n: int, deadline: float, stated: bool = False) -> None:
-        """Raise Overloaded unless n more jobs are likely to be answered in time. Before the start, admit all.
+        """Raise Overloaded unless n more jobs are likely to be answered in time. Before the start, admit a few.
 
-        Raises InvalidParameter after a ModelError of the start.
+        Raises InvalidParameter if the network is Inexplicable, and NotReady for some time after any other exception.
         """
         if self._refusal:
             raise InvalidParameter(self._refusal)
         if self._queue is not None:
             self._queue.admit(n, deadline, stated)
+            return
+        self._check_retry()
+        if len(self._waiting) + n > _MOST_WAITING:
+            raise Overloaded("the network for explanations is being loaded", _LOADING_S)
 
     def put(self, *jobs: Job) -> None:
         """Append jobs, and start the queue if that has not been done. From any thread.
 
         Raises NotReady once the queue is closed, and for some time after a failed start; or the error of ``abandon``.
-        After a ModelError of the start, settles the jobs with InvalidParameter.
+        Settles the jobs with InvalidParameter if the network is Inexplicable.
         """
         with self._lock:
             if self._closed:
@@ -100,8 +105,11 @@ class DeferredQueue:
 
     def forget(self, job: Job) -> None:
         """Nobody waits for this job any more."""
-        if self._queue is not None:
-            self._queue.forget(job)
+        with self._lock:
+            if self._queue is None:
+                self._waiting = [other for other in self._waiting if other is not job]
+                return
+        self._queue.forget(job)
 
     def running_s(self) -> float:
         """Seconds that the device has taken so far for the longest running batch."""
@@ -120,26 +128,33 @@ class DeferredQueue:
         """Refuse further jobs, and finish those that wait, even for the start. Blocks."""
         with self._lock:
             self._closed = True
+            starting = self._thread  # which sets it to None when it fails
         if self._abandoned:
             return
-        if self._thread:
-            self._thread.join()
+        if starting:
+            starting.join()
         if self._queue is not None:
             self._queue.close()
 
     def _wait_for_start(self, jobs: tuple[Job, ...]) -> None:
         """Keep jobs until the queue has started. The caller holds the lock."""
         if self._thread is None:
-            if self._clock() < self._retry_at:
-                raise NotReady(_FAILED, _RETRY_S)
+            self._check_retry()
             self._thread = threading.Thread(target=self._run_start, name="topk-explanations", daemon=True)
             self._thread.start()
+        for job in jobs:
+            job.waiting_since = self._clock()
         self._waiting += jobs
+
+    def _check_retry(self) -> None:
+        """Raise NotReady if the start has failed a moment ago."""
+        if (seconds := self._retry_at - self._clock()) > 0:
+            raise NotReady(_FAILED, seconds)
 
     def _run_start(self) -> None:
         try:
             queue = self._start()
-        except ModelError as error:
+        except Inexplicable as error:
             log.warning("explanations are refused", reason=error.detail)
             self._refusal = f"explain is not available: {error.detail}"
             self._end(InvalidParameter(self._refusal))
@@ -160,7 +175,10 @@ class DeferredQueue:
     def _serve(self, queue: BatchQueue) -> None:
         with self._lock:
             if not self._abandoned:
-                queue.put(*[job for job in self._waiting if not job.gone])
+                waiting = [job for job in self._waiting if not job.gone]
+                for job in waiting:
+                    job.end_wait(self._clock())
+                queue.put(*waiting)
             self._waiting.clear()
             self._queue = queue
         if self._abandoned:

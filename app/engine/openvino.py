@@ -27,7 +27,7 @@ from app.engine.base import (
     explained_classes,
     no_maps,
 )
-from app.errors import ModelError
+from app.errors import Inexplicable, ModelError
 from app.models.model import Model
 from app.models.openvino import auto_precision, ov
 
@@ -194,14 +194,14 @@ class OpenVinoExplainer(OpenVinoEngine):
         self._check_maps()
 
     def _check_maps(self) -> None:
-        """Raise ModelError if the maps do not explain the logits of two different crops."""
+        """Raise Inexplicable if the maps do not explain the logits of two different crops."""
         crops = np.zeros((2, *self._shape), np.uint8)
         crops[1] = np.random.default_rng(0).integers(0, 256, self._shape)
         with self._request(alone=False) as request:
             outputs = request.infer([self._pixels(list(crops))], share_inputs=True)
             deviation = activation.deviation(self._maps(outputs), outputs["features"], outputs["logits"], self._weights)
         if not deviation <= _TOLERANCE[self.precision]:
-            raise ModelError(
+            raise Inexplicable(
                 f"the class activation maps of {self._model.name} deviate from its logits by {deviation:.1%}"
             )
 
@@ -209,7 +209,7 @@ class OpenVinoExplainer(OpenVinoEngine):
         network = super()._network()
         activation.fix_size(network, self._model.preprocessing.crop)
         if (tail := activation.tail(network)) is None:
-            raise ModelError(no_maps(self._model))
+            raise Inexplicable(no_maps(self._model))
         self._weights = activation.weights(tail)  # [classes, dim]
         self._channels_last = tail.channels_last
         [output] = network.add_outputs([tail.maps])

@@ -35,7 +35,7 @@ from app.engine.base import (
 from app.engine.jpeg import JpegDecoder
 from app.engine.lane import Lane, Network
 from app.engine.recording import Recording
-from app.errors import DeviceLost, ModelError
+from app.errors import DeviceLost, Inexplicable, ModelError
 from app.images import Preprocessing
 from app.models.fuse import fold, fuse
 from app.models.model import Model
@@ -299,7 +299,7 @@ class TorchExplainer(TorchEngine):
         images = images.to(self._device, self._dtype, memory_format=torch.channels_last)
         place = recording.find(network, images)
         if place is None:
-            raise ModelError(no_maps(self._model))
+            raise Inexplicable(no_maps(self._model))
         self._recording = Recording(network, place)
         return self._new_lane(self._recording, graphs)
 

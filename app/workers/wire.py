@@ -19,7 +19,7 @@ import orjson
 from app import errors
 from app.engine import Row, Want
 from app.engine.base import Floats
-from app.errors import Internal, Overloaded, TopkError
+from app.errors import Internal, TopkError
 
 MESSAGE, TASKS, CANCEL, LEFT, ANSWERS, FAILURE = range(6)
 
@@ -232,7 +232,7 @@ def failure(number: int, error: Exception | None) -> bytes:
     content: dict[str, Any] = {"number": number}
     if isinstance(error, TopkError):
         content |= {"error": type(error).__name__, "detail": error.detail}
-        if isinstance(error, Overloaded):
+        if error.retry_after_s is not None:
             content["retry_after_s"] = error.retry_after_s
     return frame(FAILURE, orjson.dumps(content))
 
@@ -241,6 +241,5 @@ def read_failure(payload: bytes) -> tuple[int, TopkError]:
     content = orjson.loads(payload)
     kind = getattr(errors, content.get("error", ""), Internal)
     detail = content.get("detail", "the image could not be classified")
-    if kind is Overloaded:
-        return content["number"], Overloaded(detail, content["retry_after_s"])
-    return content["number"], kind(detail)
+    retry = [content["retry_after_s"]] if "retry_after_s" in content else []
+    return content["number"], kind(detail, *retry)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.batching import BatchQueue, CostCurve, DeferredQueue
-from app.errors import DeviceLost, InvalidParameter, ModelError, NotReady
+from app.errors import DeviceLost, Inexplicable, InvalidParameter, NotReady, Overloaded
 from tests.batching.jobs import answer, job, numbers
 
 WAIT_S = 30
@@ -45,7 +45,7 @@ def test_nothing_is_loaded_before_the_first_job() -> None:
     loading = Loading()
     assert loading.queue.outlook().idle
     assert (len(loading.queue), loading.queue.predicted_wait(), loading.queue.running_s()) == (0, 0.0, 0.0)
-    loading.queue.admit(1000, 0.0)
+    loading.queue.admit(64, 0.0)
     loading.queue.close()
     assert loading.loads == 0
 
@@ -77,6 +77,10 @@ def test_a_failed_load_fails_its_jobs_and_is_tried_again_later() -> None:
         assert loading.changes.acquire(timeout=WAIT_S)
         with pytest.raises(NotReady, match="retry later"):
             loading.queue.put(job(2))
+        loading.now = 12.0
+        with pytest.raises(NotReady, match="retry later") as refusal:  # before an image is uploaded
+            loading.queue.admit(1, 2000.0)
+        assert refusal.value.retry_after_s == 18.0
         loading.now = 31.0
         loading.queue.put(third := job(3))
         assert answer(await third.future) == 6
@@ -87,7 +91,7 @@ def test_a_failed_load_fails_its_jobs_and_is_tried_again_later() -> None:
 
 def test_a_network_that_has_no_explanations_is_not_loaded_again() -> None:
     async def test() -> None:
-        loading = Loading(1, ModelError("no maps"))
+        loading = Loading(1, Inexplicable("no maps"))
         loading.queue.put(first := job(1))
         loading.gate.set()
         assert str(answer(await first.future)) == "explain is not available: no maps"
@@ -129,6 +133,39 @@ def test_abandoning_settles_what_waits_at_once() -> None:
             loading.queue.put(job(5))
         loading.gate.set()
         assert loading.changes.acquire(timeout=WAIT_S)
+        loading.queue.close()
+
+    run(test)
+
+
+def test_few_jobs_may_wait_for_the_load_and_those_whose_clients_have_left_are_dropped() -> None:
+    async def test() -> None:
+        loading = Loading()
+        jobs = [job(number) for number in range(64)]
+        loading.queue.put(*jobs)
+        with pytest.raises(Overloaded, match="being loaded"):
+            loading.queue.admit(1, 1e9)
+        for one in jobs[1:]:
+            one.future.cancel()
+            loading.queue.forget(one)
+        assert len(loading.queue) == 1
+        loading.queue.admit(63, 1e9)
+        loading.gate.set()
+        assert answer(await jobs[0].future) == 0
+        loading.queue.close()
+
+    run(test)
+
+
+def test_the_wait_for_the_load_is_a_wait_in_the_queue() -> None:
+    async def test() -> None:
+        loading = Loading()
+        loading.queue.put(one := job(1))
+        assert loading.entered.acquire(timeout=WAIT_S)
+        loading.now = 7.0
+        loading.gate.set()
+        await one.future
+        assert one.waits[0] == (0.0, 7.0)
         loading.queue.close()
 
     run(test)

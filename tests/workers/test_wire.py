@@ -61,8 +61,9 @@ def test_an_error_keeps_its_class_and_words(error: TopkError) -> None:
     assert (number, type(got), got.detail) == (3, type(error), error.detail)
 
 
-def test_overload_keeps_when_to_try_again() -> None:
-    _, got = wire.read_failure(payload(wire.failure(3, Overloaded("full", retry_after_s=2.5))))
+@pytest.mark.parametrize("kind", [Overloaded, NotReady])
+def test_a_refusal_keeps_when_to_try_again(kind: type[Overloaded | NotReady]) -> None:
+    _, got = wire.read_failure(payload(wire.failure(3, kind("full", 2.5))))
     assert got.headers == {"Retry-After": "3"}
 
 

@@ -68,7 +68,7 @@ def run(images: Path, settings: Settings, out: Path | None, progress: Evaluation
     """
     target = CalibrationFolder(settings, out, images)
     files = find(images, once=True)
-    measured, notes, stores = [], [], []
+    measured, stores = [], []
     for precision in precisions(settings):
         with progress.loading():
             chosen = settings.model_copy(update={"precision": precision})
@@ -82,7 +82,7 @@ def run(images: Path, settings: Settings, out: Path | None, progress: Evaluation
         stores.append(store)
         with progress.fitting():
             measured.append(_measured(precision, found))
-        notes = [*_notes(settings, samples, found), *(n for one in measured for n in remarks(one))]
+    notes = [*_notes(settings, samples, found), *(remark for one in measured for remark in remarks(one))]
     with progress.writing():
         target.write({one.precision: one.calibration for one in measured})
     for store in stores:
