@@ -27,8 +27,8 @@ _LOADING_S = 5.0  # until a retry while the network is loaded
 class DeferredQueue:
     """A ``Queue``. ``start`` loads the device and returns its queue, which serves; it may raise any exception.
 
-    Jobs that come before the end of ``start`` wait. If it raises Inexplicable, all these and later jobs fail with
-    InvalidParameter, and nothing is started again. After any other exception they fail with NotReady, and so do the jobs
+    Jobs that come before the end of ``start`` wait. If it raises Inexplicable, these and all later jobs fail with
+    InvalidParameter, and nothing is started again. After another exception they fail with NotReady, and so do the jobs
     of the next ``_RETRY_S``; the first one after that starts it again. ``changed`` is called when ``start`` has ended.
     """
 
