@@ -16,5 +16,3 @@ def test_the_benchmark_of_requests_prints_both_services_and_their_ratio() -> Non
     assert ran.returncode == 0, ran.stderr
     printed = ran.stdout + ran.stderr
     assert re.fullmatch(r" +FastAPI +\d+ us .*\n +topk +\d+ us .*\nratio \d+\.\d\n", ran.stdout), printed
-        ran.stdout + ran.stderr
-    )
