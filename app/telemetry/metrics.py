@@ -28,7 +28,8 @@ class Metrics:
     """Every metric once.
 
     Each image has one outcome: accepted (classified), shed (refused because the response would be late), expired (its
-    deadline passed), abandoned (its client disconnected), rejected (not a decodable image) or failed (a defect).
+    deadline passed), abandoned (its client disconnected), rejected (not a decodable image, or the network cannot be
+    explained) or failed (a defect).
     """
 
     def __init__(self) -> None:
