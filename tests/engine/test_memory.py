@@ -40,8 +40,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
 
 async def ask(queue):
     jobs = [job(i) for i in range(256)]
-    for one in jobs:
-        queue.put(one)
+    queue.put(*jobs)  # at once, so that they are one batch
     return await asyncio.gather(*(one.future for one in jobs))
 
 print("answers", sum(one.row is not None for one in asyncio.run(ask(queue))))
