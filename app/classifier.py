@@ -22,15 +22,12 @@ from app.decoding import DecodeThreads
 from app.drift import Observer
 from app.engine.base import Facts, Floats, Jpeg, Row, Want
 from app.errors import (
-    BadImage,
     DeadlineExceeded,
     DeviceLost,
     Internal,
-    InvalidParameter,
     NotReady,
     Overloaded,
     TopkError,
-    Unavailable,
     UndecodableImage,
 )
 from app.imagenet.predictions import Prediction, labelled
@@ -40,7 +37,7 @@ from app.images.sandbox import Sandbox
 from app.models.model import Model
 from app.readiness import LOADING, Readiness
 from app.settings import Settings
-from app.telemetry.metrics import Metrics
+from app.telemetry.metrics import Metrics, outcome
 
 log = structlog.get_logger(__name__)
 
@@ -297,7 +294,7 @@ class Classifier:
             self._count("abandoned")
             raise
         except TopkError as error:
-            self._count(_outcome(error))
+            self._count(outcome(error))
             raise
         self._count("accepted")
         if self._observer:
@@ -388,14 +385,3 @@ class Classifier:
 
     def _count(self, outcome: str) -> None:
         self.metrics.images.labels(outcome).inc()
-
-
-def _outcome(error: TopkError) -> str:
-    match error:
-        case BadImage() | InvalidParameter():
-            return "rejected"
-        case DeadlineExceeded():
-            return "expired"
-        case Unavailable():
-            return "shed"
-    return "failed"

@@ -83,7 +83,7 @@ class DeferredQueue:
             self._queue.admit(n, deadline, stated)
             return
         self._check_retry()
-        if len(self._waiting) + n > _MOST_WAITING:
+        if self._waiting and len(self._waiting) + n > _MOST_WAITING:  # the first request may be a large batch
             raise Overloaded("the network for explanations is being loaded", _LOADING_S)
 
     def put(self, *jobs: Job) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from app import machine
+from app.errors import BadImage, DeadlineExceeded, InvalidParameter, TopkError, Unavailable
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -22,6 +23,18 @@ _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _TYPICALITIES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1)
 _SET_SIZES = (1, 2, 3, 5, 10, 20, 50, 100, 1000)
 OUTCOMES = ("accepted", "shed", "expired", "abandoned", "rejected", "failed")
+
+
+def outcome(error: TopkError) -> str:
+    """The outcome of an image that ended with an error."""
+    match error:
+        case BadImage() | InvalidParameter():
+            return "rejected"
+        case DeadlineExceeded():
+            return "expired"
+        case Unavailable():
+            return "shed"
+    return "failed"
 
 
 class Metrics:

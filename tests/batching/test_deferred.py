@@ -45,7 +45,7 @@ def test_nothing_is_loaded_before_the_first_job() -> None:
     loading = Loading()
     assert loading.queue.outlook().idle
     assert (len(loading.queue), loading.queue.predicted_wait(), loading.queue.running_s()) == (0, 0.0, 0.0)
-    loading.queue.admit(64, 0.0)
+    loading.queue.admit(1000, 0.0)
     loading.queue.close()
     assert loading.loads == 0
 
